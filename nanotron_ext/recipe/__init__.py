@@ -1,0 +1,12 @@
+"""Recipes: the one typed source of truth for every run.
+
+`load_recipe` reads a YAML file (with `extends:` and `${VAR:-default}`), applies `section.key=value` overrides,
+validates everything in one place and returns a frozen `Recipe`. This package needs neither torch nor nanotron, so
+that a preflight takes a fraction of a second and every room of the house may import it.
+"""
+
+from nanotron_ext.recipe.errors import Problem, RecipeError
+from nanotron_ext.recipe.loading import load_recipe
+from nanotron_ext.recipe.schema import DataStage, ModelConfig, Recipe
+
+__all__ = ["DataStage", "ModelConfig", "Problem", "Recipe", "RecipeError", "load_recipe"]

@@ -1,0 +1,252 @@
+"""The recipe's sections and keys, in nanotron's spelling where nanotron has the key, each with meaning and unit."""
+
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Strict (no silent coercion), closed (unknown keys are errors) and frozen (a resolved recipe never changes)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class General(Section):
+    project: str = Field(description="Name that groups runs, also the wandb project.")
+    run: str = Field(description="Name of this run; its folder is <runs_path>/<run>.")
+    runs_path: str = Field(description="Folder that holds the runs of one profile.")
+    seed: int = Field(42, ge=0, description="Seed of initialisation. Data order has its own: data.seed.")
+
+
+class Parallelism(Section):
+    dp: int = Field(1, ge=1, description="Data-parallel replicas.")
+    pp: int = Field(1, ge=1, description="Pipeline stages.")
+    tp: int = Field(1, ge=1, description="Tensor-parallel ranks; must divide num_key_value_heads.")
+    pp_engine: Literal["1f1b", "afab"] = Field(
+        "1f1b", description="Pipeline schedule: one forward one backward, or all forward all backward."
+    )
+    tp_mode: Literal["REDUCE_SCATTER", "ALL_REDUCE"] = Field(
+        "REDUCE_SCATTER", description="REDUCE_SCATTER shards the sequence between the linear layers."
+    )
+    tp_linear_async_communication: bool = Field(
+        True,
+        description="Overlap tensor-parallel communication with the matrix products (REDUCE_SCATTER only).",
+    )
+    recompute_layer: bool = Field(False, description="Recompute each decoder layer's activations in the backward.")
+    layers_per_stage: list[int] | None = Field(
+        None, description="Decoder layers on each pipeline stage; by default balanced by compute."
+    )
+
+    @property
+    def world_size(self) -> int:
+        return self.dp * self.pp * self.tp
+
+
+class ModelConfig(Section):
+    """Architecture; the field names are those of transformers' SmolLM3Config where it has the field."""
+
+    vocab_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0, description="Width of the SiLU-gated MLP.")
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0, description="Grouped-query attention: key/value heads.")
+    max_position_embeddings: int = Field(gt=0, description="Longest position the model is declared for, in tokens.")
+    rope_theta: float = Field(gt=0, description="Base of the rotary frequencies.")
+    no_rope_layer_interval: int = Field(
+        4, ge=0, description="Every n-th layer has no positional encoding at all; 0 gives every layer rotary."
+    )
+    document_mask: bool = Field(True, description="Attention only within a document.")
+    rms_norm_eps: float = Field(1e-6, gt=0)
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int = Field(ge=0)
+    pad_token_id: int | None = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def layer_has_rope(self, layer_index: int) -> bool:
+        """Whether the 0-based layer rotates queries and keys (SmolLM3: all but layers 3, 7, 11, ...)."""
+        return self.no_rope_layer_interval == 0 or (layer_index + 1) % self.no_rope_layer_interval != 0
+
+    def num_parameters(self) -> int:
+        """Exact count, a tied embedding counted once. SmolLM3-3B: 3,075,098,624."""
+        h, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
+        attention = h * h + 2 * h * kv + h * h
+        layer = attention + 3 * h * self.intermediate_size + 2 * h
+        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * layer + h
+
+
+class InitMethod(Section):
+    std: float = Field(0.02, gt=0, description="Standard deviation of the normal initialisation.")
+
+
+class Model(Section):
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16",
+        description="Weights and activations; masters, gradients and Adam state are always float32.",
+    )
+    init_method: InitMethod = InitMethod()
+    model_config_: ModelConfig = Field(alias="model_config", description="Architecture.")
+
+
+class TrainTokenizer(Section):
+    vocab_size: int = Field(gt=256)
+    sources: list[str] = Field(min_length=1, description="Registry names of the sources that the BPE is trained on.")
+
+
+class Tokenizer(Section):
+    tokenizer_name_or_path: str = Field(description="Folder with tokenizer.json, or a hub name.")
+    tokenizer_revision: str | None = None
+    train: TrainTokenizer | None = Field(None, description="Train the tokenizer in data preparation if it is absent.")
+
+
+class Tokens(Section):
+    sequence_length: int = Field(gt=0, description="Tokens per sample.")
+    train_steps: int = Field(gt=0, description="Last step of the whole schedule (steps count from 1).")
+    stop_step: int | None = Field(None, gt=0, description="Last step of this segment; default train_steps.")
+    micro_batch_size: int = Field(gt=0, description="Samples per micro-batch and data-parallel replica.")
+    batch_accumulation_per_replica: int = Field(1, gt=0, description="Micro-batches per step and replica.")
+    val_check_interval: int | None = Field(None, gt=0, description="Validate every this many steps.")
+    limit_val_batches: int = Field(8, gt=0, description="Samples per validation source.")
+
+
+class LearningRateScheduler(Section):
+    """Warm-up, stable, decay; stateless: the learning rate is a function of the step alone."""
+
+    learning_rate: float = Field(gt=0)
+    lr_warmup_steps: int = Field(0, ge=0)
+    lr_warmup_style: Literal["linear"] = "linear"
+    lr_decay_style: Literal["linear", "cosine", "1-sqrt", "constant"]
+    lr_decay_starting_step: int | None = Field(
+        None, gt=0, description="First step of the decay; default: after warm-up."
+    )
+    lr_decay_steps: int | None = Field(None, gt=0, description="Length of the decay; default: to the last step.")
+    min_decay_lr: float = Field(0.0, ge=0)
+
+
+class Optimizer(Section):
+    zero_stage: Literal[0, 1] = Field(description="1 shards fp32 masters and Adam state over data-parallel ranks.")
+    weight_decay: float = Field(ge=0)
+    weight_decay_exclude_named_params: list[str] = Field(
+        [], description="Regular expressions on parameter names that get no weight decay."
+    )
+    clip_grad: float | None = Field(gt=0, description="Largest global gradient norm; null switches clipping off.")
+    accumulate_grad_in_fp32: Literal[True] = Field(True, description="Gradients are always accumulated in float32.")
+    adam_eps: float = Field(1e-8, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    torch_adam_is_fused: bool = Field(True, description="Use torch's fused AdamW kernel.")
+    learning_rate_scheduler: LearningRateScheduler
+
+
+class Data(Section):
+    path: str = Field(description="Folder that holds one folder of token shards per source.")
+    seed: int = Field(ge=0, description="Seed of the data order.")
+    validation: list[str] = Field([], description="Held-out sources for bits per byte.")
+
+
+class DataStage(Section):
+    """A mixture and the step at which it takes over. Sources that stay go on where they stopped."""
+
+    name: str
+    start_training_step: int = Field(ge=1, description="First step of this mixture (steps count from 1).")
+    mixture: dict[str, float] = Field(min_length=1, description="Source name -> share of the samples; sum 1.")
+    normalize: bool = Field(False, description="Rescale weights that do not sum to 1, and say so.")
+
+    def shares(self) -> dict[str, Fraction]:
+        """Exact shares: the decimals as written, rescaled when `normalize` asks for it."""
+        weights = {source: Fraction(repr(weight)) for source, weight in self.mixture.items()}
+        total = sum(weights.values())
+        return {source: weight / total for source, weight in weights.items()} if self.normalize else weights
+
+
+class Checkpoints(Section):
+    checkpoint_interval: int = Field(gt=0, description="Save every this many steps, and always at the last one.")
+    resume_checkpoint_path: str | None = Field(
+        None, description="Run folder whose last checkpoint this run continues when it has none of its own."
+    )
+
+
+class Logging(Section):
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    iteration_step_info_interval: int = Field(1, gt=0, description="Print to the console every this many steps.")
+
+
+class Wandb(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online when logged in and reachable, else offline; never a prompt."
+    )
+
+
+class Recipe(Section):
+    """A resolved pretraining recipe."""
+
+    general: General
+    parallelism: Parallelism
+    model: Model
+    tokenizer: Tokenizer
+    tokens: Tokens
+    optimizer: Optimizer
+    data: Data
+    data_stages: list[DataStage] = Field(min_length=1)
+    checkpoints: Checkpoints
+    logging: Logging = Logging()
+    wandb: Wandb = Wandb()
+
+    @property
+    def architecture(self) -> ModelConfig:
+        """`model.model_config` (pydantic reserves that very name)."""
+        return self.model.model_config_
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.general.runs_path) / self.general.run
+
+    @property
+    def last_step(self) -> int:
+        """Last step of this segment, 1-based."""
+        return self.tokens.stop_step or self.tokens.train_steps
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per step over all data-parallel replicas."""
+        return self.tokens.micro_batch_size * self.tokens.batch_accumulation_per_replica * self.parallelism.dp
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.tokens.sequence_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain YAML-able mapping of the resolved recipe."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Only what shapes the resulting weights: not where files lie, how the work is split, or what is logged."""
+        full = self.to_dict()
+        return {
+            "seed": full["general"]["seed"],
+            "model": full["model"],
+            "sequence_length": full["tokens"]["sequence_length"],
+            "train_steps": full["tokens"]["train_steps"],
+            "global_batch_size": self.global_batch_size,
+            "optimizer": {
+                key: value
+                for key, value in full["optimizer"].items()
+                if key not in ("zero_stage", "torch_adam_is_fused")
+            },
+            "data_seed": full["data"]["seed"],
+            "data_stages": full["data_stages"],
+        }
+
+    def hash(self) -> str:
+        """Hex digest of `identity()`: equal for two recipes that train the same weights."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
