@@ -1,0 +1,235 @@
+"""Checkpoints that load into any layout.
+
+A checkpoint folder `<run>/checkpoints/<step>/` holds, per rank that owns a shard of the optimizer, one safetensors
+file for each kind of state (float32 masters, Adam's two moments) and, written last, `checkpoint.json`. A tensor in a
+file is a flat part of a local parameter; its metadata says which global parameter, which local range, and which block
+of the whole tensor the local one is. Any rank of any other layout reads whole tensors and cuts its own part. The
+model's own weights are the masters rounded to its dtype, so they are not stored twice.
+
+Files are written to `<step>.tmp/`, which is renamed when every rank has finished: a folder without a complete
+`checkpoint.json` is not a checkpoint.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
+MANIFEST = "checkpoint.json"
+FORMAT = "smollm3-checkpoint/1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is absent, incomplete or does not fit."""
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    return run_folder / "checkpoints" / str(step)
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    folders = [path for path in (run_folder / "checkpoints").glob("*") if path.name.isdigit()]
+    return sorted((path for path in folders if (path / MANIFEST).is_file()), key=lambda path: int(path.name))
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: a checkpoint folder itself, or the newest one of a run folder.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        raise CheckpointError(
+            f"There is no complete checkpoint in {path}. Expected {path}/checkpoints/<step>/{MANIFEST}; "
+            f"run the stage before this one, or correct checkpoints.resume_checkpoint_path."
+        )
+    return found[-1]
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """Where one part of a global tensor lies in a checkpoint."""
+
+    file: str
+    shape: tuple[int, ...]  # of the whole tensor
+    local_shape: tuple[int, ...]
+    start: int  # first element of the flattened local tensor
+    pieces: tuple[tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]], ...]  # (local, whole) bounds
+
+
+def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[Any, int, torch.Tensor]]) -> None:
+    """Write one rank's parts of one kind of state; `parts` as `Optimizer.state` yields them."""
+    tensors: dict[str, torch.Tensor] = {}
+    metadata: dict[str, str] = {}
+    for slot, start, tensor in parts:
+        entry = slot.entry
+        tensors[entry.name] = tensor.detach().cpu().contiguous()
+        metadata[entry.name] = json.dumps(
+            {
+                "shape": entry.shape,
+                "local_shape": tuple(entry.parameter.shape),
+                "start": start,
+                "pieces": [(piece.local, piece.whole) for piece in entry.pieces],
+            }
+        )
+    save_file(tensors, folder / f"{kind}-{rank_name}.safetensors", metadata=metadata)
+
+
+def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch.Tensor) -> None:
+    """Write one whole float32 tensor as a shard of its own (for imports)."""
+    bounds = [(0, size) for size in tensor.shape]
+    placement = {"shape": tuple(tensor.shape), "local_shape": tuple(tensor.shape), "start": 0}
+    metadata = {name: json.dumps({**placement, "pieces": [(bounds, bounds)]})}
+    save_file({name: tensor.flatten()}, folder / f"{kind}-{rank_name}.safetensors", metadata=metadata)
+
+
+def finish_checkpoint(temporary: Path, final: Path, content: dict[str, Any]) -> None:
+    """Called by one rank when all shards are written: checksums, manifest, rename, `latest`."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        for path in sorted(temporary.glob("*.safetensors"))
+    }
+    write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}, indent=1))
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.replace(final)
+    write_atomically(final.parent.parent / "latest", final.name)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old content or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class CheckpointReader:
+    """Whole tensors out of a checkpoint, one at a time, whatever layout wrote it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = self._read_manifest()
+        self._parts: dict[tuple[str, str], list[StoredPart]] = defaultdict(list)
+        for name, description in self.manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != description["bytes"]:
+                raise CheckpointError(f"{path} is missing or was cut short; use another checkpoint of this run.")
+            self._index(name)
+
+    @property
+    def step(self) -> int:
+        step: int = self.manifest["step"]
+        return step
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of state it holds: all of STATE_KINDS, or the masters alone after an import."""
+        kinds: list[str] = self.manifest["kinds"]
+        return kinds
+
+    def names(self) -> list[str]:
+        """Global parameter names, in the order of the model."""
+        return sorted({name for _, name in self._parts}, key=_natural)
+
+    def read(self, kind: str, name: str, expected_shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """The whole float32 tensor `name` of one kind of state.
+
+        Raises:
+            CheckpointError: if the checkpoint does not hold all of it, or holds it in another shape.
+        """
+        parts = self._parts.get((kind, name))
+        if not parts:
+            raise CheckpointError(f"{self.folder} holds no {kind} for parameter {name!r}; it is of another model.")
+        if expected_shape is not None and parts[0].shape != expected_shape:
+            raise CheckpointError(
+                f"{self.folder} holds {name!r} with shape {list(parts[0].shape)}, the recipe's model has "
+                f"{list(expected_shape)}. Correct model.model_config, or use a checkpoint of this model."
+            )
+        whole = torch.empty(parts[0].shape, dtype=torch.float32)
+        filled = 0
+        for local, pieces in self._local_tensors(kind, name, parts):
+            for local_bounds, whole_bounds in pieces:
+                block = local[tuple(slice(*bounds) for bounds in local_bounds)]
+                whole[tuple(slice(*bounds) for bounds in whole_bounds)] = block
+                filled += block.numel()
+        if filled != whole.numel():
+            raise CheckpointError(
+                f"{self.folder} holds {filled} of the {whole.numel()} elements of {kind} {name!r}; a file is missing."
+            )
+        return whole
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            CheckpointError: naming the file that differs.
+        """
+        for name, description in self.manifest["files"].items():
+            if sha256_of_file(self.folder / name) != description["sha256"]:
+                raise CheckpointError(f"{self.folder / name} does not match its checksum; use another checkpoint.")
+
+    def _local_tensors(self, kind: str, name: str, parts: list[StoredPart]) -> Iterator[tuple[torch.Tensor, Any]]:
+        """Local tensors put together from their flat ranges; of tied copies only one."""
+        by_pieces: dict[Any, dict[int, StoredPart]] = defaultdict(dict)
+        for part in parts:
+            by_pieces[part.pieces][part.start] = part
+        for pieces, by_start in by_pieces.items():
+            flat = []
+            for start in sorted(by_start):
+                with safe_open(self.folder / by_start[start].file, framework="pt") as file:
+                    flat.append(file.get_tensor(name))
+            shape = next(iter(by_start.values())).local_shape
+            joined = torch.cat(flat)
+            if joined.numel() != math.prod(shape):
+                raise CheckpointError(f"{self.folder} holds only a part of {kind} {name!r}; a file is missing.")
+            yield joined.view(shape), pieces
+
+    def _index(self, file_name: str) -> None:
+        kind = file_name.split("-", 1)[0]
+        with safe_open(self.folder / file_name, framework="pt") as file:
+            metadata = file.metadata() or {}
+        for name, text in metadata.items():
+            stored = json.loads(text)
+            pieces = tuple(
+                tuple(tuple(tuple(bounds) for bounds in side) for side in piece) for piece in stored["pieces"]
+            )
+            shape, local_shape = tuple(stored["shape"]), tuple(stored["local_shape"])
+            self._parts[kind, name].append(StoredPart(file_name, shape, local_shape, stored["start"], pieces))  # type: ignore[arg-type]
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.folder / MANIFEST
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+        if manifest.get("format") != FORMAT:
+            raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this release reads {FORMAT!r}.")
+        return manifest
+
+
+def _natural(name: str) -> list[tuple[int, str | int]]:
+    """Sort key that puts decoder.2 before decoder.10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]

@@ -1,0 +1,224 @@
+"""A source's `manifest.json`, and whether the files on disk are what it says.
+
+Everything that can be known without reading all tokens is checked before the first step: sizes, ends of the indices,
+the tokenizer. The checksums are for data preparation and audits, which read the files anyway.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nanotron_ext.data.errors import DataError
+from nanotron_ext.recipe import Recipe
+
+MANIFEST_NAME = "manifest.json"
+INDEX_ENTRY_BYTES = 8
+_PREPARE = "run `python -m datapipes.prepare RECIPE`"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ShardFile(_Record):
+    """One `*.ds` file of little-endian token ids; `<name>.index` holds each document's exclusive end in tokens."""
+
+    name: str = Field(pattern=r"^[^/]+\.ds$")
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    sha256: Sha256
+    index_sha256: Sha256
+
+
+class Manifest(_Record):
+    """What data preparation wrote for one source; every document ends with `eos_token_id`, which counts as a token."""
+
+    format: Literal["token-shards/1"]
+    source: str
+    revision: str
+    pipeline_sha256: Sha256
+    tokenizer_sha256: Sha256
+    vocab_size: int = Field(ge=1)
+    token_bytes: Literal[2, 4]
+    eos_token_id: int = Field(ge=0)
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    files: list[ShardFile] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prepared source: its folder and its manifest, found to agree."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the token files' content in their order; the data order depends on nothing else on disk."""
+        content = "\n".join(f"{file.sha256} {file.index_sha256}" for file in self.manifest.files)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def open_sources(recipe: Recipe, names: Iterable[str]) -> list[Source]:
+    """Read and check the named sources of the recipe's data folder.
+
+    Raises:
+        DataError: listing every problem of every source.
+    """
+    problems: list[str] = []
+    sources: list[Source] = []
+    for name in names:
+        try:
+            source = read_source(Path(recipe.data.path) / name)
+        except DataError as error:
+            problems += error.problems
+            continue
+        sources.append(source)
+        problems += _check_against_recipe(source, recipe)
+    if problems := [*problems, *_check_tokenizers(sources, recipe)]:
+        raise DataError(problems)
+    return sources
+
+
+def read_source(folder: Path) -> Source:
+    """Read a source's manifest and compare it with the files in its folder.
+
+    Raises:
+        DataError: listing every problem of this source.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        there_is = "The folder holds shards but" if folder.is_dir() and any(folder.glob("*.ds")) else "There is"
+        raise DataError([f"{path}: {there_is} no manifest, so the source was not prepared to the end; {_PREPARE}."])
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:3])
+        raise DataError([f"{path}: This is not a valid manifest ({wrong}). Delete it and {_PREPARE}."]) from None
+    if problems := [*_check_manifest(path, manifest)] or [*_check_files(folder, manifest)]:
+        raise DataError(problems)
+    return Source(folder, manifest)
+
+
+def _check_manifest(path: Path, manifest: Manifest) -> Iterator[str]:
+    redo = f"Delete it and {_PREPARE}."
+    if manifest.source != path.parent.name:
+        yield f"{path}: It belongs to source {manifest.source!r}, not to {path.parent.name!r}; rename the folder back."
+    for field in ("documents", "tokens"):
+        total = sum(getattr(file, field) for file in manifest.files)
+        if total != getattr(manifest, field):
+            yield f"{path}: It states {getattr(manifest, field)} {field}, but its files hold {total}. {redo}"
+    if len({file.name for file in manifest.files}) != len(manifest.files):
+        yield f"{path}: It lists a file twice. {redo}"
+    if manifest.vocab_size > 2 ** (8 * manifest.token_bytes):
+        yield f"{path}: A vocabulary of {manifest.vocab_size} does not fit into {manifest.token_bytes} bytes. {redo}"
+    if manifest.eos_token_id >= manifest.vocab_size:
+        yield f"{path}: The EOS id {manifest.eos_token_id} lies outside the vocabulary {manifest.vocab_size}. {redo}"
+
+
+def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    listed = {file.name for file in manifest.files}
+    for stray in sorted({path.name for path in folder.glob("*.ds")} - listed):
+        yield (
+            f"{folder / stray}: The manifest does not list this file; an interrupted preparation may have left it. "
+            f"Delete it, or delete {folder / MANIFEST_NAME} and {_PREPARE}."
+        )
+    for file in manifest.files:
+        path = folder / file.name
+        try:
+            yield from _check_file(path, file, manifest)
+        except OSError as error:
+            yield f"{error.filename or path}: {error.strerror}. Restore the file, or {_PREPARE}."
+
+
+def _check_file(path: Path, file: ShardFile, manifest: Manifest) -> Iterator[str]:
+    """Sizes, and the last entry of both files, which no truncated, mixed-up or re-encoded file gets right."""
+    index_path = path.with_name(f"{path.name}.index")
+    sizes = {path: file.tokens * manifest.token_bytes, index_path: file.documents * INDEX_ENTRY_BYTES}
+    wrong = False
+    for checked, expected in sizes.items():
+        size = checked.stat().st_size
+        if size != expected:
+            wrong = True
+            what = "truncated" if size < expected else "of another preparation or token width"
+            yield (
+                f"{checked}: The file has {size} bytes, but its manifest promises {expected}: it is {what}. "
+                f"Restore it, or delete {path.parent / MANIFEST_NAME} and {_PREPARE}."
+            )
+    if wrong:
+        return
+    end = _last_entry(index_path, INDEX_ENTRY_BYTES)
+    if end != file.tokens:
+        yield (
+            f"{index_path}: The last document ends at token {end}, but {path.name} holds {file.tokens} tokens. "
+            f"Delete {path.parent / MANIFEST_NAME} and {_PREPARE}."
+        )
+    token = _last_entry(path, manifest.token_bytes)
+    if token != manifest.eos_token_id:
+        yield (
+            f"{path}: The last document ends with token {token} instead of the EOS id {manifest.eos_token_id}: the "
+            f"file is corrupt or of another tokenizer. Delete {path.parent / MANIFEST_NAME} and {_PREPARE}."
+        )
+
+
+def _last_entry(path: Path, entry_bytes: int) -> int:
+    with path.open("rb", buffering=0) as file:
+        file.seek(-entry_bytes, os.SEEK_END)
+        return int(np.frombuffer(file.read(entry_bytes), f"<u{entry_bytes}")[0])
+
+
+def _check_against_recipe(source: Source, recipe: Recipe) -> Iterator[str]:
+    path, manifest, model = source.folder / MANIFEST_NAME, source.manifest, recipe.architecture
+    if manifest.vocab_size > model.vocab_size:
+        yield (
+            f"{path}: The tokens are from a vocabulary of {manifest.vocab_size}, larger than "
+            f"model.model_config.vocab_size {model.vocab_size}. Correct the recipe, or {_PREPARE} with its tokenizer."
+        )
+    if manifest.eos_token_id != model.eos_token_id:
+        yield (
+            f"{path}: Documents end with token {manifest.eos_token_id}, but model.model_config.eos_token_id is "
+            f"{model.eos_token_id}. Correct the recipe, or {_PREPARE} with its tokenizer."
+        )
+    longest, sequence_length = max(file.tokens for file in manifest.files), recipe.tokens.sequence_length
+    if longest <= sequence_length:
+        yield (
+            f"{path}: No file holds the {sequence_length + 1} tokens of one window and its last label; the longest "
+            f"has {longest}. Prepare more text for this source, remove it, or lower tokens.sequence_length."
+        )
+
+
+def _check_tokenizers(sources: Sequence[Source], recipe: Recipe) -> Iterator[str]:
+    """All sources must come from the recipe's tokenizer where that is a local folder, else from one and the same."""
+    if not sources:
+        return
+    tokenizer = Path(recipe.tokenizer.tokenizer_name_or_path) / "tokenizer.json"
+    if tokenizer.is_file():
+        expected, origin = hashlib.sha256(tokenizer.read_bytes()).hexdigest(), str(tokenizer)
+    elif tokenizer.parent.is_dir():
+        yield f"{tokenizer}: There is no such file. Restore the tokenizer, or {_PREPARE}."
+        return
+    else:
+        expected, origin = sources[0].manifest.tokenizer_sha256, str(sources[0].folder / MANIFEST_NAME)
+    first = sources[0].manifest
+    for source in sources:
+        if (source.manifest.token_bytes, source.manifest.vocab_size) != (first.token_bytes, first.vocab_size):
+            yield (
+                f"{source.folder / MANIFEST_NAME}: {source.manifest.token_bytes} bytes per token and a vocabulary of "
+                f"{source.manifest.vocab_size} here, {first.token_bytes} and {first.vocab_size} in "
+                f"{sources[0].folder / MANIFEST_NAME}. Delete the wrong source's folder and {_PREPARE}."
+            )
+        if source.manifest.tokenizer_sha256 != expected:
+            yield (
+                f"{source.folder / MANIFEST_NAME}: The tokens were made by tokenizer "
+                f"{source.manifest.tokenizer_sha256[:12]}, not by {expected[:12]} of {origin}. Delete the source's "
+                f"folder and {_PREPARE}, or give tokenizer.tokenizer_name_or_path the tokenizer that the data has."
+            )

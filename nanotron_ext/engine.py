@@ -1,0 +1,217 @@
+"""The bridge to nanotron 0.4: the one module that knows its rough edges.
+
+Everything else in `nanotron_ext` imports nanotron's names from here, after the edges below have been bridged. On GPUs
+none of them adds work to a training step.
+
+| edge in nanotron 0.4 (file) | what happens without a bridge | bridge |
+| --- | --- | --- |
+| import cycle logging -> config -> engine -> logging (logging.py) | no module imports | `_break_import_cycle` |
+| `torch.cuda.set_device` always (parallel/context.py) | AttributeError on a CPU build | `ParallelContext.set_device` |
+| asserts NCCL, creates its own process group (parallel/context.py) | no CPU run | group is created before |
+| groups time out after 10 minutes (distributed.py) | a long save kills the run | `create_new_group` |
+| sizes and dtypes sent before every tensor (pipeline_parallel/p2p.py) | 18 host syncs a tensor | `StaticShapeP2P` |
+| class-level queues (pipeline_parallel/state.py) | an exception poisons later steps | `clear_pipeline_queues` |
+| async row linear multiplies its shard only (tensor_parallel/functional.py) | wrong gradients below | model/linear.py |
+| a block over its share stays on the earlier stage (models/base.py) | 4 layers on 2 stages: 3 and 1 | model/build.py |
+| numpy integers in `unsharded_shape` (parallel/sharded_parameters.py) | unreadable metadata | model/naming.py |
+| tying lives in trainer.py, which needs flash-attn | no import without it | model/build.py |
+| collectives under names that torch 2.13 renames | a warning on every rank | filtered below |
+"""
+
+import importlib.metadata
+import os
+import socket
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+
+SUPPORTED_NANOTRON = "0.4"
+PROCESS_GROUP_TIMEOUT = timedelta(minutes=60)
+
+
+def require_supported_nanotron(version: str) -> None:
+    """Refuse any release but the audited one: every edge bridged here was checked against it alone."""
+    if version != SUPPORTED_NANOTRON:
+        raise RuntimeError(
+            f"nanotron {version} is installed, but nanotron_ext bridges nanotron {SUPPORTED_NANOTRON} only. "
+            f"Run `make setup`, or `pip install nanotron=={SUPPORTED_NANOTRON}`."
+        )
+
+
+def _break_import_cycle() -> None:
+    """Import `nanotron.logging` against placeholders of the configuration, then the real configuration.
+
+    logging.py needs nothing of the configuration but the name LoggingArgs in an annotation. The configuration comes
+    before everything else because `nanotron.models`, imported first, runs into a second cycle through the optimizers.
+    """
+    if "nanotron.logging" in sys.modules:
+        return
+    package, module = types.ModuleType("nanotron.config"), types.ModuleType("nanotron.config.config")
+    package.__path__ = []
+    module.LoggingArgs = type("LoggingArgs", (), {})  # type: ignore[attr-defined]
+    sys.modules.update({"nanotron.config": package, "nanotron.config.config": module})
+    try:
+        importlib.import_module("nanotron.logging")
+    finally:
+        del sys.modules["nanotron.config"], sys.modules["nanotron.config.config"]
+    importlib.import_module("nanotron.config")
+
+
+require_supported_nanotron(importlib.metadata.version("nanotron"))
+_break_import_cycle()
+warnings.filterwarnings("ignore", message=r".*is deprecated\. Please use `torch\.distributed\.\w+_single`")
+
+from nanotron import distributed as dist  # noqa: E402
+from nanotron.models import NanotronModel  # noqa: E402
+from nanotron.models.base import init_on_device_and_dtype  # noqa: E402
+from nanotron.parallel import ParallelContext as _ParallelContext  # noqa: E402
+from nanotron.parallel.parameters import NanotronParameter, sanity_check  # noqa: E402
+from nanotron.parallel.pipeline_parallel.block import PipelineBlock  # noqa: E402
+from nanotron.parallel.pipeline_parallel.engine import (  # noqa: E402
+    AllForwardAllBackwardPipelineEngine,
+    OneForwardOneBackwardPipelineEngine,
+    PipelineEngine,
+)
+from nanotron.parallel.pipeline_parallel.p2p import P2P  # noqa: E402
+from nanotron.parallel.pipeline_parallel.state import PipelineTrainBatchState  # noqa: E402
+from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer  # noqa: E402
+from nanotron.parallel.tensor_parallel.distributed_differentiable_primitives import (  # noqa: E402
+    differentiable_all_gather,
+    differentiable_identity,
+    differentiable_reduce_scatter_sum,
+)
+from nanotron.parallel.tensor_parallel.nn import (  # noqa: E402
+    TensorParallelColumnLinear,
+    TensorParallelEmbedding,
+    TensorParallelLinearMode,
+    TensorParallelRowLinear,
+)
+from nanotron.parallel.tied_parameters import create_pg_for_tied_weights, tie_parameters  # noqa: E402
+
+__all__ = [
+    "P2P",
+    "NanotronModel",
+    "NanotronParameter",
+    "ParallelContext",
+    "PipelineBlock",
+    "PipelineEngine",
+    "StaticShapeP2P",
+    "TensorParallelColumnLinear",
+    "TensorParallelEmbedding",
+    "TensorParallelLinearMode",
+    "TensorParallelRowLinear",
+    "TensorPointer",
+    "clear_pipeline_queues",
+    "create_pg_for_tied_weights",
+    "differentiable_all_gather",
+    "differentiable_identity",
+    "differentiable_reduce_scatter_sum",
+    "dist",
+    "init_on_device_and_dtype",
+    "initialize_distributed",
+    "pipeline_engine",
+    "sanity_check",
+    "tie_parameters",
+]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where this process stands among those that torchrun started."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+
+def initialize_distributed() -> Launch:
+    """Create the default process group: NCCL on GPUs, gloo elsewhere. Without torchrun: a group of one.
+
+    Also sets CUDA_DEVICE_MAX_CONNECTIONS=1, which the overlap of tensor-parallel communication relies on (one
+    hardware queue keeps a gather ahead of the matrix product that was launched after it).
+    """
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
+    return Launch(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
+
+
+class ParallelContext(_ParallelContext):
+    """nanotron's process groups, on GPUs and on CPUs alike. Call `initialize_distributed` first."""
+
+    def set_device(self) -> None:
+        """Nothing to do: `initialize_distributed` chose the device."""
+
+    def create_new_group(self, all_groups_ranks: Any) -> Any:
+        """nanotron's method with our time-out, and without a barrier before and after each kind of group."""
+        mine = None
+        for ranks in all_groups_ranks:
+            key = tuple(sorted(int(rank) for rank in ranks))
+            if key not in self.world_ranks_to_pg:
+                self.world_ranks_to_pg[key] = dist.new_group(ranks=list(key), timeout=PROCESS_GROUP_TIMEOUT)
+            if torch.distributed.get_rank() in key:
+                mine = self.world_ranks_to_pg[key]
+        return mine
+
+
+class StaticShapeP2P(P2P):
+    """Pipeline transfers whose shape and dtype both sides know from the recipe: the tensor alone travels.
+
+    nanotron sends two header messages per tensor and reads them on the host. One tensor crosses each stage border
+    (the hidden states, `[tokens(/tp), hidden_size]`); its gradient has the same shape.
+    """
+
+    def __init__(self, pg: Any, device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> None:
+        super().__init__(pg, device)
+        self.shape, self.dtype = tuple(shape), dtype
+
+    def send_tensors(self, tensors: list[torch.Tensor], to_rank: int, tag: int = 0) -> None:
+        for tensor in tensors:
+            assert tensor.shape == self.shape and tensor.dtype == self.dtype, (tensor.shape, tensor.dtype)
+            peer = dist.get_global_rank(self.pg, to_rank)
+            _wait(torch.distributed.isend(tensor.detach().contiguous(), dst=peer, group=self.pg, tag=tag))
+
+    def recv_tensors(self, num_tensors: int, from_rank: int, tag: int = 0) -> list[torch.Tensor]:
+        received = []
+        for _ in range(num_tensors):
+            buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            peer = dist.get_global_rank(self.pg, from_rank)
+            _wait(torch.distributed.irecv(buffer, src=peer, group=self.pg, tag=tag))
+            received.append(buffer.requires_grad_())
+        return received
+
+
+def _wait(work: torch.distributed.Work | None) -> None:
+    assert work is not None, "this rank is not part of the pipeline group"
+    work.wait()
+
+
+def pipeline_engine(name: str) -> PipelineEngine:
+    """`1f1b` or `afab`, as in the recipe."""
+    return {"1f1b": OneForwardOneBackwardPipelineEngine, "afab": AllForwardAllBackwardPipelineEngine}[name]()
+
+
+def clear_pipeline_queues() -> None:
+    """Empty the queues that all pipeline states share, so that a failed step leaves nothing to the next."""
+    for value in vars(PipelineTrainBatchState).values():
+        if hasattr(value, "popleft"):
+            value.clear()
+    PipelineTrainBatchState.activations_buffer.clear()

@@ -1,0 +1,120 @@
+"""Export a checkpoint to a transformers folder: `python -m nanotron_ext.export CHECKPOINT OUT`.
+
+Streams: at most one output shard is in memory at a time.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
+from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
+from nanotron_ext.recipe import ModelConfig
+
+MAX_SHARD_BYTES = 2 * 1024**3
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ExportError(ValueError):
+    """An export that cannot be made as asked; nothing was written."""
+
+
+def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: str | None = None) -> Path:
+    """Write the model of `checkpoint` (a checkpoint or run folder) to `out`, with tokenizer and generation config.
+
+    `dtype` defaults to the one the model was trained in, `tokenizer` to the folder the run used.
+
+    Raises:
+        CheckpointError: when there is no complete checkpoint.
+        ExportError: when `out` is in use or the tokenizer is missing.
+    """
+    reader = CheckpointReader(resolve_checkpoint(checkpoint))
+    config = ModelConfig(**reader.manifest["model_config"])
+    dtype = dtype or reader.manifest["dtype"]
+    tokenizer = tokenizer or Path(reader.manifest["tokenizer"])
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ExportError(f"There is no tokenizer in {tokenizer}. Give its folder with --tokenizer.")
+    if out.exists() and any(out.iterdir()):
+        raise ExportError(f"{out} is not empty. Remove it, or choose another folder.")
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, temporary / name)
+    _write_json(temporary / "config.json", hf_config(config, dtype))
+    _write_json(temporary / "generation_config.json", generation_config(config))
+    _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
+    if out.exists():
+        out.rmdir()
+    temporary.rename(out)
+    return out
+
+
+def _tensors(reader: CheckpointReader, config: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, shape in parameter_shapes(config).items():
+        whole = reader.read("master", name, expected_shape=shape).to(dtype)
+        for hf_name, part in to_hf(name, whole, config):
+            yield hf_name, part.contiguous()
+
+
+def _write_weights(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Shards of at most MAX_SHARD_BYTES under transformers' names; one shard alone is model.safetensors."""
+    shards: list[list[str]] = []
+    pending: dict[str, torch.Tensor] = {}
+    pending_bytes = total_bytes = 0
+
+    def flush() -> None:
+        nonlocal pending, pending_bytes
+        save_file(pending, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending, pending_bytes = {}, 0
+
+    for name, tensor in tensors:
+        if pending and pending_bytes + tensor.nbytes > MAX_SHARD_BYTES:
+            flush()
+        pending[name] = tensor
+        pending_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "shard-0").rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for index, names in enumerate(shards):
+        file_name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"shard-{index}").rename(folder / file_name)
+        weight_map.update(dict.fromkeys(names, file_name))
+    index_content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index_content)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m nanotron_ext.export", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder, or run folder (its newest checkpoint)")
+    parser.add_argument("out", type=Path, help="transformers folder to write")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the run's")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the model's training dtype")
+    arguments = parser.parse_args()
+    try:
+        out = export(arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.dtype)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {out}. Load it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}).")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Between our parameter names and shapes and those of transformers' SmolLM3 (models/smollm3, transformers 5).
+
+Packed projections split by rows; nothing is permuted, because our rotary uses transformers' half-split convention.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from nanotron_ext.recipe import ModelConfig
+
+_LAYER = re.compile(r"decoder\.(\d+)\.(.+)")
+# Our parameter within a layer -> transformers' parts of it, in row order.
+_LAYER_PARTS = {
+    "input_layernorm.weight": ("input_layernorm.weight",),
+    "attention.qkv_proj.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "attention.o_proj.weight": ("self_attn.o_proj.weight",),
+    "post_attention_layernorm.weight": ("post_attention_layernorm.weight",),
+    "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "mlp.down_proj.weight": ("mlp.down_proj.weight",),
+}
+_GLOBAL_NAMES = {
+    "embedding.token_embedding.weight": "model.embed_tokens.weight",
+    "head.final_layernorm.weight": "model.norm.weight",
+    "head.lm_head.weight": "lm_head.weight",
+}
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our global parameter names and whole shapes, in the order of the model."""
+    h, width = config.hidden_size, config.intermediate_size
+    kv = config.num_key_value_heads * config.head_dim
+    layer = {
+        "input_layernorm.weight": (h,),
+        "attention.qkv_proj.weight": (h + 2 * kv, h),
+        "attention.o_proj.weight": (h, h),
+        "post_attention_layernorm.weight": (h,),
+        "mlp.gate_up_proj.weight": (2 * width, h),
+        "mlp.down_proj.weight": (h, width),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"embedding.token_embedding.weight": (config.vocab_size, h)}
+    for index in range(config.num_hidden_layers):
+        shapes.update({f"decoder.{index}.{name}": shape for name, shape in layer.items()})
+    shapes["head.final_layernorm.weight"] = (h,)
+    if not config.tie_word_embeddings:
+        shapes["head.lm_head.weight"] = (config.vocab_size, h)
+    return shapes
+
+
+def hf_names(name: str) -> tuple[str, ...]:
+    """The transformers tensors that our parameter `name` holds, in row order."""
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        return (_GLOBAL_NAMES[name],)
+    return tuple(f"model.layers.{match[1]}.{part}" for part in _LAYER_PARTS[match[2]])
+
+
+def to_hf(name: str, tensor: torch.Tensor, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Split our whole parameter into transformers' named tensors."""
+    names = hf_names(name)
+    if len(names) == 3:
+        kv = config.num_key_value_heads * config.head_dim
+        parts = tensor.split([config.hidden_size, kv, kv])
+    else:
+        parts = tensor.chunk(len(names))
+    yield from zip(names, parts, strict=True)
+
+
+def hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The content of config.json. `no_rope_layers[i]` is 1 when layer i HAS rotary: that is transformers' sense."""
+    return {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "dtype": dtype,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "no_rope_layers": [int(config.layer_has_rope(index)) for index in range(config.num_hidden_layers)],
+        "no_rope_layer_interval": config.no_rope_layer_interval,
+        "layer_types": ["full_attention"] * config.num_hidden_layers,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "initializer_range": 0.02,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "use_cache": True,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def generation_config(config: ModelConfig) -> dict[str, Any]:
+    """The content of generation_config.json: stop at the end of text, greedy unless asked otherwise."""
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "do_sample": False,
+    }
+
+
+def model_config_from_hf(hf: dict[str, Any]) -> ModelConfig:
+    """Our architecture from a transformers config.json.
+
+    Raises:
+        ValueError: for anything that this model does not have, naming the key.
+    """
+    unsupported = {
+        "model_type": hf.get("model_type") != "smollm3",
+        "attention_bias": hf.get("attention_bias", False),
+        "mlp_bias": hf.get("mlp_bias", False),
+        "use_sliding_window": hf.get("use_sliding_window", False),
+        "hidden_act": hf.get("hidden_act", "silu") != "silu",
+    }
+    for key, is_unsupported in unsupported.items():
+        if is_unsupported:
+            raise ValueError(
+                f"config.json has {key} = {hf.get(key)!r}, which this SmolLM3 implementation does not have."
+            )
+    rope = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 10000.0)}
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(f"config.json has rope_type {rope['rope_type']!r}; only 'default' can be imported.")
+    eos = hf["eos_token_id"]
+    return ModelConfig(
+        vocab_size=hf["vocab_size"],
+        hidden_size=hf["hidden_size"],
+        intermediate_size=hf["intermediate_size"],
+        num_hidden_layers=hf["num_hidden_layers"],
+        num_attention_heads=hf["num_attention_heads"],
+        num_key_value_heads=hf["num_key_value_heads"],
+        max_position_embeddings=hf["max_position_embeddings"],
+        rope_theta=float(rope["rope_theta"]),
+        no_rope_layer_interval=_interval(hf),
+        rms_norm_eps=hf["rms_norm_eps"],
+        tie_word_embeddings=hf["tie_word_embeddings"],
+        bos_token_id=hf.get("bos_token_id"),
+        eos_token_id=eos[0] if isinstance(eos, list) else eos,
+        pad_token_id=hf.get("pad_token_id"),
+    )
+
+
+def _interval(hf: dict[str, Any]) -> int:
+    """The NoPE interval that the list `no_rope_layers` (1 = has rotary) spells out."""
+    layers = hf["num_hidden_layers"]
+    flags = hf.get("no_rope_layers") or [1] * layers
+    without = [index for index, has_rope in enumerate(flags) if not has_rope]
+    interval = without[0] + 1 if without else 0
+    regular = [int(interval == 0 or (index + 1) % interval != 0) for index in range(layers)]
+    if flags != regular:
+        raise ValueError(f"config.json has no_rope_layers {flags}, which is not 'every n-th layer without rotary'.")
+    return interval

@@ -1,0 +1,118 @@
+"""Import a transformers SmolLM3 as a checkpoint: `python -m nanotron_ext.import_hf MODEL OUT`.
+
+The checkpoint holds weights and no optimizer state: a run that continues it starts Adam afresh. Streams: one parameter
+is in memory at a time, and one layer's worth is written per file.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, save_whole
+from nanotron_ext.hf_format import hf_names, model_config_from_hf, parameter_shapes
+
+
+class ImportModelError(ValueError):
+    """A model folder that cannot be imported; nothing was written."""
+
+
+def import_hf(model: Path, out: Path) -> Path:
+    """Write `<out>/checkpoints/0` with the weights of the transformers folder `model`; returns the checkpoint.
+
+    Raises:
+        ImportModelError: when the folder is not a complete SmolLM3, naming what is missing.
+    """
+    config_path = model / "config.json"
+    if not config_path.is_file():
+        raise ImportModelError(f"There is no {config_path}; give the folder of a transformers model.")
+    hf = json.loads(config_path.read_text(encoding="utf-8"))
+    config = model_config_from_hf(hf)
+    files = _weight_files(model)
+    shapes = parameter_shapes(config)
+    missing = [part for name in shapes for part in hf_names(name) if part not in files]
+    if missing:
+        raise ImportModelError(f"{model} lacks {len(missing)} tensors, the first is {missing[0]!r}.")
+    final = checkpoint_folder(out, 0)
+    if final.exists():
+        raise ImportModelError(f"{final} exists. Remove it, or choose another folder.")
+    temporary = final.with_name("0.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    for position, (name, shape) in enumerate(shapes.items()):
+        parts = [_read(files[part], part) for part in hf_names(name)]
+        whole = torch.cat(parts).float()
+        if tuple(whole.shape) != shape:
+            raise ImportModelError(f"{model}: {name} has shape {list(whole.shape)}, config.json says {list(shape)}.")
+        save_whole(temporary, "master", f"import{position:05d}", name, whole)
+    content = {
+        "step": 0,
+        "recipe_hash": None,
+        "model_config": config.model_dump(mode="json"),
+        "dtype": hf.get("dtype") or hf.get("torch_dtype") or "float32",
+        "tokenizer": str(model),
+        "kinds": ["master"],
+        "consumed": {},
+    }
+    finish_checkpoint(temporary, final, content)
+    return final
+
+
+def _weight_files(model: Path) -> dict[str, Path]:
+    """Tensor name -> the safetensors file that holds it."""
+    paths = sorted(model.glob("*.safetensors"))
+    if not paths:
+        raise ImportModelError(f"{model} holds no .safetensors file.")
+    files: dict[str, Path] = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            files.update(dict.fromkeys(file.keys(), path))
+    return files
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _local_folder(model: str) -> Path:
+    """`model` itself when it is a folder, else the snapshot of that hub model.
+
+    Raises:
+        ImportModelError: when it is neither, or the hub cannot be reached.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    if os.sep == model[:1] or model.count("/") != 1:
+        raise ImportModelError(f"There is no folder {model}.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except Exception as error:  # the hub client raises a dozen types for "not reachable" and "not there"
+        raise ImportModelError(
+            f"{model} is not a local folder, and the hub gave nothing ({type(error).__name__}). Without a network, "
+            f"give a folder."
+        ) from None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m nanotron_ext.import_hf", description=__doc__)
+    parser.add_argument("model", help="transformers folder, or hub name")
+    parser.add_argument("out", type=Path, help="run folder to write the checkpoint into")
+    arguments = parser.parse_args()
+    try:
+        folder = import_hf(_local_folder(arguments.model), arguments.out)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {folder}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

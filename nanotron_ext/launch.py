@@ -1,0 +1,54 @@
+"""Start a recipe on this machine: `python -m nanotron_ext.launch RECIPE.yaml [section.key=value ...]`.
+
+Checks everything that can be checked before a process starts, then becomes torchrun with as many processes as the
+recipe's layout needs and the machine's cores shared among them. On a cluster, slurm/ calls torchrun itself.
+"""
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from nanotron_ext.recipe import Recipe, load_recipe
+
+
+def torchrun_command(recipe_path: str, overrides: list[str], recipe: Recipe) -> list[str]:
+    processes = str(recipe.parallelism.world_size)
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes),
+        *("-m", "nanotron_ext.train", recipe_path, *overrides),
+    ]
+
+
+def threads_per_process(recipe: Recipe) -> int:
+    """Cores for each process; torchrun alone would give every process one, and no torchrun all of them."""
+    return max(1, len(os.sched_getaffinity(0)) // recipe.parallelism.world_size)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m nanotron_ext.launch", description=__doc__)
+    parser.add_argument("recipe", help="YAML file, for example recipes/tiny/pretrain_stage1.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values")
+    arguments = parser.parse_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        from nanotron_ext.train.startup import preflight  # imports torch, which a wrong recipe should not cost
+
+        checkpoint = preflight(recipe, recipe.parallelism.world_size).checkpoint
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if checkpoint is not None and checkpoint.step >= recipe.last_step:
+        print(f"{recipe.run_folder}: step {recipe.last_step} is done, nothing to do.")
+        return 0
+    command = torchrun_command(arguments.recipe, arguments.overrides, recipe)
+    return _become_torchrun(command, threads_per_process(recipe))
+
+
+def _become_torchrun(command: list[str], threads: int) -> NoReturn:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

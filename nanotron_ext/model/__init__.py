@@ -1,0 +1,1 @@
+"""SmolLM3 on nanotron's parallel layers."""

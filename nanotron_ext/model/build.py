@@ -1,0 +1,100 @@
+"""From a recipe to the model of this rank: layers to stages, nanotron's parallel layers, tied parameters."""
+
+from typing import Any
+
+import torch
+
+from nanotron_ext.engine import (
+    ParallelContext,
+    PipelineBlock,
+    StaticShapeP2P,
+    TensorParallelLinearMode,
+    create_pg_for_tied_weights,
+    dist,
+    init_on_device_and_dtype,
+    sanity_check,
+    tie_parameters,
+)
+from nanotron_ext.model.init import initialize
+from nanotron_ext.model.smollm3 import SmolLM3ForTraining, TensorParallel
+from nanotron_ext.recipe import ModelConfig, Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch.device) -> SmolLM3ForTraining:
+    """The initialised model of this rank, its tied parameters marked for nanotron's synchronisation."""
+    parallelism, dtype = recipe.parallelism, DTYPES[recipe.model.dtype]
+    tp = TensorParallel(
+        parallel_context.tp_pg,
+        TensorParallelLinearMode[parallelism.tp_mode],
+        parallelism.tp_linear_async_communication,
+    )
+    tokens = recipe.tokens.micro_batch_size * recipe.tokens.sequence_length
+    rows = tokens // parallelism.tp if tp.shards_sequence else tokens
+    p2p = StaticShapeP2P(parallel_context.pp_pg, device, (rows, recipe.architecture.hidden_size), dtype)
+    model = SmolLM3ForTraining(recipe.architecture, parallel_context, p2p, tp, parallelism.recompute_layer)
+    stages = parallelism.layers_per_stage or balanced_stages(recipe.architecture, parallelism.pp)
+    with init_on_device_and_dtype(device, dtype):
+        _place_on_stages(model, stages)
+    mark_tied_parameters(model, parallel_context, tp)
+    sanity_check(model)
+    initialize(model, recipe.general.seed, recipe.model.init_method.std)
+    return model
+
+
+def balanced_stages(config: ModelConfig, pp: int) -> list[int]:
+    """Decoder layers per stage such that the slowest stage is fastest; the last one also runs the head.
+
+    Costs are matrix-product sizes per token: a layer's parameters against the head's vocab_size x hidden_size.
+    SmolLM3-3B: the head costs as much as 3.4 layers, hence 20 + 16 layers on two stages.
+    """
+    head = config.vocab_size * config.hidden_size
+    layer = (config.num_parameters() - head * (1 if config.tie_word_embeddings else 2)) / config.num_hidden_layers
+    head_layers = head / layer
+
+    def slowest(last: int) -> float:
+        others = -(-(config.num_hidden_layers - last) // (pp - 1))
+        return max(last + head_layers, others)
+
+    if pp == 1:
+        return [config.num_hidden_layers]
+    last = min(range(config.num_hidden_layers - pp + 1, 0, -1), key=slowest)
+    rest, longer = divmod(config.num_hidden_layers - last, pp - 1)
+    return [rest + (stage < longer) for stage in range(pp - 1)] + [last]
+
+
+def _place_on_stages(model: SmolLM3ForTraining, layers_per_stage: list[int]) -> None:
+    """Give each pipeline block its stage; blocks of other ranks stay empty."""
+    last_stage = len(layers_per_stage) - 1
+    model.embedding.build_and_set_rank(0)
+    stage_of_layer = [stage for stage, count in enumerate(layers_per_stage) for _ in range(count)]
+    for block, stage in zip(model.decoder, stage_of_layer, strict=True):
+        assert isinstance(block, PipelineBlock)
+        block.build_and_set_rank(stage)
+    model.head.build_and_set_rank(last_stage)
+    model.input_pp_rank, model.output_pp_rank = 0, last_stage
+
+
+def mark_tied_parameters(model: SmolLM3ForTraining, context: ParallelContext, tp: TensorParallel) -> None:
+    """Tie embedding and head, and mark what every tensor-parallel rank holds whole (the norms).
+
+    Gradients of tied copies are summed: between the first and the last stage for the embedding, over the
+    tensor-parallel group for norms when each rank sees its own part of the sequence.
+    """
+    tp_rank, dp_rank = dist.get_rank(context.tp_pg), dist.get_rank(context.dp_pg)
+    if model.config.tie_word_embeddings:
+        targets = {
+            "embedding.pp_block.token_embedding.weight": model.input_pp_rank,
+            "head.pp_block.lm_head.weight": model.output_pp_rank,
+        }
+        ties = [
+            (target, (int(context.world_rank_matrix[0, stage, dp_rank, tp_rank]),)) for target, stage in targets.items()
+        ]
+        tie_parameters(model, ties=ties, parallel_context=context, reduce_op=dist.ReduceOp.SUM)
+    tp_ranks = tuple(sorted(dist.get_process_group_ranks(context.tp_pg)))
+    reduce_op: Any = dist.ReduceOp.SUM if tp.shards_sequence else None
+    for path, parameter in list(model.named_parameters()):
+        if not getattr(parameter, "is_sharded", False):
+            tie_parameters(model, ties=[(path, tp_ranks)], parallel_context=context, reduce_op=reduce_op)
+    create_pg_for_tied_weights(model, context)

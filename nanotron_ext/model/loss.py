@@ -1,0 +1,90 @@
+"""Language-model head and cross-entropy in one, over chunks of tokens and a vocabulary split over ranks.
+
+The logits of SmolLM3 (128,256 per token) are the largest tensor of a step. Here they exist for one chunk of tokens at
+a time: the chunk's loss and its gradients are computed together, so nothing of vocabulary size is kept for the
+backward. The loss is a weighted *sum*; whoever chooses the weights chooses the normalisation.
+"""
+
+from typing import Any
+
+import torch
+
+from nanotron_ext.engine import dist
+
+CHUNK_TOKENS = 2048
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,  # [tokens, hidden_size]
+        weight: torch.Tensor,  # [vocab_size/tp, hidden_size], this rank's rows
+        labels: torch.Tensor,  # int64 [tokens]
+        token_weights: torch.Tensor,  # float32 [tokens]
+        group: Any,
+        needs_gradient: bool,
+    ) -> torch.Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_gradient else None
+        # Summed over chunks in float32: bf16 partial sums would lose small contributions.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
+        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
+            chunk = slice(start, start + CHUNK_TOKENS)
+            logits = (hidden[chunk] @ weight.t()).float()
+            token_loss, grad_logits = _token_loss(logits, labels[chunk], group)
+            loss += (token_loss * token_weights[chunk]).sum()
+            if grad_hidden is not None and grad_weight is not None:
+                grad_logits = grad_logits.mul_(token_weights[chunk, None]).to(weight.dtype)
+                torch.mm(grad_logits, weight, out=grad_hidden[chunk])
+                grad_weight += grad_logits.t() @ hidden[chunk]
+        if needs_gradient:
+            assert grad_weight is not None
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
+
+
+def _token_loss(logits: torch.Tensor, labels: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy per token and its gradient, for float32 logits `[tokens, vocab/tp]`, which are overwritten.
+
+    With more than one rank three `[tokens]` vectors are reduced: the maximum, the normaliser, the label's logit.
+    """
+    vocab_shard = logits.shape[1]
+    local_labels = labels - dist.get_rank(group) * vocab_shard
+    is_local = (local_labels >= 0) & (local_labels < vocab_shard)
+    local_labels = local_labels.clamp_(0, vocab_shard - 1)[:, None]
+    maximum = logits.amax(dim=1)
+    _all_reduce(maximum, dist.ReduceOp.MAX, group)
+    logits.sub_(maximum[:, None])
+    label_logit = logits.gather(1, local_labels).squeeze(1) * is_local
+    _all_reduce(label_logit, dist.ReduceOp.SUM, group)
+    normaliser = logits.exp_().sum(dim=1)
+    _all_reduce(normaliser, dist.ReduceOp.SUM, group)
+    gradient = logits.div_(normaliser[:, None])
+    gradient.scatter_add_(1, local_labels, -is_local[:, None].to(gradient.dtype))
+    return normaliser.log() - label_logit, gradient
+
+
+def _all_reduce(tensor: torch.Tensor, op: Any, group: Any) -> None:
+    if group.size() > 1:
+        dist.all_reduce(tensor, op=op, group=group)
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, token_weights: torch.Tensor, group: Any
+) -> torch.Tensor:
+    """Weighted sum of the tokens' cross-entropies, float32 scalar, equal on all ranks of `group`.
+
+    `hidden` `[tokens, hidden_size]` (whole on every rank), `weight` `[vocab_size/tp, hidden_size]` (this rank's rows),
+    `labels` int64 `[tokens]`, `token_weights` float32 `[tokens]` with 0 where a token is not trained.
+    The gradient of `hidden` is this rank's share; the caller sums it over `group`.
+    """
+    loss: torch.Tensor = _LinearCrossEntropy.apply(
+        hidden, weight, labels, token_weights, group, torch.is_grad_enabled()
+    )
+    return loss

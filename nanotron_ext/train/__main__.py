@@ -1,0 +1,35 @@
+"""Command line of the training run; started by torchrun, or alone for a layout of one process."""
+
+import argparse
+import logging
+import os
+import sys
+
+from nanotron_ext.recipe import load_recipe
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="torchrun ... -m nanotron_ext.train",
+        description="Pretrain a recipe, from the newest checkpoint of its run folder on.",
+    )
+    parser.add_argument("recipe", help="YAML file, for example recipes/tiny/pretrain_stage1.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values")
+    arguments = parser.parse_args()
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        level = recipe.logging.log_level.upper() if is_first else "ERROR"
+        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        from nanotron_ext.train.run import run  # seconds of imports, which a wrong recipe should not cost
+
+        run(recipe)
+    except ValueError as error:
+        if is_first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

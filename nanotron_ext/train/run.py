@@ -1,0 +1,118 @@
+"""A training run from start-up checks to the last checkpoint."""
+
+import logging
+import os
+import time
+from typing import Any
+
+import torch
+
+from nanotron_ext.data.loader import MixtureLoader, StepBatch
+from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
+from nanotron_ext.model.build import DTYPES
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train import startup
+from nanotron_ext.train.persistence import load_checkpoint, save_checkpoint
+from nanotron_ext.train.step import StepResult, TrainState
+from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths, step_flops
+from nanotron_ext.train.tracking import Console, MetricsLog, Wandb
+from nanotron_ext.train.validation import Validation
+
+logger = logging.getLogger("nanotron_ext.train")
+
+
+def run(recipe: Recipe) -> None:
+    """Train the recipe's steps, from the newest checkpoint on.
+
+    Raises:
+        ValueError: a RecipeError, DataError, CheckpointError, StartupError or TrackingError, before anything is
+            written; a NonFiniteError in the middle of a run.
+    """
+    found = startup.preflight(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    launch = initialize_distributed()
+    parallelism = recipe.parallelism
+    context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp)
+    try:
+        state = TrainState(recipe, context, launch.device)
+        step_done = 0
+        if found.checkpoint is not None:
+            load_checkpoint(state, found.checkpoint)
+            step_done = found.checkpoint.step
+            logger.info(f"Continuing {found.checkpoint.folder} after step {step_done}.")
+        if step_done >= recipe.last_step:
+            logger.info(f"Nothing to do: step {step_done} of {recipe.last_step} is done.")
+            return
+        _train(state, step_done, found.tracking_mode, is_writer=launch.rank == 0)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _train(state: TrainState, step_done: int, tracking_mode: str, is_writer: bool) -> None:
+    recipe, parallelism = state.recipe, state.recipe.parallelism
+    dp_rank = dist.get_rank(state.context.dp_pg)
+    loader = MixtureLoader(recipe, dp_rank, parallelism.dp)
+    validation = Validation(recipe, dp_rank)
+    journal = Journal(state, step_done, tracking_mode) if is_writer else None
+    peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
+    mark = time.perf_counter()
+    for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
+        result = state.train_step(batch)
+        seconds = time.perf_counter() - mark
+        extra: dict[str, Any] = {"data_wait_seconds": data_wait_seconds, "mfu": _flops(state, batch) / seconds / peak}
+        if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
+            extra["validation_bits_per_byte"] = validation.bits_per_byte(state)
+        if _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):
+            extra["consumed"] = startup.consumed(loader, batch.step)
+        if journal is not None:
+            journal.record(batch.step, result, seconds, extra)
+        if "consumed" in extra:  # after the record: a checkpoint's step always has its row
+            save_checkpoint(state, batch.step, extra["consumed"])
+        mark = time.perf_counter()
+    if journal is not None:
+        journal.close()
+
+
+def _is_due(recipe: Recipe, step: int, interval: int | None) -> bool:
+    return interval is not None and (step % interval == 0 or step == recipe.last_step)
+
+
+def _flops(state: TrainState, batch: StepBatch) -> float:
+    """FLOPs of the global step, taking this replica's document lengths for all."""
+    recipe = state.recipe
+    squares = squared_document_lengths(batch) * recipe.parallelism.dp
+    return step_flops(recipe.architecture, recipe.tokens_per_step, squares)
+
+
+class Journal:
+    """The first rank's account of the run: metrics.jsonl, console and wandb."""
+
+    def __init__(self, state: TrainState, step_done: int, tracking_mode: str) -> None:
+        self.recipe = state.recipe
+        startup.save_recipe(self.recipe)
+        self.metrics = MetricsLog(self.recipe.run_folder, step_done)
+        self.console = Console(self.recipe)
+        self.wandb = Wandb(self.recipe, tracking_mode, step_done)
+        p, model = self.recipe.parallelism, self.recipe.architecture
+        logger.info(
+            f"{self.recipe.run_folder}: steps {step_done + 1} to {self.recipe.last_step}, "
+            f"{model.num_parameters():,} parameters, dp {p.dp} x pp {p.pp} x tp {p.tp}, "
+            f"{self.recipe.tokens_per_step:,} tokens per step, wandb {tracking_mode}."
+        )
+
+    def record(self, step: int, result: StepResult, seconds: float, extra: dict[str, Any]) -> None:
+        row = {
+            "step": step,
+            "loss": result.loss,
+            "lr": result.learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens": step * self.recipe.tokens_per_step,
+            "tokens_per_second": self.recipe.tokens_per_step / seconds,
+            **extra,
+        }
+        self.metrics.write(row)
+        self.wandb.log(row)
+        self.console.show(row, seconds)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.wandb.close()

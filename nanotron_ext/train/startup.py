@@ -1,0 +1,166 @@
+"""What must hold before a run may start; checked before a process group exists and before anything is written."""
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nanotron_ext.checkpoint import (
+    STATE_KINDS,
+    CheckpointError,
+    CheckpointReader,
+    list_checkpoints,
+    resolve_checkpoint,
+    write_atomically,
+)
+from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train.tracking import wandb_mode
+
+RECIPE_FILE = "recipe.yaml"
+_BYTES_PER_STATE = 4  # masters and Adam's moments are float32
+
+
+class StartupError(ValueError):
+    """The run cannot start as asked; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the checks found out."""
+
+    checkpoint: CheckpointReader | None  # to continue from
+    tracking_mode: str  # of wandb
+
+
+def preflight(recipe: Recipe, world_size: int) -> Preflight:
+    """All checks of this module, cheap ones first.
+
+    Raises:
+        ValueError: a StartupError, CheckpointError, DataError or TrackingError that says what to do.
+    """
+    check_world_size(recipe, world_size)
+    check_run_folder(recipe)
+    check_disk_space(recipe)
+    checkpoint = find_checkpoint(recipe)
+    tracking_mode = wandb_mode(recipe)
+    check_data(recipe, checkpoint)
+    return Preflight(checkpoint, tracking_mode)
+
+
+def check_world_size(recipe: Recipe, world_size: int) -> None:
+    """Raises StartupError when another number of processes was started than the recipe's layout needs."""
+    parallelism = recipe.parallelism
+    if world_size != parallelism.world_size:
+        raise StartupError(
+            f"The recipe's layout dp {parallelism.dp} x pp {parallelism.pp} x tp {parallelism.tp} needs "
+            f"{parallelism.world_size} processes, but {world_size} were started. Use torchrun --nproc-per-node so that "
+            f"nodes x processes is {parallelism.world_size}, or change the parallelism section."
+        )
+
+
+def check_run_folder(recipe: Recipe) -> None:
+    """Raises StartupError when the run folder holds a run of a recipe that trains other weights."""
+    saved = recipe.run_folder / RECIPE_FILE
+    if not saved.is_file():
+        return
+    other = load_recipe(saved)
+    if other.hash() == recipe.hash():
+        return
+    differences = [
+        f"  {key}: {old!r} there, {new!r} here" for key, old, new in _differences(other.identity(), recipe.identity())
+    ]
+    raise StartupError(
+        f"{recipe.run_folder} already holds a run of another recipe. Choose another general.run or RUN, or move the "
+        f"folder away. What differs:\n" + "\n".join(differences[:12])
+    )
+
+
+def check_disk_space(recipe: Recipe) -> None:
+    """Raises StartupError when the next checkpoint would not fit beside what is there."""
+    needed = recipe.architecture.num_parameters() * len(STATE_KINDS) * _BYTES_PER_STATE
+    folder = _existing_parent(recipe.run_folder)
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.05:
+        raise StartupError(
+            f"A checkpoint takes {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB left. Free some space, or "
+            f"set general.runs_path (or RUN) to a larger disk."
+        )
+    if not os.access(folder, os.W_OK):
+        raise StartupError(f"{folder} is not writable. Set general.runs_path (or RUN) to a folder that is.")
+
+
+def find_checkpoint(recipe: Recipe) -> CheckpointReader | None:
+    """The checkpoint to continue: the run's own newest, else the one the recipe names, else none.
+
+    Raises:
+        CheckpointError: when the named one does not exist, is damaged or is of another recipe.
+    """
+    own = list_checkpoints(recipe.run_folder)
+    if own:
+        path = own[-1]
+    elif recipe.checkpoints.resume_checkpoint_path:
+        path = resolve_checkpoint(Path(recipe.checkpoints.resume_checkpoint_path))
+    else:
+        return None
+    reader = CheckpointReader(path)
+    if reader.manifest.get("recipe_hash") != recipe.hash():
+        raise CheckpointError(
+            f"{path} was written by a recipe that trains other weights (hash {reader.manifest.get('recipe_hash')}, "
+            f"here {recipe.hash()}). Continue it with its own recipe, or correct checkpoints.resume_checkpoint_path."
+        )
+    return reader
+
+
+def check_data(recipe: Recipe, checkpoint: CheckpointReader | None) -> None:
+    """Open every source, and make sure that a continued run goes on with the data it would have seen.
+
+    Raises:
+        DataError: naming every source that is missing or damaged.
+        CheckpointError: when the sources changed since the checkpoint.
+    """
+    loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp)
+    if checkpoint is None:
+        return
+    then, now = checkpoint.manifest["consumed"], consumed(loader, checkpoint.step)
+    changed = [f"  {key}: {old} then, {new} now" for key, old, new in _differences(then, now)]
+    if changed:
+        raise CheckpointError(
+            f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on; restore it, or start a "
+            f"new run. What each source had given by step {checkpoint.step}:\n" + "\n".join(changed[:12])
+        )
+
+
+def consumed(loader: MixtureLoader, step: int) -> dict[str, Any]:
+    """What each source has given after `step` steps, as plain JSON."""
+    return {source: dataclasses.asdict(progress) for source, progress in loader.consumed(step).items()}
+
+
+def save_recipe(recipe: Recipe) -> None:
+    """Keep the resolved recipe with the run."""
+    recipe.run_folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    write_atomically(recipe.run_folder / RECIPE_FILE, f"# Resolved recipe, hash {recipe.hash()}\n{text}")
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves that differ between two nested mappings, as (dotted key, old, new)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(name for name in new if name not in old)]
+        return [
+            found
+            for name in keys
+            for found in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [found for i, (left, right) in pairs for found in _differences(left, right, f"{key}.{i}")]
+    return [] if old == new else [(key, old, new)]

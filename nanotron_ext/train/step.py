@@ -1,0 +1,113 @@
+"""One training step on this rank: forward and backward through nanotron's pipeline, then the optimizer."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nanotron_ext.data.loader import MicroBatch, StepBatch
+from nanotron_ext.engine import ParallelContext, TensorPointer, clear_pipeline_queues, dist, pipeline_engine
+from nanotron_ext.model.build import build_model
+from nanotron_ext.model.documents import Documents
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train.optimizer import Optimizer
+from nanotron_ext.train.schedule import learning_rate
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is not a number; raised before the optimizer step, so the weights are still good."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports, equal on every rank."""
+
+    loss: float  # mean over all trained tokens of the global batch, nats
+    grad_norm: float  # global, before clipping
+    learning_rate: float
+
+
+class TrainState:
+    """Model and optimizer of this rank, and how to take a step with them."""
+
+    def __init__(self, recipe: Recipe, context: ParallelContext, device: torch.device) -> None:
+        self.recipe, self.context, self.device = recipe, context, device
+        self.model = build_model(recipe, context, device)
+        self.optimizer = Optimizer(self.model, recipe.optimizer, context)
+        self._engine = pipeline_engine(recipe.parallelism.pp_engine)
+
+    def train_step(self, batch: StepBatch) -> StepResult:
+        """Forward, backward and update with the step's global batch, of which `batch` is this replica's part.
+
+        The loss of every token has weight 1 / (trained tokens of the global batch), so micro-batches and replicas with
+        unequal numbers of trained tokens add up to the same mean whatever the layout.
+
+        Raises:
+            NonFiniteError: before the update, naming the step and its samples.
+        """
+        trained_tokens = torch.tensor(float(batch.trained_tokens), device=self.device)
+        dist.all_reduce(trained_tokens, group=self.context.dp_pg)
+        count = len(batch.micro_batches)
+        # The engine divides each micro-batch's loss by their number; the factor takes that back.
+        scale = count / trained_tokens.clamp(min=1.0)
+        clear_pipeline_queues()
+        outputs = self._engine.train_batch_iter(
+            self.model,
+            pg=self.context.pp_pg,
+            batch=(self._model_inputs(micro_batch, scale) for micro_batch in batch.micro_batches),
+            nb_microbatches=count,
+            grad_accumulator=None,
+        )
+        loss = self._sum_over_ranks([output["loss"] for output in outputs])
+        norm = self.optimizer.reduce_gradients()
+        loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
+        result = StepResult(loss_value, norm_value, learning_rate(self.recipe, batch.step))
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            self.optimizer.discard_gradients()
+            raise NonFiniteError(self._non_finite_message(batch, result))
+        self.optimizer.step(result.learning_rate, norm)
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: list[MicroBatch]) -> float:
+        """Summed cross-entropy in nats over the trained tokens of all replicas' micro-batches."""
+        one = torch.ones((), device=self.device)
+        # Without the engine: its validation requires a gradient and leaves its queues dirty.
+        losses = [self.model(**self._model_inputs(micro_batch, one))["loss"] for micro_batch in micro_batches]
+        return float(self._sum_over_ranks(losses))
+
+    def _model_inputs(self, micro_batch: MicroBatch, scale: torch.Tensor) -> dict[str, Any]:
+        """Tensors on the stages that use them, pointers elsewhere, document borders everywhere."""
+        stage, model = dist.get_rank(self.context.pp_pg), self.model
+        inputs: dict[str, Any] = {
+            "input_ids": TensorPointer(group_rank=model.input_pp_rank),
+            "label_ids": TensorPointer(group_rank=model.output_pp_rank),
+            "label_weights": TensorPointer(group_rank=model.output_pp_rank),
+            "documents": Documents.from_lengths(micro_batch.lengths, self.device),
+        }
+        if stage == model.input_pp_rank:
+            inputs["input_ids"] = micro_batch.input_ids.to(self.device, non_blocking=True)
+        if stage == model.output_pp_rank:
+            inputs["label_ids"] = micro_batch.label_ids.to(self.device, non_blocking=True)
+            mask = micro_batch.label_mask.to(self.device, non_blocking=True)
+            inputs["label_weights"] = mask.float() * scale
+        return inputs
+
+    def _sum_over_ranks(self, losses: list[Any]) -> torch.Tensor:
+        """Losses of the last stage, summed over micro-batches and replicas; the same scalar on every rank."""
+        total = torch.zeros((), device=self.device)
+        if dist.get_rank(self.context.pp_pg) == self.model.output_pp_rank and dist.get_rank(self.context.tp_pg) == 0:
+            total += torch.stack(losses).sum()
+        dist.all_reduce(total, group=self.context.world_pg)
+        return total
+
+    def _non_finite_message(self, batch: StepBatch, result: StepResult) -> str:
+        size = self.recipe.global_batch_size
+        first = (batch.step - 1) * size
+        return (
+            f"Step {batch.step} gave loss {result.loss} and gradient norm {result.grad_norm}; the weights were not "
+            f"updated. Its samples are {first} to {first + size - 1} of the run. Start again to continue from the last "
+            f"checkpoint; if the same step fails again, look at these samples, lower "
+            f"optimizer.learning_rate_scheduler.learning_rate, or train in model.dtype float32."
+        )

@@ -1,0 +1,54 @@
+"""Held-out bits per byte: comparable across tokenizers, unlike a loss per token."""
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from nanotron_ext.data.loader import MicroBatch, validation_batches
+from nanotron_ext.engine import dist
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train.step import TrainState
+
+
+class Validation:
+    """Bits per byte of every held-out source, on the same windows at every check."""
+
+    def __init__(self, recipe: Recipe, dp_rank: int) -> None:
+        tokens, dp = recipe.tokens, recipe.parallelism.dp
+        self._batches: dict[str, list[MicroBatch]] = {
+            source: list(validation_batches(recipe, source, tokens.micro_batch_size, dp_rank, dp))
+            for source in recipe.data.validation
+        }
+        self._tokenizer_folder = Path(recipe.tokenizer.tokenizer_name_or_path)
+
+    def bits_per_byte(self, state: TrainState) -> dict[str, float]:
+        """Source name -> bits that the model needs per byte of the source's text."""
+        result = {}
+        for source, batches in self._batches.items():
+            trained = sum(int(self._token_bytes[batch.label_ids][batch.label_mask].sum()) for batch in batches)
+            text_bytes = torch.tensor(float(trained), device=state.device)
+            dist.all_reduce(text_bytes, group=state.context.dp_pg)
+            result[source] = state.evaluate(batches) / math.log(2) / max(float(text_bytes), 1.0)
+        return result
+
+    @cached_property
+    def _token_bytes(self) -> torch.Tensor:
+        return token_bytes(self._tokenizer_folder)
+
+
+def token_bytes(tokenizer_folder: Path) -> torch.Tensor:
+    """Bytes of text behind each token id, int64 `[vocabulary]`; 0 for special tokens, which stand for no text.
+
+    Read off tokenizer.json: a byte-level BPE spells every byte as one character, an added token stands for itself.
+    """
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    lengths = {index: len(token) for token, index in content["model"]["vocab"].items()}
+    for added in content["added_tokens"]:
+        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    table = torch.zeros(max(lengths) + 1, dtype=torch.int64)
+    for index, length in lengths.items():
+        table[index] = length
+    return table

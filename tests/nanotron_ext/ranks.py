@@ -1,0 +1,75 @@
+"""Run a function on several ranks, as torchrun would, and get every rank's result."""
+
+import multiprocessing
+import os
+import pickle  # by value: torch's own pickler would share memory with a process that is gone
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+# The server imports torch, nanotron and what it imports late; each rank is a fork of it, ready in milliseconds.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["nanotron_ext.train.step", "accelerate", "torch._dynamo"])
+
+
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
+) -> list[Any]:
+    """`function(*arguments)` on `world_size` ranks with torchrun's environment; results in the order of ranks.
+
+    An exception on any rank is raised here with that rank's traceback.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = []
+    for rank in range(world_size):
+        mine, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=_rank_main, args=(rank, world_size, port, theirs, function, arguments))
+        process.start()
+        theirs.close()
+        workers.append((process, mine))
+    try:
+        return [_result(rank, connection, timeout_seconds) for rank, (_, connection) in enumerate(workers)]
+    finally:
+        for process, _ in workers:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _result(rank: int, connection: Connection, timeout_seconds: float) -> Any:
+    if not connection.poll(timeout_seconds):
+        raise TimeoutError(f"rank {rank} gave no result within {timeout_seconds} s")
+    try:
+        ok, value = pickle.loads(connection.recv_bytes())
+    except EOFError:
+        raise RuntimeError(f"rank {rank} died without a word") from None
+    if not ok:
+        raise RuntimeError(f"rank {rank} failed:\n{value}")
+    return value
+
+
+def _rank_main(
+    rank: int, world_size: int, port: int, connection: Connection, function: Callable[..., Any], arguments: Any
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        connection.send_bytes(pickle.dumps((True, function(*arguments))))
+    except BaseException:
+        connection.send_bytes(pickle.dumps((False, traceback.format_exc())))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

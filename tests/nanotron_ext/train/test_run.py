@@ -1,0 +1,169 @@
+"""Whole runs: what they write, and that stopping and going on, also in another layout, changes nothing."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanotron_ext.checkpoint import STATE_KINDS, CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.engine import ParallelContext, initialize_distributed
+from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train.run import run
+from nanotron_ext.train.step import NonFiniteError, TrainState
+from nanotron_ext.train.tracking import read_metrics
+from nanotron_ext.train.validation import token_bytes
+from tests.nanotron_ext.ranks import run_ranks
+from tests.nanotron_ext.samples import random_batch, small_recipe
+from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
+
+TOKENS = "{sequence_length: 16, train_steps: 8, micro_batch_size: %d, batch_accumulation_per_replica: %d, %s}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path) -> Recipe:
+    """Eight steps in one go on two replicas."""
+    recipe = tiny_recipe(root, general__run="straight")
+    run_ranks(run, 2, recipe)
+    return recipe
+
+
+def state_of(recipe: Recipe) -> dict[tuple[str, str], torch.Tensor]:
+    reader = CheckpointReader(resolve_checkpoint(recipe.run_folder))
+    reader.verify()
+    return {(kind, name): reader.read(kind, name) for kind in STATE_KINDS for name in reader.names()}
+
+
+def test_a_run_leaves_everything_a_reader_needs(straight: Recipe) -> None:
+    rows = read_metrics(straight.run_folder)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    needed = {"loss", "lr", "grad_norm", "tokens", "tokens_per_second", "data_wait_seconds", "mfu"}
+    assert all(needed <= row.keys() for row in rows)
+    assert [row["tokens"] for row in rows] == [step * 64 for step in range(1, 9)]
+    assert abs(rows[0]["loss"] - math.log(4096)) < 0.2
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert [row["step"] for row in rows if "validation_bits_per_byte" in row] == [4, 8]
+    consumed = rows[-1]["consumed"]
+    assert consumed["a"]["tokens"] == 16 * (0.75 * 16 + 0.5 * 16) and consumed["b"]["tokens"] == 16 * 12
+    assert [path.name for path in list_checkpoints(straight.run_folder)] == ["4", "8"]
+    assert (straight.run_folder / "latest").read_text() == "8"
+    assert load_recipe(straight.run_folder / "recipe.yaml").hash() == straight.hash()
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro_batch_size", "accumulation", "exact"),
+    [
+        ("{dp: 2}", 2, 1, True),
+        ("{dp: 1}", 4, 1, False),
+        ("{dp: 1, tp: 2, pp: 2}", 2, 2, False),
+    ],
+)
+def test_stop_and_go_on_equals_one_run(
+    root: Path, straight: Recipe, layout: str, micro_batch_size: int, accumulation: int, exact: bool
+) -> None:
+    name = f"resumed-{layout}".replace(" ", "")
+    first = tiny_recipe(root, general__run=name, tokens=TOKENS % (2, 1, "val_check_interval: 4, stop_step: 4"))
+    run_ranks(run, 2, first)
+    tokens = TOKENS % (micro_batch_size, accumulation, "val_check_interval: 4")
+    second = tiny_recipe(root, general__run=name, tokens=tokens, parallelism=layout)
+    run_ranks(run, second.parallelism.world_size, second)
+    rows, expected_rows = read_metrics(second.run_folder), read_metrics(straight.run_folder)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    state, expected = state_of(second), state_of(straight)
+    assert state.keys() == expected.keys()
+    if exact:
+        assert [row["loss"] for row in rows] == [row["loss"] for row in expected_rows]
+        assert all(torch.equal(state[key], expected[key]) for key in state)
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert row["loss"] == pytest.approx(expected_row["loss"], rel=1e-5)
+        assert row.get("consumed") == expected_row.get("consumed")
+        bits, expected_bits = (r.get("validation_bits_per_byte", {}).get("held", 0) for r in (row, expected_row))
+        assert bits == pytest.approx(expected_bits, rel=1e-5)
+    for key in state:
+        torch.testing.assert_close(state[key], expected[key], rtol=1e-3, atol=2e-5)
+
+
+def test_a_segment_continues_its_predecessor_and_nothing_else(root: Path, straight: Recipe) -> None:
+    first = tiny_recipe(root, general__run="part1", tokens=TOKENS % (2, 1, "stop_step: 4"))
+    run_ranks(run, 2, first)
+    path = str(first.run_folder)
+    second = tiny_recipe(root, general__run="part2", checkpoints__resume_checkpoint_path=path)
+    run_ranks(run, 2, second)
+    assert [row["step"] for row in read_metrics(second.run_folder)] == [5, 6, 7, 8]
+    assert torch.equal(
+        state_of(second)["master", "head.final_layernorm.weight"],
+        state_of(straight)["master", "head.final_layernorm.weight"],
+    )
+    nowhere = tiny_recipe(root, general__run="part3", checkpoints__resume_checkpoint_path="nowhere")
+    with pytest.raises(RuntimeError, match=r"There is no complete checkpoint in nowhere"):
+        run_ranks(run, 2, nowhere)
+    other = tiny_recipe(root, general__run="part4", checkpoints__resume_checkpoint_path=path, general__seed=5)
+    with pytest.raises(RuntimeError, match=r"recipe that trains other weights"):
+        run_ranks(run, 2, other)
+    assert not nowhere.run_folder.exists() and not other.run_folder.exists()
+
+
+def test_damaged_checkpoints_are_named(root: Path, straight: Recipe, tmp_path: Path) -> None:
+    shutil.copytree(straight.run_folder, tmp_path / "copy")
+    folder = resolve_checkpoint(tmp_path / "copy")
+    victim = next(folder.glob("exp_avg-*"))
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=rf"{victim.name} does not match its checksum"):
+        CheckpointReader(folder).verify()
+    victim.write_bytes(content[:-100])
+    with pytest.raises(CheckpointError, match=rf"{victim.name} is missing or was cut short"):
+        CheckpointReader(folder)
+
+
+def poisoned_step(recipe: Recipe) -> tuple[str, bool]:
+    device = initialize_distributed().device
+    state = TrainState(recipe, ParallelContext(1, 1, 1), device)
+    state.train_step(random_batch(recipe, 1))
+    before = [group.params.clone() for group in state.optimizer.groups]
+    norm = state.model.head.pp_block.final_layernorm.weight
+    with torch.no_grad():
+        good = norm.clone()
+        norm[0] = float("nan")
+    try:
+        state.train_step(random_batch(recipe, 2))
+    except NonFiniteError as error:
+        with torch.no_grad():
+            norm.copy_(good)
+        unchanged = all(
+            torch.equal(old, group.params) for old, group in zip(before, state.optimizer.groups, strict=True)
+        )
+        state.train_step(random_batch(recipe, 2))  # and the state is usable again
+        return str(error), unchanged
+    return "no error", False
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_update() -> None:
+    [(message, unchanged)] = run_ranks(poisoned_step, 1, small_recipe(tokens={"micro_batch_size": 4}))
+    assert "Step 2 gave loss nan" in message and "samples are 4 to 7" in message and "last checkpoint" in message
+    assert unchanged
+
+
+def test_token_bytes_of_a_real_tokenizer(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text = "Ein Satz mit Umlauten: äöü, ein Gedanke – 思い出, and some English words words words."
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet))
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.add_tokens([AddedToken("<thïnk>", special=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ids = tokenizer.encode(text + "<thïnk><|end|>").ids
+    assert int(token_bytes(tmp_path)[torch.tensor(ids)].sum()) == len((text + "<thïnk>").encode())
