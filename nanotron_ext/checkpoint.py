@@ -25,12 +25,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from nanotron_ext.errors import UserError
+
 STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 MANIFEST = "checkpoint.json"
 FORMAT = "smollm3-checkpoint/1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is absent, incomplete or does not fit."""
 
 
@@ -65,11 +67,16 @@ def resolve_checkpoint(path: Path) -> Path:
 class StoredPart:
     """Where one part of a global tensor lies in a checkpoint."""
 
-    file: str
+    file: str  # <kind>-pp<stage>-tp<rank>-dp<replica>.safetensors
     shape: tuple[int, ...]  # of the whole tensor
     local_shape: tuple[int, ...]
     start: int  # first element of the flattened local tensor
     pieces: tuple[tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]], ...]  # (local, whole) bounds
+
+    @property
+    def owner(self) -> str:
+        """The replicas that hold parts of the same local tensor: the file's name without its dp rank."""
+        return self.file.rsplit("-dp", 1)[0]
 
 
 def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[Any, int, torch.Tensor]]) -> None:
@@ -192,16 +199,18 @@ class CheckpointReader:
                 raise CheckpointError(f"{self.folder / name} does not match its checksum; use another checkpoint.")
 
     def _local_tensors(self, kind: str, name: str, parts: list[StoredPart]) -> Iterator[tuple[torch.Tensor, Any]]:
-        """Local tensors put together from their flat ranges; of tied copies only one."""
-        by_pieces: dict[Any, dict[int, StoredPart]] = defaultdict(dict)
+        """Local tensors put together from their flat ranges; of copies on several ranks only one."""
+        # Copies lie at other places of their ranks' flat buffers and are cut elsewhere: their parts must not mix.
+        copies: dict[Any, dict[str, list[StoredPart]]] = defaultdict(lambda: defaultdict(list))
         for part in parts:
-            by_pieces[part.pieces][part.start] = part
-        for pieces, by_start in by_pieces.items():
+            copies[part.pieces][part.owner].append(part)
+        for pieces, by_owner in copies.items():
+            of_one_owner = sorted(next(iter(by_owner.values())), key=lambda part: part.start)
             flat = []
-            for start in sorted(by_start):
-                with safe_open(self.folder / by_start[start].file, framework="pt") as file:
+            for part in of_one_owner:
+                with safe_open(self.folder / part.file, framework="pt") as file:
                     flat.append(file.get_tensor(name))
-            shape = next(iter(by_start.values())).local_shape
+            shape = of_one_owner[0].local_shape
             joined = torch.cat(flat)
             if joined.numel() != math.prod(shape):
                 raise CheckpointError(f"{self.folder} holds only a part of {kind} {name!r}; a file is missing.")

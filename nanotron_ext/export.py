@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
+from nanotron_ext.errors import UserError
 from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
 from nanotron_ext.recipe import ModelConfig
 
@@ -22,14 +23,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """An export that cannot be made as asked; nothing was written."""
 
 
-def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: str | None = None) -> Path:
+def export(
+    checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: str | None = None, replace: bool = False
+) -> Path:
     """Write the model of `checkpoint` (a checkpoint or run folder) to `out`, with tokenizer and generation config.
 
-    `dtype` defaults to the one the model was trained in, `tokenizer` to the folder the run used.
+    `dtype` defaults to the one the model was trained in, `tokenizer` to the folder the run used. `replace` allows `out`
+    to hold an earlier model.
 
     Raises:
         CheckpointError: when there is no complete checkpoint.
@@ -41,8 +45,10 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
     tokenizer = tokenizer or Path(reader.manifest["tokenizer"])
     if not (tokenizer / "tokenizer.json").is_file():
         raise ExportError(f"There is no tokenizer in {tokenizer}. Give its folder with --tokenizer.")
-    if out.exists() and any(out.iterdir()):
-        raise ExportError(f"{out} is not empty. Remove it, or choose another folder.")
+    holds_model = (out / "config.json").is_file()
+    if out.exists() and any(out.iterdir()) and not (replace and holds_model):
+        advice = "give --replace to overwrite the model in it" if holds_model else "choose another folder"
+        raise ExportError(f"{out} is not empty; {advice}.")
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -53,7 +59,7 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
     _write_json(temporary / "generation_config.json", generation_config(config))
     _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
     if out.exists():
-        out.rmdir()
+        shutil.rmtree(out)
     temporary.rename(out)
     return out
 
@@ -106,10 +112,11 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="transformers folder to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the run's")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the model's training dtype")
+    parser.add_argument("--replace", action="store_true", help="overwrite the model that OUT holds")
     arguments = parser.parse_args()
     try:
-        out = export(arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.dtype)
-    except ValueError as error:
+        out = export(arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.dtype, arguments.replace)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {out}. Load it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}).")

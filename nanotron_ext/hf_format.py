@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import ModelConfig
 
 _LAYER = re.compile(r"decoder\.(\d+)\.(.+)")
@@ -115,7 +116,7 @@ def model_config_from_hf(hf: dict[str, Any]) -> ModelConfig:
     """Our architecture from a transformers config.json.
 
     Raises:
-        ValueError: for anything that this model does not have, naming the key.
+        UserError: for anything that this model does not have, naming the key.
     """
     unsupported = {
         "model_type": hf.get("model_type") != "smollm3",
@@ -126,12 +127,12 @@ def model_config_from_hf(hf: dict[str, Any]) -> ModelConfig:
     }
     for key, is_unsupported in unsupported.items():
         if is_unsupported:
-            raise ValueError(
+            raise UserError(
                 f"config.json has {key} = {hf.get(key)!r}, which this SmolLM3 implementation does not have."
             )
     rope = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 10000.0)}
     if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"config.json has rope_type {rope['rope_type']!r}; only 'default' can be imported.")
+        raise UserError(f"config.json has rope_type {rope['rope_type']!r}; only 'default' can be imported.")
     eos = hf["eos_token_id"]
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -159,5 +160,5 @@ def _interval(hf: dict[str, Any]) -> int:
     interval = without[0] + 1 if without else 0
     regular = [int(interval == 0 or (index + 1) % interval != 0) for index in range(layers)]
     if flags != regular:
-        raise ValueError(f"config.json has no_rope_layers {flags}, which is not 'every n-th layer without rotary'.")
+        raise UserError(f"config.json has no_rope_layers {flags}, which is not 'every n-th layer without rotary'.")
     return interval

@@ -14,10 +14,11 @@ import torch
 from safetensors import safe_open
 
 from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, save_whole
+from nanotron_ext.errors import UserError
 from nanotron_ext.hf_format import hf_names, model_config_from_hf, parameter_shapes
 
 
-class ImportModelError(ValueError):
+class ImportModelError(UserError):
     """A model folder that cannot be imported; nothing was written."""
 
 
@@ -107,7 +108,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         folder = import_hf(_local_folder(arguments.model), arguments.out)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {folder}.")

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
+from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 
 
@@ -35,7 +36,7 @@ def main() -> int:
         from nanotron_ext.train.startup import preflight  # imports torch, which a wrong recipe should not cost
 
         checkpoint = preflight(recipe, recipe.parallelism.world_size).checkpoint
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if checkpoint is not None and checkpoint.step >= recipe.last_step:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from nanotron_ext.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """Data that cannot be trained on as the recipe asks. The message lists every problem, one screen at most."""
 
     MAX_SHOWN = 15

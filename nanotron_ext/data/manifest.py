@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanotron_ext.data.errors import DataError
@@ -133,47 +132,46 @@ def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
             f"Delete it, or delete {folder / MANIFEST_NAME} and {_PREPARE}."
         )
     for file in manifest.files:
-        path = folder / file.name
         try:
-            yield from _check_file(path, file, manifest)
+            yield from _check_file(folder, file, manifest)
         except OSError as error:
-            yield f"{error.filename or path}: {error.strerror}. Restore the file, or {_PREPARE}."
+            yield f"{error.filename or folder / file.name}: {error.strerror}. Restore the file, or {_PREPARE}."
 
 
-def _check_file(path: Path, file: ShardFile, manifest: Manifest) -> Iterator[str]:
-    """Sizes, and the last entry of both files, which no truncated, mixed-up or re-encoded file gets right."""
-    index_path = path.with_name(f"{path.name}.index")
-    sizes = {path: file.tokens * manifest.token_bytes, index_path: file.documents * INDEX_ENTRY_BYTES}
-    wrong = False
-    for checked, expected in sizes.items():
-        size = checked.stat().st_size
-        if size != expected:
-            wrong = True
-            what = "truncated" if size < expected else "of another preparation or token width"
-            yield (
-                f"{checked}: The file has {size} bytes, but its manifest promises {expected}: it is {what}. "
-                f"Restore it, or delete {path.parent / MANIFEST_NAME} and {_PREPARE}."
-            )
-    if wrong:
-        return
-    end = _last_entry(index_path, INDEX_ENTRY_BYTES)
-    if end != file.tokens:
+def _check_file(folder: Path, file: ShardFile, manifest: Manifest) -> Iterator[str]:
+    """Size and last entry of both files, which no truncated, mixed-up or re-encoded file gets right."""
+    redo = f"Delete {folder}/{MANIFEST_NAME} and {_PREPARE}."
+    path = f"{folder}/{file.name}"  # text, since a run has thousands of files and Path objects are slow
+    index_path = f"{path}.index"
+    size, token = _size_and_last_entry(path, manifest.token_bytes)
+    index_size, end = _size_and_last_entry(index_path, INDEX_ENTRY_BYTES)
+    sizes_agree = True
+    for checked, actual, expected in (
+        (path, size, file.tokens * manifest.token_bytes),
+        (index_path, index_size, file.documents * INDEX_ENTRY_BYTES),
+    ):
+        if actual != expected:
+            sizes_agree = False
+            what = "truncated" if actual < expected else "of another preparation or token width"
+            yield f"{checked}: It has {actual} bytes, but the manifest promises {expected}: it is {what}. {redo}"
+    if sizes_agree and end != file.tokens:
         yield (
-            f"{index_path}: The last document ends at token {end}, but {path.name} holds {file.tokens} tokens. "
-            f"Delete {path.parent / MANIFEST_NAME} and {_PREPARE}."
+            f"{index_path}: The last document ends at token {end}, but {file.name} holds {file.tokens} tokens. {redo}"
         )
-    token = _last_entry(path, manifest.token_bytes)
-    if token != manifest.eos_token_id:
+    if sizes_agree and token != manifest.eos_token_id:
         yield (
             f"{path}: The last document ends with token {token} instead of the EOS id {manifest.eos_token_id}: the "
-            f"file is corrupt or of another tokenizer. Delete {path.parent / MANIFEST_NAME} and {_PREPARE}."
+            f"file is corrupt or of another tokenizer. {redo}"
         )
 
 
-def _last_entry(path: Path, entry_bytes: int) -> int:
-    with path.open("rb", buffering=0) as file:
-        file.seek(-entry_bytes, os.SEEK_END)
-        return int(np.frombuffer(file.read(entry_bytes), f"<u{entry_bytes}")[0])
+def _size_and_last_entry(path: str, entry_bytes: int) -> tuple[int, int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        return size, int.from_bytes(os.pread(descriptor, entry_bytes, max(size - entry_bytes, 0)), "little")
+    finally:
+        os.close(descriptor)
 
 
 def _check_against_recipe(source: Source, recipe: Recipe) -> Iterator[str]:

@@ -9,7 +9,6 @@ any number of samples every source is less than one sample away from its exact s
 
 import heapq
 import math
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -142,20 +141,26 @@ def integer_quotas(shares: Sequence[Fraction]) -> list[int]:
 
 def earliest_deadline_first(quotas: Sequence[int], slots: int) -> NDArray[np.int64]:
     """The turns of the first `slots` slots, as positions in `quotas`; see the module's description."""
-    period = sum(quotas)
-    drawn = [0] * len(quotas)
-    waiting = [(0, i) for i in range(len(quotas))]  # heap of (first slot allowed, position)
-    released: list[tuple[int, int]] = []  # heap of (last slot allowed, position)
-    turns = array("q")
-    for slot in range(slots):
-        while waiting and waiting[0][0] <= slot:
-            i = heapq.heappop(waiting)[1]
-            heapq.heappush(released, (-(-(drawn[i] + 1) * period // quotas[i]) - 1, i))
-        i = heapq.heappop(released)[1]
-        turns.append(i)
-        drawn[i] += 1
-        heapq.heappush(waiting, (drawn[i] * period // quotas[i], i))
-    return np.frombuffer(turns, np.int64)
+    period, sources = sum(quotas), len(quotas)
+    source = np.repeat(np.arange(sources), quotas)
+    quota = np.array(quotas)[source]
+    number = np.concatenate([np.arange(quota) for quota in quotas])
+    first_slot = number * period // quota
+    last_slot = -(-(number + 1) * period // quota) - 1
+    by_release = np.argsort(first_slot, kind="stable")
+    released = np.searchsorted(first_slot[by_release], np.arange(slots), side="right")
+    # One integer per sample, ordered by deadline; memory views hand them out one by one, without lists of objects.
+    urgency = (last_slot * sources + source)[by_release].data
+    turns = np.empty(slots, np.int64)
+    out = turns.data
+    waiting: list[int] = []
+    done = 0
+    for slot, until in enumerate(released.data):
+        for sample in urgency[done:until]:
+            heapq.heappush(waiting, sample)
+        done = until
+        out[slot] = heapq.heappop(waiting)
+    return turns % sources
 
 
 def _ordinals(turns: NDArray[np.int64], sources: int) -> NDArray[np.uint32]:

@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ MAX_OPEN_SHARDS = 256
 class Shard:
     """One open token file with its index; closed when the last reference is gone."""
 
-    def __init__(self, path: Path, token_bytes: int) -> None:
+    def __init__(self, path: str, token_bytes: int) -> None:
         self.path = path
         self.token_bytes = token_bytes
         self.descriptor = os.open(path, os.O_RDONLY)
@@ -62,7 +61,7 @@ class ShardSet:
         self.chunks = np.add.reduceat(chunks_per_file, self._first_file)
         self.dropped_tokens = np.array([source.manifest.tokens for source in sources]) - self.chunks * chunk_tokens
         self._token_bytes = token_bytes = sources[0].manifest.token_bytes
-        paths = [source.folder / file.name for source, file in files]
+        paths = [f"{source.folder}/{file.name}" for source, file in files]
         self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(lambda number: Shard(paths[number], token_bytes))
 
     def locate(

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from nanotron_ext.errors import UserError
+
 Location: TypeAlias = str  # "recipes/tiny/pretrain.yaml:12" or "command line"
 KeyPath: TypeAlias = tuple[str | int, ...]
 
@@ -16,7 +18,7 @@ class Problem:
     message: str
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe that cannot be used. The message lists every problem, one screen at most."""
 
     MAX_SHOWN = 15

@@ -3,9 +3,9 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -28,12 +28,29 @@ _Loader.add_implicit_resolver(
 )
 
 
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, resolve and validate a recipe.
+    """Read, resolve and validate a pretraining recipe; see `load_as`.
+
+    Raises:
+        RecipeError: naming every wrong key with file, line and fix.
+    """
+    return load_as(Recipe, path, overrides, check_recipe)
+
+
+def load_as(
+    schema: type[Schema],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    check: Callable[[Schema], list[Problem]] = lambda recipe: [],
+) -> Schema:
+    """Read, resolve and validate a recipe of any phase.
 
     `path` is a YAML file; `extends: other.yaml` (relative to the file) supplies what the file leaves out, section by
     section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are `section.key=value` strings
-    whose values are YAML.
+    whose values are YAML. `check` finds what is wrong between keys that are each right.
 
     Raises:
         RecipeError: naming every wrong key with file, line and fix.
@@ -45,10 +62,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if problems:
         raise RecipeError(str(path), problems, locations)
     try:
-        recipe = Recipe.model_validate(tree)
+        recipe = schema.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(str(path), _explain(error), locations) from None
-    problems = check_recipe(recipe)
+        raise RecipeError(str(path), _explain(error, schema), locations) from None
+    problems = check(recipe)
     if problems:
         raise RecipeError(str(path), problems, locations)
     return recipe
@@ -160,30 +177,30 @@ def _apply_overrides(
     return problems
 
 
-def _explain(error: ValidationError) -> list[Problem]:
+def _explain(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:
     """Pydantic's findings as sentences; unknown keys with the nearest known one."""
     problems = []
     for detail in error.errors():
         key: KeyPath = detail["loc"]
         if detail["type"] == "extra_forbidden":
-            problems.append(Problem(key, _unknown_key_message(key)))
+            problems.append(Problem(key, _unknown_key_message(key, schema)))
         elif detail["type"] == "missing":
-            problems.append(Problem(key, f"The required key {key[-1]!r} is missing.{_describe(key)}"))
+            problems.append(Problem(key, f"The required key {key[-1]!r} is missing.{_describe(key, schema)}"))
         else:
-            problems.append(Problem(key, f"{detail['msg']}; got {detail['input']!r}.{_describe(key)}"))
+            problems.append(Problem(key, f"{detail['msg']}; got {detail['input']!r}.{_describe(key, schema)}"))
     return problems
 
 
-def _unknown_key_message(key: KeyPath) -> str:
-    section = _section_at(key[:-1])
+def _unknown_key_message(key: KeyPath, schema: type[BaseModel]) -> str:
+    section = _section_at(key[:-1], schema)
     known = [field.alias or name for name, field in section.model_fields.items()] if section else []
     close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
     hint = f"Did you mean {close[0]!r}?" if close else f"Known keys here: {', '.join(known)}."
     return f"Unknown key {key[-1]!r}. {hint}"
 
 
-def _describe(key: KeyPath) -> str:
-    section = _section_at(key[:-1])
+def _describe(key: KeyPath, schema: type[BaseModel]) -> str:
+    section = _section_at(key[:-1], schema)
     if section is None:
         return ""
     for name, field in section.model_fields.items():
@@ -192,9 +209,8 @@ def _describe(key: KeyPath) -> str:
     return ""
 
 
-def _section_at(key: KeyPath) -> type[BaseModel] | None:
-    """The schema class that holds the keys below `key`."""
-    section: type[BaseModel] = Recipe
+def _section_at(key: KeyPath, section: type[BaseModel]) -> type[BaseModel] | None:
+    """The schema class that holds the keys below `key`, starting from the whole recipe's."""
     for part in key:
         if isinstance(part, int):
             continue

@@ -5,7 +5,11 @@ import logging
 import os
 import sys
 
+from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import load_recipe
+
+# 75 is EX_TEMPFAIL of sysexits.h: try again later. 2 is for errors that a user has to mend.
+EXIT_CODES = {"finished": 0, "stopped": 75}
 
 
 def main() -> int:
@@ -23,12 +27,11 @@ def main() -> int:
         logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         from nanotron_ext.train.run import run  # seconds of imports, which a wrong recipe should not cost
 
-        run(recipe)
-    except ValueError as error:
+        return EXIT_CODES[run(recipe).outcome]
+    except UserError as error:
         if is_first:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

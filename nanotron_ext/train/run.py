@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from nanotron_ext.checkpoint import CheckpointError, CheckpointReader
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
+from nanotron_ext.errors import UserError
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.recipe import Recipe
-from nanotron_ext.train import startup
+from nanotron_ext.train import outcome, startup
+from nanotron_ext.train.outcome import Outcome, StopSignal
 from nanotron_ext.train.persistence import load_checkpoint, save_checkpoint
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths, step_flops
@@ -21,33 +24,56 @@ from nanotron_ext.train.validation import Validation
 logger = logging.getLogger("nanotron_ext.train")
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: Recipe) -> Outcome:
     """Train the recipe's steps, from the newest checkpoint on.
 
+    SIGUSR1 or SIGTERM to any rank ends the run after the step that is under way, with a checkpoint.
+
     Raises:
-        ValueError: a RecipeError, DataError, CheckpointError, StartupError or TrackingError, before anything is
+        UserError: a RecipeError, DataError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
     """
     found = startup.preflight(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    stop = StopSignal()
     launch = initialize_distributed()
     parallelism = recipe.parallelism
+    is_writer = launch.rank == 0
+    if is_writer:
+        outcome.clear(recipe)
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp)
     try:
         state = TrainState(recipe, context, launch.device)
         step_done = 0
         if found.checkpoint is not None:
-            load_checkpoint(state, found.checkpoint)
+            _load(state, found.checkpoint, launch.rank)
             step_done = found.checkpoint.step
             logger.info(f"Continuing {found.checkpoint.folder} after step {step_done}.")
-        if step_done >= recipe.last_step:
-            logger.info(f"Nothing to do: step {step_done} of {recipe.last_step} is done.")
-            return
-        _train(state, step_done, found.tracking_mode, is_writer=launch.rank == 0)
+        if step_done < recipe.last_step:
+            step_done = _train(state, step_done, found.tracking_mode, stop, is_writer)
+        result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
+        if is_writer:
+            outcome.write(recipe, result)
+            logger.info(f"{result.outcome.capitalize()} after step {step_done} of {recipe.last_step}.")
+        return result
+    except UserError as error:
+        if is_writer:
+            outcome.write(recipe, Outcome("failed", outcome.last_recorded_step(recipe), str(error)))
+        raise
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _train(state: TrainState, step_done: int, tracking_mode: str, is_writer: bool) -> None:
+def _load(state: TrainState, checkpoint: CheckpointReader, rank: int) -> None:
+    try:
+        load_checkpoint(state, checkpoint)
+    except CheckpointError as error:
+        if rank > 0:  # other errors strike all ranks alike, and the first one reports them; this may strike one alone
+            logger.error(f"rank {rank}: {error}")
+        raise
+
+
+def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSignal, is_writer: bool) -> int:
+    """Train up to the last step or a stop request; returns the last step done."""
     recipe, parallelism = state.recipe, state.recipe.parallelism
     dp_rank = dist.get_rank(state.context.dp_pg)
     loader = MixtureLoader(recipe, dp_rank, parallelism.dp)
@@ -56,20 +82,24 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, is_writer: boo
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
     mark = time.perf_counter()
     for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
-        result = state.train_step(batch)
+        result = state.train_step(batch, stop.requested)
+        step_done = batch.step
         seconds = time.perf_counter() - mark
         extra: dict[str, Any] = {"data_wait_seconds": data_wait_seconds, "mfu": _flops(state, batch) / seconds / peak}
         if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
             extra["validation_bits_per_byte"] = validation.bits_per_byte(state)
-        if _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):
+        if result.stop_requested or _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):
             extra["consumed"] = startup.consumed(loader, batch.step)
         if journal is not None:
             journal.record(batch.step, result, seconds, extra)
         if "consumed" in extra:  # after the record: a checkpoint's step always has its row
             save_checkpoint(state, batch.step, extra["consumed"])
+        if result.stop_requested:
+            break
         mark = time.perf_counter()
     if journal is not None:
         journal.close()
+    return step_done
 
 
 def _is_due(recipe: Recipe, step: int, interval: int | None) -> bool:

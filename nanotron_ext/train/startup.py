@@ -18,6 +18,7 @@ from nanotron_ext.checkpoint import (
     write_atomically,
 )
 from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train.tracking import wandb_mode
 
@@ -25,7 +26,7 @@ RECIPE_FILE = "recipe.yaml"
 _BYTES_PER_STATE = 4  # masters and Adam's moments are float32
 
 
-class StartupError(ValueError):
+class StartupError(UserError):
     """The run cannot start as asked; nothing was written."""
 
 
@@ -41,7 +42,7 @@ def preflight(recipe: Recipe, world_size: int) -> Preflight:
     """All checks of this module, cheap ones first.
 
     Raises:
-        ValueError: a StartupError, CheckpointError, DataError or TrackingError that says what to do.
+        UserError: a StartupError, CheckpointError, DataError or TrackingError that says what to do.
     """
     check_world_size(recipe, world_size)
     check_run_folder(recipe)

@@ -8,6 +8,7 @@ import torch
 
 from nanotron_ext.data.loader import MicroBatch, StepBatch
 from nanotron_ext.engine import ParallelContext, TensorPointer, clear_pipeline_queues, dist, pipeline_engine
+from nanotron_ext.errors import UserError
 from nanotron_ext.model.build import build_model
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.recipe import Recipe
@@ -15,7 +16,7 @@ from nanotron_ext.train.optimizer import Optimizer
 from nanotron_ext.train.schedule import learning_rate
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A loss or gradient that is not a number; raised before the optimizer step, so the weights are still good."""
 
 
@@ -26,6 +27,7 @@ class StepResult:
     loss: float  # mean over all trained tokens of the global batch, nats
     grad_norm: float  # global, before clipping
     learning_rate: float
+    stop_requested: bool  # by any rank
 
 
 class TrainState:
@@ -37,8 +39,10 @@ class TrainState:
         self.optimizer = Optimizer(self.model, recipe.optimizer, context)
         self._engine = pipeline_engine(recipe.parallelism.pp_engine)
 
-    def train_step(self, batch: StepBatch) -> StepResult:
+    def train_step(self, batch: StepBatch, stop_requested: bool = False) -> StepResult:
         """Forward, backward and update with the step's global batch, of which `batch` is this replica's part.
+
+        `stop_requested` is this rank's wish; the result holds whether any rank had it, so that all stop together.
 
         The loss of every token has weight 1 / (trained tokens of the global batch), so micro-batches and replicas with
         unequal numbers of trained tokens add up to the same mean whatever the layout.
@@ -59,10 +63,10 @@ class TrainState:
             nb_microbatches=count,
             grad_accumulator=None,
         )
-        loss = self._sum_over_ranks([output["loss"] for output in outputs])
+        loss, stops = self._sum_over_ranks([output["loss"] for output in outputs], stop_requested)
         norm = self.optimizer.reduce_gradients()
-        loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
-        result = StepResult(loss_value, norm_value, learning_rate(self.recipe, batch.step))
+        loss_value, norm_value, stop_count = torch.stack([loss, norm, stops]).tolist()  # the only wait for the device
+        result = StepResult(loss_value, norm_value, learning_rate(self.recipe, batch.step), stop_count > 0)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self.optimizer.discard_gradients()
             raise NonFiniteError(self._non_finite_message(batch, result))
@@ -75,7 +79,7 @@ class TrainState:
         one = torch.ones((), device=self.device)
         # Without the engine: its validation requires a gradient and leaves its queues dirty.
         losses = [self.model(**self._model_inputs(micro_batch, one))["loss"] for micro_batch in micro_batches]
-        return float(self._sum_over_ranks(losses))
+        return float(self._sum_over_ranks(losses)[0])
 
     def _model_inputs(self, micro_batch: MicroBatch, scale: torch.Tensor) -> dict[str, Any]:
         """Tensors on the stages that use them, pointers elsewhere, document borders everywhere."""
@@ -94,13 +98,13 @@ class TrainState:
             inputs["label_weights"] = mask.float() * scale
         return inputs
 
-    def _sum_over_ranks(self, losses: list[Any]) -> torch.Tensor:
-        """Losses of the last stage, summed over micro-batches and replicas; the same scalar on every rank."""
-        total = torch.zeros((), device=self.device)
+    def _sum_over_ranks(self, losses: list[Any], flag: bool = False) -> torch.Tensor:
+        """Two sums, the same on every rank: the last stage's losses over micro-batches and replicas, and the flags."""
+        sums = torch.tensor([0.0, float(flag)], device=self.device)
         if dist.get_rank(self.context.pp_pg) == self.model.output_pp_rank and dist.get_rank(self.context.tp_pg) == 0:
-            total += torch.stack(losses).sum()
-        dist.all_reduce(total, group=self.context.world_pg)
-        return total
+            sums[0] += torch.stack(losses).sum()
+        dist.all_reduce(sums, group=self.context.world_pg)
+        return sums
 
     def _non_finite_message(self, batch: StepBatch, result: StepResult) -> str:
         size = self.recipe.global_batch_size

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe
 
 METRICS_FILE = "metrics.jsonl"
@@ -17,7 +18,7 @@ _SMOOTHED_STEPS = 20
 logger = logging.getLogger("nanotron_ext.train")
 
 
-class TrackingError(ValueError):
+class TrackingError(UserError):
     """wandb was asked for and cannot be used."""
 
 

@@ -1,7 +1,10 @@
 """Whole runs: what they write, and that stopping and going on, also in another layout, changes nothing."""
 
+import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ import pytest
 import torch
 
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.run import run
 from nanotron_ext.train.step import NonFiniteError, TrainState
 from nanotron_ext.train.tracking import read_metrics
@@ -159,7 +164,7 @@ def test_token_bytes_of_a_real_tokenizer(tmp_path: Path) -> None:
     tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    text = "Ein Satz mit Umlauten: äöü, ein Gedanke – 思い出, and some English words words words."
+    text = "Ein Satz mit Umlauten: äöü, ein Gedanke: 思い出, and some English words words words."
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet))
     tokenizer.add_special_tokens(["<|end|>"])
@@ -167,3 +172,34 @@ def test_token_bytes_of_a_real_tokenizer(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     ids = tokenizer.encode(text + "<thïnk><|end|>").ids
     assert int(token_bytes(tmp_path)[torch.tensor(ids)].sum()) == len((text + "<thïnk>").encode())
+
+
+def run_and_be_stopped(recipe: Recipe) -> Outcome:
+    """A run whose second rank gets SIGUSR1 while it reads the data of step 5."""
+    read = MixtureLoader.batch
+
+    def read_and_signal(loader: MixtureLoader, step: int) -> StepBatch:
+        if step == 5 and torch.distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return read(loader, step)
+
+    MixtureLoader.batch = read_and_signal  # type: ignore[method-assign]
+    return run(recipe)
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(root: Path, straight: Recipe) -> None:
+    recipe = tiny_recipe(root, general__run="signalled")
+    first, second = run_ranks(run_and_be_stopped, 2, recipe)
+    assert first == second and first.outcome == "stopped" and 1 <= first.step <= 5
+    assert json.loads((recipe.run_folder / "outcome.json").read_text()) == {
+        "outcome": "stopped",
+        "step": first.step,
+        "message": "",
+    }
+    assert list_checkpoints(recipe.run_folder)[-1].name == str(first.step)
+    assert run_ranks(run, 2, recipe)[0] == Outcome("finished", 8)
+    assert [row["loss"] for row in read_metrics(recipe.run_folder)] == [
+        row["loss"] for row in read_metrics(straight.run_folder)
+    ]
+    state, expected = state_of(recipe), state_of(straight)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)

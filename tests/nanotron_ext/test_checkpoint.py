@@ -1,0 +1,74 @@
+"""A checkpoint written by any layout holds the same whole tensors, and any layout reads them back."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, resolve_checkpoint
+from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train.persistence import load_checkpoint, save_checkpoint
+from nanotron_ext.train.step import TrainState
+from tests.nanotron_ext.ranks import run_ranks
+from tests.nanotron_ext.samples import random_batch, small_recipe
+
+LAYOUTS = [
+    {"tp": tp, "pp": pp, "dp": dp, "zero_stage": zero}
+    for tp, pp, dp, zero in itertools.product((1, 2), (1, 2), (1, 2), (0, 1))
+    if not (dp == 1 and zero == 1)
+]
+
+
+def recipe_for(layout: dict[str, int], run: str, runs_path: Path) -> Recipe:
+    parallelism = {name: layout[name] for name in ("tp", "pp", "dp")}
+    return small_recipe(
+        general={"run": run, "runs_path": str(runs_path)},
+        parallelism=parallelism,
+        tokens={"micro_batch_size": 4 // layout["dp"] // 2, "batch_accumulation_per_replica": 2},
+        optimizer={"zero_stage": layout["zero_stage"]},
+        # Odd sizes: flat shards end in the middle of parameters, norms among them.
+        model_config={"hidden_size": 24, "intermediate_size": 38, "vocab_size": 98},
+    )
+
+
+def build(recipe: Recipe) -> tuple[TrainState, int]:
+    device = initialize_distributed().device
+    p = recipe.parallelism
+    context = ParallelContext(p.tp, p.pp, p.dp)
+    return TrainState(recipe, context, device), dist.get_rank(context.dp_pg)
+
+
+def train_and_save(recipe: Recipe) -> list[float]:
+    """Two steps, a checkpoint, and the losses of the next two."""
+    state, dp_rank = build(recipe)
+    for step in (1, 2):
+        state.train_step(random_batch(recipe, step, dp_rank))
+    save_checkpoint(state, 2, {})
+    return [state.train_step(random_batch(recipe, step, dp_rank)).loss for step in (3, 4)]
+
+
+def load_and_save_and_train(recipe: Recipe, source: Path) -> list[float]:
+    state, dp_rank = build(recipe)
+    load_checkpoint(state, CheckpointReader(resolve_checkpoint(source)))
+    save_checkpoint(state, 2, {})
+    return [state.train_step(random_batch(recipe, step, dp_rank)).loss for step in (3, 4)]
+
+
+def whole_state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
+    reader = CheckpointReader(resolve_checkpoint(folder))
+    return {(kind, name): reader.read(kind, name) for kind in STATE_KINDS for name in reader.names()}
+
+
+@pytest.mark.parametrize("position", range(len(LAYOUTS)), ids=lambda i: "-".join(map(str, LAYOUTS[i].values())))
+def test_written_by_one_layout_read_by_another(position: int, tmp_path: Path) -> None:
+    """Each layout writes for the one that follows it in a fixed shuffle: every layout writes once and reads once."""
+    writer = recipe_for(LAYOUTS[position], "writer", tmp_path)
+    reader = recipe_for(LAYOUTS[(position * 5 + 7) % len(LAYOUTS)], "reader", tmp_path)
+    losses = run_ranks(train_and_save, writer.parallelism.world_size, writer)[0]
+    again = run_ranks(load_and_save_and_train, reader.parallelism.world_size, reader, writer.run_folder)[0]
+    written, rewritten = whole_state(writer.run_folder), whole_state(reader.run_folder)
+    assert written.keys() == rewritten.keys() and len(written) > 3 * 20
+    assert all(torch.equal(written[key], rewritten[key]) for key in written)
+    assert again == pytest.approx(losses, rel=1e-5)
