@@ -151,12 +151,6 @@ class CheckpointReader:
         step: int = self.manifest["step"]
         return step
 
-    @property
-    def kinds(self) -> list[str]:
-        """Kinds of state it holds: all of STATE_KINDS, or the masters alone after an import."""
-        kinds: list[str] = self.manifest["kinds"]
-        return kinds
-
     def names(self) -> list[str]:
         """Global parameter names, in the order of the model."""
         return sorted({name for _, name in self._parts}, key=_natural)

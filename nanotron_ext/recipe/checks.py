@@ -18,6 +18,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *_check_schedule(recipe),
         *_check_optimizer(recipe),
         *_check_data_stages(recipe),
+        *_check_checkpoints(recipe),
     ]
 
 
@@ -183,3 +184,12 @@ def _check_data_stages(recipe: Recipe) -> Iterator[Problem]:
                 f"The weights of stage {stage.name!r} sum to {total:.8g}, not 1. Correct them, or set "
                 f"normalize: true to have them rescaled in the open.",
             )
+
+
+def _check_checkpoints(recipe: Recipe) -> Iterator[Problem]:
+    checkpoints = recipe.checkpoints
+    if checkpoints.resume_checkpoint_path and checkpoints.load_weights_path:
+        yield Problem(
+            ("checkpoints", "load_weights_path"),
+            "resume_checkpoint_path continues a run, load_weights_path starts a new one from its weights: keep one.",
+        )

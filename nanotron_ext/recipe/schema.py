@@ -173,6 +173,9 @@ class Checkpoints(Section):
     resume_checkpoint_path: str | None = Field(
         None, description="Run folder whose last checkpoint this run continues when it has none of its own."
     )
+    load_weights_path: str | None = Field(
+        None, description="Run folder whose last weights this run starts from, at step 1 and with fresh Adam state."
+    )
 
 
 class Logging(Section):

@@ -38,7 +38,6 @@ def save_checkpoint(state: TrainState, step: int, consumed: dict[str, Any]) -> N
             "model_config": recipe.architecture.model_dump(mode="json"),
             "dtype": recipe.model.dtype,
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
-            "kinds": STATE_KINDS,
             "consumed": consumed,
         }
         finish_checkpoint(temporary, final, content)
@@ -49,12 +48,26 @@ def load_checkpoint(state: TrainState, reader: CheckpointReader) -> None:
     """Fill masters, Adam state and model from a checkpoint of any layout.
 
     Raises:
-        CheckpointError: when it does not hold this model.
+        CheckpointError: when it does not hold all of this model and its Adam state.
     """
-    for kind in reader.kinds:
-        for slot, start, local in state.optimizer.state(kind):
-            entry = slot.entry
-            whole = reader.read(kind, entry.name, expected_shape=entry.shape)
-            local.copy_(entry.cut(whole).flatten()[start : start + local.numel()])
+    for kind in STATE_KINDS:
+        _load_kind(state, reader, kind)
     state.optimizer.set_steps_taken(reader.step)
     state.optimizer.masters_to_model()
+
+
+def load_weights(state: TrainState, reader: CheckpointReader) -> None:
+    """Fill the model and its masters; Adam starts afresh.
+
+    Raises:
+        CheckpointError: when the checkpoint is of another architecture.
+    """
+    _load_kind(state, reader, "master")
+    state.optimizer.masters_to_model()
+
+
+def _load_kind(state: TrainState, reader: CheckpointReader, kind: str) -> None:
+    for slot, start, local in state.optimizer.state(kind):
+        entry = slot.entry
+        whole = reader.read(kind, entry.name, expected_shape=entry.shape)
+        local.copy_(entry.cut(whole).flatten()[start : start + local.numel()])

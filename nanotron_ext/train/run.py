@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nanotron_ext.checkpoint import CheckpointError, CheckpointReader
+from nanotron_ext.checkpoint import CheckpointError
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.errors import UserError
@@ -15,7 +15,7 @@ from nanotron_ext.model.build import DTYPES
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome, startup
 from nanotron_ext.train.outcome import Outcome, StopSignal
-from nanotron_ext.train.persistence import load_checkpoint, save_checkpoint
+from nanotron_ext.train.persistence import load_checkpoint, load_weights, save_checkpoint
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths, step_flops
 from nanotron_ext.train.tracking import Console, MetricsLog, Wandb
@@ -43,11 +43,7 @@ def run(recipe: Recipe) -> Outcome:
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp)
     try:
         state = TrainState(recipe, context, launch.device)
-        step_done = 0
-        if found.checkpoint is not None:
-            _load(state, found.checkpoint, launch.rank)
-            step_done = found.checkpoint.step
-            logger.info(f"Continuing {found.checkpoint.folder} after step {step_done}.")
+        step_done = _restore(state, found, launch.rank)
         if step_done < recipe.last_step:
             step_done = _train(state, step_done, found.tracking_mode, stop, is_writer)
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
@@ -63,13 +59,21 @@ def run(recipe: Recipe) -> Outcome:
         torch.distributed.destroy_process_group()
 
 
-def _load(state: TrainState, checkpoint: CheckpointReader, rank: int) -> None:
+def _restore(state: TrainState, found: startup.Preflight, rank: int) -> int:
+    """Load what the run goes on from; returns the last step done."""
     try:
-        load_checkpoint(state, checkpoint)
+        if found.checkpoint is not None:
+            load_checkpoint(state, found.checkpoint)
+            logger.info(f"Continuing {found.checkpoint.folder} after step {found.checkpoint.step}.")
+            return found.checkpoint.step
+        if found.weights is not None:
+            load_weights(state, found.weights)
+            logger.info(f"Starting from the weights of {found.weights.folder}.")
     except CheckpointError as error:
         if rank > 0:  # other errors strike all ranks alike, and the first one reports them; this may strike one alone
             logger.error(f"rank {rank}: {error}")
         raise
+    return 0
 
 
 def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSignal, is_writer: bool) -> int:

@@ -35,6 +35,7 @@ class Preflight:
     """What the checks found out."""
 
     checkpoint: CheckpointReader | None  # to continue from
+    weights: CheckpointReader | None  # to start a new run from, when there is nothing to continue
     tracking_mode: str  # of wandb
 
 
@@ -48,9 +49,12 @@ def preflight(recipe: Recipe, world_size: int) -> Preflight:
     check_run_folder(recipe)
     check_disk_space(recipe)
     checkpoint = find_checkpoint(recipe)
+    weights = None
+    if checkpoint is None and recipe.checkpoints.load_weights_path:
+        weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
     tracking_mode = wandb_mode(recipe)
     check_data(recipe, checkpoint)
-    return Preflight(checkpoint, tracking_mode)
+    return Preflight(checkpoint, weights, tracking_mode)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:

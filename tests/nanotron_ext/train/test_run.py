@@ -14,6 +14,8 @@ import torch
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
+from nanotron_ext.export import export
+from nanotron_ext.import_hf import import_hf
 from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.run import run
@@ -203,3 +205,16 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(root: Path, straight: 
     ]
     state, expected = state_of(recipe), state_of(straight)
     assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_a_new_run_from_imported_weights(root: Path, straight: Recipe, tmp_path: Path) -> None:
+    """Export, import, and start: the first loss is the trained model's, and Adam state is asked for by name."""
+    folder = export(straight.run_folder, tmp_path / "hf")
+    import_hf(folder, tmp_path / "imported")
+    recipe = tiny_recipe(root, general__run="new", checkpoints__load_weights_path=tmp_path / "imported")
+    run_ranks(run, 2, recipe)
+    rows = read_metrics(recipe.run_folder)
+    assert rows[0]["step"] == 1
+    assert rows[0]["loss"] < read_metrics(straight.run_folder)[0]["loss"] - 0.1
+    with pytest.raises(CheckpointError, match="holds no exp_avg"):
+        CheckpointReader(resolve_checkpoint(tmp_path / "imported")).read("exp_avg", "head.final_layernorm.weight")
