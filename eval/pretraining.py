@@ -1,0 +1,179 @@
+"""Summary of a pretraining run: `python -m eval.pretraining RUN_FOLDER... --model FOLDER`.
+
+Prints, and writes as JSON, what each stage did (steps, tokens, loss at start and end), held-out bits per byte of the
+final model beside two baselines that know no grammar, and a few lines that the exported model writes.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROMPTS = ("The history of", "def read(self, path):\n    ", "La première", "Question: What is 12 + 30?")
+SAMPLE_TOKENS = 48
+FIRST_AND_LAST_STEPS = 10  # losses are means over so many steps: single steps are noisy
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    stage: str
+    first_step: int
+    last_step: int
+    tokens: int
+    first_loss: float  # nats per token
+    last_loss: float
+    tokens_per_second: float
+    minutes: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    source: str
+    bytes: int
+    model: float  # all three in bits per byte
+    unigram: float
+    gzip: float
+
+
+class SummaryError(ValueError):
+    """A run folder that cannot be summarised."""
+
+
+def summarise_stage(run_folder: Path) -> StageSummary:
+    rows = _metrics(run_folder)
+    tokens_per_step = rows[0]["tokens"] // rows[0]["step"]
+    seconds = sum(tokens_per_step / row["tokens_per_second"] for row in rows)
+    losses = [row["loss"] for row in rows]
+    return StageSummary(
+        stage=run_folder.name,
+        first_step=rows[0]["step"],
+        last_step=rows[-1]["step"],
+        tokens=tokens_per_step * len(rows),
+        first_loss=float(np.mean(losses[:FIRST_AND_LAST_STEPS])),
+        last_loss=float(np.mean(losses[-FIRST_AND_LAST_STEPS:])),
+        tokens_per_second=tokens_per_step * len(rows) / seconds,
+        minutes=seconds / 60,
+    )
+
+
+def _metrics(run_folder: Path) -> list[dict[str, Any]]:
+    path = run_folder / "metrics.jsonl"
+    if not path.is_file():
+        raise SummaryError(f"There is no {path}; give the folders of finished stages, such as runs/tiny/stage1.")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def held_out(run_folder: Path, tokenizer: Any) -> list[HeldOut]:
+    """The last validation of a run, beside baselines on the same held-out text.
+
+    unigram: tokens drawn independently with the frequencies of the training tokens (add-one smoothed).
+    gzip: level 9 over the whole held-out text.
+    """
+    measured = next((r for r in reversed(_metrics(run_folder)) if "validation_bits_per_byte" in r), None)
+    if measured is None:
+        return []
+    recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text(encoding="utf-8"))
+    data = Path(recipe["data"]["path"])
+    sources = {name for stage in recipe["data_stages"] for name in stage["mixture"]}
+    counts: Counter[int] = Counter()
+    for source in sources:
+        ids, occurrences = np.unique(_tokens(data / source), return_counts=True)
+        counts.update(dict(zip(ids.tolist(), occurrences.tolist(), strict=True)))
+    total = sum(counts.values()) + recipe["model"]["model_config"]["vocab_size"]
+    results = []
+    for source, bits in measured["validation_bits_per_byte"].items():
+        tokens = _tokens(data / source)
+        text = tokenizer.decode(tokens, skip_special_tokens=True).encode()
+        unigram_bits = -sum(math.log2((counts[token] + 1) / total) for token in tokens.tolist())
+        results.append(
+            HeldOut(source, len(text), bits, unigram_bits / len(text), 8 * len(gzip.compress(text, 9)) / len(text))
+        )
+    return results
+
+
+def _tokens(folder: Path) -> Any:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    dtype = np.dtype(f"<u{manifest['token_bytes']}")
+    return np.concatenate([np.fromfile(folder / file["name"], dtype) for file in manifest["files"]])
+
+
+def samples(model_folder: Path, tokenizer: Any) -> list[str]:
+    """Greedy continuations of PROMPTS by the exported model."""
+    transformers.logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    texts = []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        ids = model.generate(
+            **inputs,
+            max_new_tokens=SAMPLE_TOKENS,
+            do_sample=False,
+            repetition_penalty=1.2,
+            pad_token_id=model.config.pad_token_id,
+        )
+        texts.append(tokenizer.decode(ids[0], skip_special_tokens=True))
+    return texts
+
+
+def show(stages: list[StageSummary], results: list[HeldOut], texts: list[str]) -> None:
+    console = Console()
+    table = Table(title="Pretraining", title_justify="left", box=box.SIMPLE)
+    for column in ("stage", "steps", "tokens", "loss at start", "loss at end", "tokens/s", "minutes"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in stages:
+        table.add_row(
+            stage.stage,
+            f"{stage.first_step}-{stage.last_step}",
+            f"{stage.tokens:,}",
+            f"{stage.first_loss:.3f}",
+            f"{stage.last_loss:.3f}",
+            f"{stage.tokens_per_second:,.0f}",
+            f"{stage.minutes:.1f}",
+        )
+    console.print(table)
+    table = Table(title="Held-out bits per byte (lower is better)", title_justify="left", box=box.SIMPLE)
+    for column in ("source", "bytes", "model", "unigram", "gzip"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for row in results:
+        table.add_row(row.source, f"{row.bytes:,}", f"{row.model:.3f}", f"{row.unigram:.3f}", f"{row.gzip:.3f}")
+    console.print(table)
+    for text in texts:
+        console.print(f"> {text}\n", highlight=False, markup=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.pretraining", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders of the stages, in order")
+    parser.add_argument("--model", type=Path, required=True, help="exported transformers folder of the last stage")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    arguments = parser.parse_args()
+    try:
+        stages = [summarise_stage(run) for run in arguments.runs]
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        results = held_out(arguments.runs[-1], tokenizer)
+        texts = samples(arguments.model, tokenizer)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    content = {"stages": [asdict(s) for s in stages], "held_out": [asdict(r) for r in results], "samples": texts}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(stages, results, texts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
