@@ -55,7 +55,7 @@ def import_hf(model: Path, out: Path) -> Path:
         "model_config": config.model_dump(mode="json"),
         "dtype": hf.get("dtype") or hf.get("torch_dtype") or "float32",
         "tokenizer": str(model),
-        "consumed": {},
+        "data": {},
     }
     finish_checkpoint(temporary, final, content)
     return final

@@ -15,10 +15,10 @@ from nanotron_ext.engine import dist
 from nanotron_ext.train.step import TrainState
 
 
-def save_checkpoint(state: TrainState, step: int, consumed: dict[str, Any]) -> None:
+def save_checkpoint(state: TrainState, step: int, data: dict[str, Any]) -> None:
     """Write `<run>/checkpoints/<step>`; it becomes visible, and `latest` names it, when every rank has written.
 
-    `consumed` is what each source has given so far; a resume computes it anew and compares.
+    `data` is what each source has given so far; a resume computes it anew and compares.
     """
     recipe, context = state.recipe, state.context
     final = checkpoint_folder(recipe.run_folder, step)
@@ -38,7 +38,7 @@ def save_checkpoint(state: TrainState, step: int, consumed: dict[str, Any]) -> N
             "model_config": recipe.architecture.model_dump(mode="json"),
             "dtype": recipe.model.dtype,
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
-            "consumed": consumed,
+            "data": data,
         }
         finish_checkpoint(temporary, final, content)
     torch.distributed.barrier()

@@ -93,11 +93,11 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSign
         if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
             extra["validation_bits_per_byte"] = validation.bits_per_byte(state)
         if result.stop_requested or _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):
-            extra["consumed"] = startup.consumed(loader, batch.step)
+            extra["data"] = startup.data_state(loader, batch.step)
         if journal is not None:
             journal.record(batch.step, result, seconds, extra)
-        if "consumed" in extra:  # after the record: a checkpoint's step always has its row
-            save_checkpoint(state, batch.step, extra["consumed"])
+        if "data" in extra:  # after the record: a checkpoint's step always has its row
+            save_checkpoint(state, batch.step, extra["data"])
         if result.stop_requested:
             break
         mark = time.perf_counter()

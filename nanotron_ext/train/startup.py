@@ -131,18 +131,21 @@ def check_data(recipe: Recipe, checkpoint: CheckpointReader | None) -> None:
     loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp)
     if checkpoint is None:
         return
-    then, now = checkpoint.manifest["consumed"], consumed(loader, checkpoint.step)
+    then, now = checkpoint.manifest["data"], data_state(loader, checkpoint.step)
     changed = [f"  {key}: {old} then, {new} now" for key, old, new in _differences(then, now)]
     if changed:
         raise CheckpointError(
             f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on; restore it, or start a "
-            f"new run. What each source had given by step {checkpoint.step}:\n" + "\n".join(changed[:12])
+            f"new run. What differs by step {checkpoint.step}:\n" + "\n".join(changed[:12])
         )
 
 
-def consumed(loader: MixtureLoader, step: int) -> dict[str, Any]:
-    """What each source has given after `step` steps, as plain JSON."""
-    return {source: dataclasses.asdict(progress) for source, progress in loader.consumed(step).items()}
+def data_state(loader: MixtureLoader, step: int) -> dict[str, Any]:
+    """What each source has given after `step` steps, and a digest of its files, as plain JSON."""
+    return {
+        source: {**dataclasses.asdict(progress), "files": loader.fingerprints[source]}
+        for source, progress in loader.consumed(step).items()
+    }
 
 
 def save_recipe(recipe: Recipe) -> None:

@@ -59,8 +59,8 @@ def test_a_run_leaves_everything_a_reader_needs(straight: Recipe) -> None:
     assert abs(rows[0]["loss"] - math.log(4096)) < 0.2
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert [row["step"] for row in rows if "validation_bits_per_byte" in row] == [4, 8]
-    consumed = rows[-1]["consumed"]
-    assert consumed["a"]["tokens"] == 16 * (0.75 * 16 + 0.5 * 16) and consumed["b"]["tokens"] == 16 * 12
+    data = rows[-1]["data"]
+    assert data["a"]["tokens"] == 16 * (0.75 * 16 + 0.5 * 16) and data["b"]["tokens"] == 16 * 12
     assert [path.name for path in list_checkpoints(straight.run_folder)] == ["4", "8"]
     assert (straight.run_folder / "latest").read_text() == "8"
     assert load_recipe(straight.run_folder / "recipe.yaml").hash() == straight.hash()
@@ -92,7 +92,7 @@ def test_stop_and_go_on_equals_one_run(
         assert all(torch.equal(state[key], expected[key]) for key in state)
     for row, expected_row in zip(rows, expected_rows, strict=True):
         assert row["loss"] == pytest.approx(expected_row["loss"], rel=1e-5)
-        assert row.get("consumed") == expected_row.get("consumed")
+        assert row.get("data") == expected_row.get("data")
         bits, expected_bits = (r.get("validation_bits_per_byte", {}).get("held", 0) for r in (row, expected_row))
         assert bits == pytest.approx(expected_bits, rel=1e-5)
     for key in state:
@@ -218,3 +218,15 @@ def test_a_new_run_from_imported_weights(root: Path, straight: Recipe, tmp_path:
     assert rows[0]["loss"] < read_metrics(straight.run_folder)[0]["loss"] - 0.1
     with pytest.raises(CheckpointError, match="holds no exp_avg"):
         CheckpointReader(resolve_checkpoint(tmp_path / "imported")).read("exp_avg", "head.final_layernorm.weight")
+
+
+def test_changed_data_is_noticed_on_resume(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    first = tiny_recipe(tmp_path, tokens=TOKENS % (2, 1, "stop_step: 4"))
+    run_ranks(run, 2, first)
+    shard = tmp_path / "data" / "b" / "000.ds"
+    manifest = shard.with_name("manifest.json")
+    old_sha = json.loads(manifest.read_text())["files"][0]["sha256"]
+    manifest.write_text(manifest.read_text().replace(old_sha, "1" * 64))
+    with pytest.raises(RuntimeError, match=r"(?s)is not what .* was trained on.*b\.files: [0-9a-f]+ then"):
+        run_ranks(run, 2, tiny_recipe(tmp_path))

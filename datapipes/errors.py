@@ -1,0 +1,5 @@
+"""The one kind of error that data preparation reports to its user."""
+
+
+class DataError(ValueError):
+    """Data that cannot be prepared or used; the message names the file or key and the fix."""

@@ -1,0 +1,292 @@
+"""One source's way from text to verified shards, on datatrove's executors.
+
+A source is built in `<data>/.partial/<source>-<hash>-<tasks>/`, which also holds datatrove's logs and completion marks:
+an interrupted build goes on task by task, and only with the same pipeline and number of tasks. When every task's output
+has been verified, the manifest is written and the folder takes its place as `<data>/<source>/` in one rename.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import multiprocess  # type: ignore[import-untyped]
+from datatrove.data import DocumentsPipeline
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.tokens import DocumentTokenizer
+from datatrove.utils.stats import PipelineStats
+from numpy.random import default_rng
+from tokenizers import Tokenizer
+
+from datapipes.clean import Clean
+from datapipes.decontaminate import BenchmarkIndex, Decontaminate
+from datapipes.dedup import Stage, exact_stages, minhash_stages
+from datapipes.errors import DataError
+from datapipes.readers import find_input, reader_of
+from datapipes.registry import Source
+from datapipes.shards import Manifest, ShardFile, read_manifest, token_bytes_for, verify_folder, verify_shard
+from datapipes.tokenizer import LoadedTokenizer
+
+VERSION = 1  # raise it with every change, ours or datatrove's, that changes the shards: it is part of the hash
+NOT_IN_SHARDS = {"category", "licence", "published_as", "substitute"}  # keys of a source that change no byte
+TOKENIZER_BATCH_DOCUMENTS = 1000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a source's documents."""
+
+    source: str
+    rebuilt: bool
+    documents_in: int
+    characters_in: int
+    dropped: dict[str, int]  # step and reason -> documents
+    documents_out: int
+    tokens_out: int
+
+
+class ShardWriter(DocumentTokenizer):
+    """Tokenises, ends every document with EOS, shuffles the documents of each task with a seed of its own.
+
+    Special tokens that a raw text spells out are tokenised as the characters they are.
+    """
+
+    def __init__(self, folder: Path, source_name: str, tokenizer: LoadedTokenizer) -> None:
+        super().__init__(
+            output_folder=str(folder),
+            tokenizer_name_or_path=str(tokenizer.file),
+            local_working_dir=str(folder / "scratch"),
+            eos_token=tokenizer.eos_token,
+            batch_size=TOKENIZER_BATCH_DOCUMENTS,
+            save_final_metadata=False,
+        )
+        self.source_name = source_name
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = super().tokenizer
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        digest = hashlib.sha256(f"{self.source_name}/{rank}".encode()).digest()
+        self.rand = default_rng(int.from_bytes(digest[:8], "big"))
+        return super().run(self._counted(data), rank, world_size)
+
+    def _counted(self, data: DocumentsPipeline) -> DocumentsPipeline:
+        for document in data:
+            self.stat_update("documents")
+            yield document
+
+
+class _QuietExecutor(LocalPipelineExecutor):
+    """Logs to the tasks' log files only; the terminal belongs to the progress bar."""
+
+    def run(self) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            super().run()
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+class SourceBuild:
+    """The build of one source with one tokenizer below one data folder.
+
+    `raw_folder` holds copies of hub datasets; `benchmarks` is what sources are decontaminated against.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: LoadedTokenizer,
+        data_folder: Path,
+        raw_folder: Path | None = None,
+        benchmarks: BenchmarkIndex | None = None,
+    ) -> None:
+        if source.decontaminate and benchmarks is None:
+            raise DataError(
+                f"Source {source.name} is decontaminated against evaluation sets: give their folder as --benchmarks."
+            )
+        self.source = source
+        self.tokenizer = tokenizer
+        self.benchmarks = benchmarks
+        self.input = find_input(source, raw_folder)
+        self.pipeline_sha256 = self._hash()
+        self.folder = data_folder / source.name
+        self.partial = data_folder / ".partial" / f"{source.name}-{self.pipeline_sha256[:12]}-{source.tasks}"
+
+    def _hash(self) -> str:
+        identity = {
+            "version": VERSION,
+            "source": self.source.model_dump(mode="json", exclude=NOT_IN_SHARDS),
+            "revision": self.input.revision,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "benchmarks": self.benchmarks.sha256 if self.source.decontaminate and self.benchmarks else None,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Whether the folder holds what this pipeline makes: same hash, and every file there with its size."""
+        manifest = read_manifest(self.folder)
+        if manifest is None or manifest.pipeline_sha256 != self.pipeline_sha256:
+            return False
+        return all(
+            path.is_file() and path.stat().st_size == entry.tokens * manifest.token_bytes
+            for entry in manifest.files
+            for path in [self.folder / entry.name]
+        )
+
+    def verify(self) -> None:
+        """Check the prepared shards byte by byte against their manifest.
+
+        Raises:
+            DataError: naming the file that differs.
+        """
+        manifest = read_manifest(self.folder)
+        assert manifest is not None
+        verify_folder(self.folder, manifest, self.tokenizer.special_ids)
+
+    def tasks_completed(self) -> int:
+        """How many tasks of the running or interrupted build are done."""
+        return len(list((self.partial / "logs" / "shards" / "completions").glob("*")))
+
+    def build(self, workers: int) -> None:
+        """Run what is still to run, verify it, and put it in place.
+
+        Raises:
+            DataError: if the source cannot be read or a task's output is not whole.
+        """
+        self._drop_partial_builds_of_other_pipelines()
+        multiprocess.set_forkserver_preload([__name__])  # worker processes start with everything imported
+        for stage in self.stages():
+            _QuietExecutor(
+                pipeline=stage.steps,
+                tasks=stage.tasks,
+                workers=min(workers, stage.tasks),
+                logging_dir=str(self.partial / "logs" / stage.name),
+            ).run()
+        self._publish([entry for rank in range(self.source.tasks) for entry in self._verified_files(rank)])
+
+    def stages(self) -> list[Stage]:
+        """The launches that make the shards, one after the other; the last one writes them."""
+        find = {"exact": exact_stages, "minhash": minhash_stages}.get(self.source.deduplicate or "")
+        before: list[Stage] = []
+        filters: list[PipelineStep] = []
+        if find is not None:
+            before, duplicates = find(self._read, self.partial / "dedup", self.source.tasks)
+            filters = [duplicates]
+        writer = ShardWriter(self.partial, self.source.name, self.tokenizer)
+        return [*before, Stage("shards", [*self._read(), *filters, writer], self.source.tasks)]
+
+    def _read(self) -> list[PipelineStep]:
+        """The steps that give the source's documents, the same ones in the same order every time."""
+        steps = [reader_of(self.source, self.input), Clean(self.source.min_characters)]
+        if self.source.decontaminate:
+            assert self.benchmarks is not None
+            steps.append(Decontaminate(self.benchmarks))
+        return steps
+
+    def _drop_partial_builds_of_other_pipelines(self) -> None:
+        for folder in self.partial.parent.glob(f"{self.source.name}-*"):
+            name, _, _ = folder.name.rpartition("-")[0].rpartition("-")
+            if name == self.source.name and folder != self.partial:
+                shutil.rmtree(folder)
+
+    def _verified_files(self, rank: int) -> Iterator[ShardFile]:
+        """The stage barrier: a task counts as done when its files are whole and hold all that it says it wrote."""
+        steps = _task_stats(self.partial / "logs" / "shards", rank)
+        self._check_same_documents_as_deduplicated(steps, rank)
+        entries = [
+            verify_shard(
+                path,
+                self.tokenizer.vocab_size,
+                token_bytes_for(self.tokenizer.vocab_size),
+                self.tokenizer.eos_token_id,
+                self.tokenizer.special_ids,
+            )
+            for path in sorted(self.partial.glob(f"{rank:05d}_*.ds"))
+        ]
+        found = sum(entry.documents for entry in entries), sum(entry.tokens for entry in entries)
+        expected = _total(steps[-1], "documents"), _total(steps[-1], "tokens")
+        if found != expected:
+            raise DataError(
+                f"Task {rank} of {self.source.name} wrote {expected[0]} documents of {expected[1]} tokens, but "
+                f"{self.partial} holds {found[0]} of {found[1]}. Check the disk, delete that folder and run again."
+            )
+        yield from entries
+
+    def _check_same_documents_as_deduplicated(self, steps: list[dict[str, Any]], rank: int) -> None:
+        """Duplicates are known by their position: the source must not have changed between the stages."""
+        if self.source.deduplicate is None:
+            return
+        signatures = _task_stats(self.partial / "logs" / "signatures", rank)
+        before, now = _total(signatures[-1], "total"), _total(steps[-2], "total")
+        if before != now:
+            raise DataError(
+                f"Task {rank} of {self.source.name} read {before} documents to find duplicates and then {now}: its "
+                f"files changed meanwhile. Delete {self.partial} and run again."
+            )
+
+    def _publish(self, files: list[ShardFile]) -> None:
+        if not files:
+            raise DataError(f"Source {self.source.name} has no document left after cleaning. Check its files.")
+        for leftover in ("scratch", "dedup"):
+            shutil.rmtree(self.partial / leftover, ignore_errors=True)
+        Manifest(
+            source=self.source.name,
+            revision=self.input.revision,
+            pipeline_sha256=self.pipeline_sha256,
+            tokenizer_sha256=self.tokenizer.sha256,
+            vocab_size=self.tokenizer.vocab_size,
+            token_bytes=token_bytes_for(self.tokenizer.vocab_size),
+            eos_token_id=self.tokenizer.eos_token_id,
+            documents=sum(entry.documents for entry in files),
+            tokens=sum(entry.tokens for entry in files),
+            files=files,
+        ).write(self.partial)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.partial.rename(self.folder)
+
+    def summary(self, rebuilt: bool) -> Summary:
+        """Counts over all tasks, from the logs that lie next to the shards."""
+        tasks = [_task_stats(self.folder / "logs" / "shards", rank) for rank in range(self.source.tasks)]
+        dropped: Counter[str] = Counter()
+        for steps in tasks:
+            for step in steps[1:-1]:
+                reasons = [label for label in step["stats"] if label.startswith("dropped_")]
+                for label in reasons:
+                    dropped[label.removeprefix("dropped_")] += _total(step, label)
+                if not reasons:
+                    dropped[step["name"].rpartition(": ")[2]] += _total(step, "dropped")
+        return Summary(
+            source=self.source.name,
+            rebuilt=rebuilt,
+            documents_in=sum(_total(steps[1], "total") for steps in tasks),
+            characters_in=sum(_total(steps[0], "doc_len") for steps in tasks),
+            dropped={reason: count for reason, count in dropped.items() if count},
+            documents_out=sum(_total(steps[-1], "documents") for steps in tasks),
+            tokens_out=sum(_total(steps[-1], "tokens") for steps in tasks),
+        )
+
+
+def _task_stats(logs: Path, rank: int) -> list[dict[str, Any]]:
+    """Per step what datatrove counted. Its merged stats.json would lack the tasks of an interrupted launch."""
+    steps: list[dict[str, Any]] = json.loads((logs / "stats" / f"{rank:05d}.json").read_text(encoding="utf-8"))
+    return steps
+
+
+def _total(step: dict[str, Any], label: str) -> int:
+    value = step["stats"].get(label, 0)
+    return int(value["total"] if isinstance(value, dict) else value)

@@ -1,0 +1,174 @@
+"""Prepare everything that a recipe trains on: its tokenizer and the token shards of all its sources.
+
+    python -m datapipes.prepare recipes/tiny/pretrain.yaml [section.key=value ...]
+
+Running it again does only what is missing or changed.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datatrove.utils.logging import logger as datatrove_logger
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from datapipes.decontaminate import build_index
+from datapipes.errors import DataError
+from datapipes.pipeline import SourceBuild, Summary
+from datapipes.readers import find_input, texts_of
+from datapipes.registry import find_source
+from datapipes.tokenizer import LoadedTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from nanotron_ext.recipe import Recipe, RecipeError, load_recipe
+
+
+def sources_of(recipe: Recipe) -> list[str]:
+    """Every source that the recipe trains or validates on, in order of first mention."""
+    names = [name for stage in recipe.data_stages for name in stage.mixture]
+    return list(dict.fromkeys([*names, *recipe.data.validation]))
+
+
+def ensure_tokenizer(recipe: Recipe, console: Console) -> LoadedTokenizer:
+    """The recipe's tokenizer, trained if the recipe says how and it is not there yet.
+
+    Raises:
+        DataError: if the folder holds one trained on something else.
+    """
+    train, folder = recipe.tokenizer.train, Path(recipe.tokenizer.tokenizer_name_or_path)
+    if train is None:
+        return load_tokenizer(recipe)
+    sources = [find_source(name) for name in train.sources]
+    revisions = {source.name: find_input(source).revision for source in sources}
+    trained_on = {"vocab_size": train.vocab_size, "sources": revisions}
+    record = folder / "trained_on.json"
+    if not (folder / "tokenizer.json").is_file():
+        with console.status(f"Training a tokenizer of {train.vocab_size} tokens on {len(sources)} sources"):
+            tokenizer = train_tokenizer((text for source in sources for text in texts_of(source)), train.vocab_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(trained_on, indent=2) + "\n", encoding="utf-8")
+        save_tokenizer(tokenizer, folder, recipe.architecture.max_position_embeddings)
+    elif not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != trained_on:
+        raise DataError(
+            f"The tokenizer in {folder} was trained on other texts or settings than tokenizer.train now says. Models "
+            f"trained with it need it: choose another run folder, or delete {folder} to train a new one."
+        )
+    return load_tokenizer(recipe)
+
+
+def prepare(
+    recipe: Recipe,
+    console: Console,
+    workers: int = 1,
+    verify: bool = False,
+    raw_folder: Path | None = None,
+    benchmarks_folder: Path | None = None,
+) -> list[Summary]:
+    """Make the shards of all sources; returns what became of each.
+
+    Raises:
+        DataError: at the first source that cannot be prepared.
+    """
+    sources = [find_source(name) for name in sources_of(recipe)]
+    benchmarks = build_index(benchmarks_folder) if benchmarks_folder else None
+    tokenizer = ensure_tokenizer(recipe, console)
+    data_folder = Path(recipe.data.path)
+    builds = [SourceBuild(source, tokenizer, data_folder, raw_folder, benchmarks) for source in sources]
+    return list(_run(builds, workers, verify, console))
+
+
+def _run(builds: list[SourceBuild], workers: int, verify: bool, console: Console) -> Iterator[Summary]:
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task("", total=sum(build.source.tasks for build in builds))
+        tasks_before = 0
+        for build in builds:
+            progress.update(bar, description=build.source.name)
+            done = build.is_done()
+            if not done:
+                with _watching(build, progress, bar, tasks_before):
+                    build.build(workers)
+            elif verify:
+                build.verify()
+            tasks_before += build.source.tasks
+            progress.update(bar, completed=tasks_before)
+            yield build.summary(rebuilt=not done)
+
+
+@contextmanager
+def _watching(build: SourceBuild, progress: Progress, bar: TaskID, tasks_before: int) -> Iterator[None]:
+    """Move the bar with every task that datatrove marks as complete."""
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(1.0):
+            progress.update(bar, completed=tasks_before + build.tasks_completed())
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        stopped.set()
+
+
+def summary_table(summaries: list[Summary]) -> Table:
+    """One row per source: what came in, what was dropped by which step, what was written."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for header in ("source", "shards", "docs", "Mchars", "dropped", "kept", "tokens"):
+        text = header in ("source", "shards", "dropped")
+        justify: JustifyMethod = "left" if text else "right"
+        table.add_column(header, justify=justify, min_width=len(header), no_wrap=header != "dropped")
+    for row in summaries:
+        table.add_row(
+            row.source,
+            "built" if row.rebuilt else "unchanged",
+            f"{row.documents_in:,}",
+            f"{row.characters_in / 1e6:.2f}",
+            ", ".join(f"{reason} {count:,}" for reason, count in row.dropped.items()),
+            f"{row.documents_out:,}",
+            f"{row.tokens_out:,}",
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="tasks that run at the same time")
+    parser.add_argument("--verify", action="store_true", help="read prepared shards again and check them in full")
+    parser.add_argument("--raw", type=Path, help="folder with copies of hub datasets, as RAW/<owner>/<name>")
+    parser.add_argument("--benchmarks", type=Path, help="folder with evaluation sets, as <benchmark>.jsonl")
+    arguments = parser.parse_args()
+    console = Console()
+    datatrove_logger.remove()  # its lines go to the tasks' log files
+    start = time.monotonic()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        summaries = prepare(recipe, console, arguments.workers, arguments.verify, arguments.raw, arguments.benchmarks)
+    except (RecipeError, DataError, OSError) as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command goes on where it stopped.")
+    console.print(summary_table(summaries))
+    tokens = sum(row.tokens_out for row in summaries)
+    console.print(f"{tokens:,} tokens in {recipe.data.path} ({time.monotonic() - start:.1f} s)")
+
+
+if __name__ == "__main__":
+    main()
