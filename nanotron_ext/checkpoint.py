@@ -79,8 +79,8 @@ class StoredPart:
         return self.file.rsplit("-dp", 1)[0]
 
 
-def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[Any, int, torch.Tensor]]) -> None:
-    """Write one rank's parts of one kind of state; `parts` as `Optimizer.state` yields them."""
+def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Path:
+    """Write one rank's parts of one kind of state, as `Optimizer.state` yields them; returns the file."""
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     for slot, start, tensor in parts:
@@ -94,28 +94,58 @@ def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[An
                 "pieces": [(piece.local, piece.whole) for piece in entry.pieces],
             }
         )
-    save_file(tensors, folder / f"{kind}-{rank_name}.safetensors", metadata=metadata)
+    path = folder / f"{kind}-{rank_name}.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    return path
 
 
-def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch.Tensor) -> None:
-    """Write one whole float32 tensor as a shard of its own (for imports)."""
+def describe_files(folder: Path, rank_name: str, paths: list[Path]) -> None:
+    """Leave what the manifest will say of one rank's files, for `finish_checkpoint`."""
+    content = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
+    (folder / f"{rank_name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch.Tensor) -> Path:
+    """Write one whole float32 tensor as a shard of its own (for imports); returns the file."""
     bounds = [(0, size) for size in tensor.shape]
     placement = {"shape": tuple(tensor.shape), "local_shape": tuple(tensor.shape), "start": 0}
     metadata = {name: json.dumps({**placement, "pieces": [(bounds, bounds)]})}
-    save_file({name: tensor.flatten()}, folder / f"{kind}-{rank_name}.safetensors", metadata=metadata)
+    path = folder / f"{kind}-{rank_name}.safetensors"
+    save_file({name: tensor.flatten()}, path, metadata=metadata)
+    return path
 
 
 def finish_checkpoint(temporary: Path, final: Path, content: dict[str, Any]) -> None:
-    """Called by one rank when all shards are written: checksums, manifest, rename, `latest`."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-        for path in sorted(temporary.glob("*.safetensors"))
-    }
+    """Called by one rank when all have written: manifest, rename, `latest`.
+
+    Beside its files every rank has left `<rank>.json` with their sizes and checksums.
+    """
+    files: dict[str, Any] = {}
+    for path in sorted(temporary.glob("*.json")):
+        files.update(json.loads(path.read_text(encoding="utf-8")))
+        path.unlink()
     write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}, indent=1))
     if final.exists():
         shutil.rmtree(final)
     temporary.replace(final)
     write_atomically(final.parent.parent / "latest", final.name)
+
+
+def prune_checkpoints(run_folder: Path, keep_last: int | None, keep_every_steps: int | None) -> list[Path]:
+    """Delete all but the last `keep_last` checkpoints and those of every `keep_every_steps`-th step; which ones.
+
+    None for `keep_last` keeps all.
+    """
+    if keep_last is None:
+        return []
+    old = list_checkpoints(run_folder)[:-keep_last]
+    pruned = [path for path in old if keep_every_steps is None or int(path.name) % keep_every_steps]
+    for path in pruned:
+        # Renamed first: a crash in the middle of the deletion leaves nothing that looks like a checkpoint.
+        doomed = path.with_suffix(".pruned")
+        path.replace(doomed)
+        shutil.rmtree(doomed)
+    return pruned
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -182,15 +212,14 @@ class CheckpointReader:
             )
         return whole
 
-    def verify(self) -> None:
-        """Compare every file with its checksum.
-
-        Raises:
-            CheckpointError: naming the file that differs.
-        """
-        for name, description in self.manifest["files"].items():
-            if sha256_of_file(self.folder / name) != description["sha256"]:
-                raise CheckpointError(f"{self.folder / name} does not match its checksum; use another checkpoint.")
+    def damaged_files(self, part: int = 0, parts: int = 1) -> list[str]:
+        """Files of the `part`-th of `parts` shares that do not match their checksums, as sentences."""
+        share = sorted(self.manifest["files"])[part::parts]
+        return [
+            f"{self.folder / name} does not match its checksum"
+            for name in share
+            if sha256_of_file(self.folder / name) != self.manifest["files"][name]["sha256"]
+        ]
 
     def _local_tensors(self, kind: str, name: str, parts: list[StoredPart]) -> Iterator[tuple[torch.Tensor, Any]]:
         """Local tensors put together from their flat ranges; of copies on several ranks only one."""

@@ -35,11 +35,11 @@ def main() -> int:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         from nanotron_ext.train.startup import preflight  # imports torch, which a wrong recipe should not cost
 
-        checkpoint = preflight(recipe, recipe.parallelism.world_size).checkpoint
+        checkpoints = preflight(recipe, recipe.parallelism.world_size).checkpoints
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if checkpoint is not None and checkpoint.step >= recipe.last_step:
+    if checkpoints and checkpoints[0].step >= recipe.last_step:
         print(f"{recipe.run_folder}: step {recipe.last_step} is done, nothing to do.")
         return 0
     command = torchrun_command(arguments.recipe, arguments.overrides, recipe)

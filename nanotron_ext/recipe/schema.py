@@ -173,6 +173,15 @@ class Checkpoints(Section):
     resume_checkpoint_path: str | None = Field(
         None, description="Run folder whose last checkpoint this run continues when it has none of its own."
     )
+    resume: Literal["auto", "required", "never"] = Field(
+        "auto",
+        description="auto: from the newest valid checkpoint, if any; required: there must be one; never: there must "
+        "be none.",
+    )
+    keep_last: int | None = Field(None, ge=1, description="Keep only this many checkpoints; by default all.")
+    keep_every_steps: int | None = Field(
+        None, gt=0, description="With keep_last: keep those of every n-th step for ever."
+    )
     load_weights_path: str | None = Field(
         None, description="Run folder whose last weights this run starts from, at step 1 and with fresh Adam state."
     )

@@ -15,7 +15,7 @@ from nanotron_ext.model.build import DTYPES
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome, startup
 from nanotron_ext.train.outcome import Outcome, StopSignal
-from nanotron_ext.train.persistence import load_checkpoint, load_weights, save_checkpoint
+from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths, step_flops
 from nanotron_ext.train.tracking import Console, MetricsLog, Wandb
@@ -62,10 +62,15 @@ def run(recipe: Recipe) -> Outcome:
 def _restore(state: TrainState, found: startup.Preflight, rank: int) -> int:
     """Load what the run goes on from; returns the last step done."""
     try:
-        if found.checkpoint is not None:
-            load_checkpoint(state, found.checkpoint)
-            logger.info(f"Continuing {found.checkpoint.folder} after step {found.checkpoint.step}.")
-            return found.checkpoint.step
+        for checkpoint in found.checkpoints:
+            if damaged := verify_together(checkpoint):
+                logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
+                continue
+            load_checkpoint(state, checkpoint)
+            logger.info(f"Continuing {checkpoint.folder} after step {checkpoint.step}.")
+            return checkpoint.step
+        if found.checkpoints:
+            raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
         if found.weights is not None:
             load_weights(state, found.weights)
             logger.info(f"Starting from the weights of {found.weights.folder}.")
@@ -84,11 +89,14 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSign
     validation = Validation(recipe, dp_rank)
     journal = Journal(state, step_done, tracking_mode) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
+    writer = CheckpointWriter(state)
     mark = time.perf_counter()
     for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
-        result = state.train_step(batch, stop.requested)
+        result = state.train_step(batch, stop.requested, writer.is_busy)
         step_done = batch.step
         seconds = time.perf_counter() - mark
+        if not result.is_saving:
+            writer.commit()
         extra: dict[str, Any] = {"data_wait_seconds": data_wait_seconds, "mfu": _flops(state, batch) / seconds / peak}
         if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
             extra["validation_bits_per_byte"] = validation.bits_per_byte(state)
@@ -97,10 +105,11 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSign
         if journal is not None:
             journal.record(batch.step, result, seconds, extra)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
-            save_checkpoint(state, batch.step, extra["data"])
+            writer.start(batch.step, extra["data"])
         if result.stop_requested:
             break
         mark = time.perf_counter()
+    writer.finish()
     if journal is not None:
         journal.close()
     return step_done

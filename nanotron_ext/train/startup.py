@@ -1,6 +1,7 @@
 """What must hold before a run may start; checked before a process group exists and before anything is written."""
 
 import dataclasses
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train.tracking import wandb_mode
 
+logger = logging.getLogger("nanotron_ext.train")
+
 RECIPE_FILE = "recipe.yaml"
 _BYTES_PER_STATE = 4  # masters and Adam's moments are float32
 
@@ -34,7 +37,7 @@ class StartupError(UserError):
 class Preflight:
     """What the checks found out."""
 
-    checkpoint: CheckpointReader | None  # to continue from
+    checkpoints: list[CheckpointReader]  # to continue from, the newest first
     weights: CheckpointReader | None  # to start a new run from, when there is nothing to continue
     tracking_mode: str  # of wandb
 
@@ -48,13 +51,13 @@ def preflight(recipe: Recipe, world_size: int) -> Preflight:
     check_world_size(recipe, world_size)
     check_run_folder(recipe)
     check_disk_space(recipe)
-    checkpoint = find_checkpoint(recipe)
+    checkpoints = find_checkpoints(recipe)
     weights = None
-    if checkpoint is None and recipe.checkpoints.load_weights_path:
+    if not checkpoints and recipe.checkpoints.load_weights_path:
         weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
     tracking_mode = wandb_mode(recipe)
-    check_data(recipe, checkpoint)
-    return Preflight(checkpoint, weights, tracking_mode)
+    check_data(recipe, checkpoints[0] if checkpoints else None)
+    return Preflight(checkpoints, weights, tracking_mode)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:
@@ -99,26 +102,40 @@ def check_disk_space(recipe: Recipe) -> None:
         raise StartupError(f"{folder} is not writable. Set general.runs_path (or RUN) to a folder that is.")
 
 
-def find_checkpoint(recipe: Recipe) -> CheckpointReader | None:
-    """The checkpoint to continue: the run's own newest, else the one the recipe names, else none.
+def find_checkpoints(recipe: Recipe) -> list[CheckpointReader]:
+    """Checkpoints to continue, the newest first: the run's own, else the last of the run that the recipe names.
+
+    Own ones that are not whole are left out with a warning.
 
     Raises:
-        CheckpointError: when the named one does not exist, is damaged or is of another recipe.
+        CheckpointError: when there should be one and is none, or the other way round, or it is of another recipe.
     """
-    own = list_checkpoints(recipe.run_folder)
-    if own:
-        path = own[-1]
-    elif recipe.checkpoints.resume_checkpoint_path:
-        path = resolve_checkpoint(Path(recipe.checkpoints.resume_checkpoint_path))
-    else:
-        return None
-    reader = CheckpointReader(path)
-    if reader.manifest.get("recipe_hash") != recipe.hash():
+    section, own = recipe.checkpoints, list_checkpoints(recipe.run_folder)
+    if own and section.resume == "never":
         raise CheckpointError(
-            f"{path} was written by a recipe that trains other weights (hash {reader.manifest.get('recipe_hash')}, "
-            f"here {recipe.hash()}). Continue it with its own recipe, or correct checkpoints.resume_checkpoint_path."
+            f"checkpoints.resume is never, but {recipe.run_folder} has checkpoints up to step {own[-1].name}. Choose "
+            f"another general.run, or set resume to auto to go on from there."
         )
-    return reader
+    readers = []
+    for path in reversed(own):
+        try:
+            readers.append(CheckpointReader(path))
+        except CheckpointError as error:
+            logger.warning(f"Skipping checkpoint {path}: {error}")
+    if own and not readers:
+        raise CheckpointError(f"None of the {len(own)} checkpoints in {recipe.run_folder} is whole; restore one.")
+    if not own and section.resume_checkpoint_path:
+        readers.append(CheckpointReader(resolve_checkpoint(Path(section.resume_checkpoint_path))))
+    if not readers and section.resume == "required":
+        raise CheckpointError(f"checkpoints.resume is required, but {recipe.run_folder} has no checkpoint.")
+    for reader in readers:
+        if reader.manifest.get("recipe_hash") != recipe.hash():
+            raise CheckpointError(
+                f"{reader.folder} was written by a recipe that trains other weights "
+                f"(hash {reader.manifest.get('recipe_hash')}, here {recipe.hash()}). Continue it with its own recipe, "
+                f"or correct checkpoints.resume_checkpoint_path."
+            )
+    return readers
 
 
 def check_data(recipe: Recipe, checkpoint: CheckpointReader | None) -> None:

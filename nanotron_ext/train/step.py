@@ -28,6 +28,7 @@ class StepResult:
     grad_norm: float  # global, before clipping
     learning_rate: float
     stop_requested: bool  # by any rank
+    is_saving: bool  # whether any rank still writes a checkpoint
 
 
 class TrainState:
@@ -39,10 +40,11 @@ class TrainState:
         self.optimizer = Optimizer(self.model, recipe.optimizer, context)
         self._engine = pipeline_engine(recipe.parallelism.pp_engine)
 
-    def train_step(self, batch: StepBatch, stop_requested: bool = False) -> StepResult:
+    def train_step(self, batch: StepBatch, stop_requested: bool = False, is_saving: bool = False) -> StepResult:
         """Forward, backward and update with the step's global batch, of which `batch` is this replica's part.
 
-        `stop_requested` is this rank's wish; the result holds whether any rank had it, so that all stop together.
+        `stop_requested` and `is_saving` are this rank's; the result says whether they hold for any rank, so that all
+        ranks act alike.
 
         The loss of every token has weight 1 / (trained tokens of the global batch), so micro-batches and replicas with
         unequal numbers of trained tokens add up to the same mean whatever the layout.
@@ -63,10 +65,10 @@ class TrainState:
             nb_microbatches=count,
             grad_accumulator=None,
         )
-        loss, stops = self._sum_over_ranks([output["loss"] for output in outputs], stop_requested)
+        sums = self._sum_over_ranks([output["loss"] for output in outputs], stop_requested, is_saving)
         norm = self.optimizer.reduce_gradients()
-        loss_value, norm_value, stop_count = torch.stack([loss, norm, stops]).tolist()  # the only wait for the device
-        result = StepResult(loss_value, norm_value, learning_rate(self.recipe, batch.step), stop_count > 0)
+        loss, stops, saves, norm_value = torch.cat([sums, norm[None]]).tolist()  # the step's only wait for the device
+        result = StepResult(loss, norm_value, learning_rate(self.recipe, batch.step), stops > 0, saves > 0)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self.optimizer.discard_gradients()
             raise NonFiniteError(self._non_finite_message(batch, result))
@@ -98,9 +100,9 @@ class TrainState:
             inputs["label_weights"] = mask.float() * scale
         return inputs
 
-    def _sum_over_ranks(self, losses: list[Any], flag: bool = False) -> torch.Tensor:
-        """Two sums, the same on every rank: the last stage's losses over micro-batches and replicas, and the flags."""
-        sums = torch.tensor([0.0, float(flag)], device=self.device)
+    def _sum_over_ranks(self, losses: list[Any], *flags: bool) -> torch.Tensor:
+        """Sums, the same on every rank: the last stage's losses over micro-batches and replicas, then each flag."""
+        sums = torch.tensor([0.0, *flags], device=self.device)
         if dist.get_rank(self.context.pp_pg) == self.model.output_pp_rank and dist.get_rank(self.context.tp_pg) == 0:
             sums[0] += torch.stack(losses).sum()
         dist.all_reduce(sums, group=self.context.world_pg)

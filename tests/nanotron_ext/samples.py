@@ -6,6 +6,8 @@ import torch
 
 from nanotron_ext.data.loader import MicroBatch, StepBatch
 from nanotron_ext.recipe import Recipe
+from nanotron_ext.train.persistence import CheckpointWriter
+from nanotron_ext.train.step import TrainState
 
 RECIPE: dict[str, Any] = {
     "general": {"project": "test", "run": "test", "runs_path": "runs/test", "seed": 3},
@@ -78,3 +80,10 @@ def random_batch(recipe: Recipe, step: int, dp_rank: int = 0) -> StepBatch:
         )
     trained = sum(int(micro_batch.label_mask.sum()) for micro_batch in micro_batches)
     return StepBatch(step, (step - 1) * size, micro_batches, trained)
+
+
+def save_checkpoint(state: TrainState, step: int) -> None:
+    """Write a checkpoint and wait for it."""
+    writer = CheckpointWriter(state)
+    writer.start(step, {})
+    writer.finish()

@@ -9,10 +9,10 @@ import torch
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, resolve_checkpoint
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.recipe import Recipe
-from nanotron_ext.train.persistence import load_checkpoint, save_checkpoint
+from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
-from tests.nanotron_ext.samples import random_batch, small_recipe
+from tests.nanotron_ext.samples import random_batch, save_checkpoint, small_recipe
 
 LAYOUTS = [
     {"tp": tp, "pp": pp, "dp": dp, "zero_stage": zero}
@@ -45,14 +45,14 @@ def train_and_save(recipe: Recipe) -> list[float]:
     state, dp_rank = build(recipe)
     for step in (1, 2):
         state.train_step(random_batch(recipe, step, dp_rank))
-    save_checkpoint(state, 2, {})
+    save_checkpoint(state, 2)
     return [state.train_step(random_batch(recipe, step, dp_rank)).loss for step in (3, 4)]
 
 
 def load_and_save_and_train(recipe: Recipe, source: Path) -> list[float]:
     state, dp_rank = build(recipe)
     load_checkpoint(state, CheckpointReader(resolve_checkpoint(source)))
-    save_checkpoint(state, 2, {})
+    save_checkpoint(state, 2)
     return [state.train_step(random_batch(recipe, step, dp_rank)).loss for step in (3, 4)]
 
 

@@ -17,10 +17,10 @@ from nanotron_ext.hf_format import hf_config, parameter_shapes
 from nanotron_ext.import_hf import import_hf
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.recipe import ModelConfig, Recipe
-from nanotron_ext.train.persistence import load_checkpoint, save_checkpoint
+from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
-from tests.nanotron_ext.samples import small_recipe
+from tests.nanotron_ext.samples import save_checkpoint, small_recipe
 
 CONFIGURATIONS = 24
 
@@ -70,7 +70,7 @@ def save_and_evaluate(recipe: Recipe, lengths: list[int]) -> float:
         noise = torch.Generator().manual_seed(len(slot.entry.name) + start)
         master += 0.1 * torch.randn(master.shape, generator=noise)  # norms away from 1
     state.optimizer.masters_to_model()
-    save_checkpoint(state, 1, {})
+    save_checkpoint(state, 1)
     # What the checkpoint holds is the truth: tensor-parallel copies of norms drew the same noise, shards did not.
     load_checkpoint(state, CheckpointReader(resolve_checkpoint(recipe.run_folder)))
     ids = token_ids(recipe)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import export
 from nanotron_ext.import_hf import import_hf
 from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train import persistence
 from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.run import run
 from nanotron_ext.train.step import NonFiniteError, TrainState
@@ -46,7 +48,7 @@ def straight(root: Path) -> Recipe:
 
 def state_of(recipe: Recipe) -> dict[tuple[str, str], torch.Tensor]:
     reader = CheckpointReader(resolve_checkpoint(recipe.run_folder))
-    reader.verify()
+    assert reader.damaged_files() == []
     return {(kind, name): reader.read(kind, name) for kind in STATE_KINDS for name in reader.names()}
 
 
@@ -125,8 +127,7 @@ def test_damaged_checkpoints_are_named(root: Path, straight: Recipe, tmp_path: P
     victim = next(folder.glob("exp_avg-*"))
     content = victim.read_bytes()
     victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match=rf"{victim.name} does not match its checksum"):
-        CheckpointReader(folder).verify()
+    assert CheckpointReader(folder).damaged_files() == [f"{victim} does not match its checksum"]
     victim.write_bytes(content[:-100])
     with pytest.raises(CheckpointError, match=rf"{victim.name} is missing or was cut short"):
         CheckpointReader(folder)
@@ -230,3 +231,64 @@ def test_changed_data_is_noticed_on_resume(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace(old_sha, "1" * 64))
     with pytest.raises(RuntimeError, match=r"(?s)is not what .* was trained on.*b\.files: [0-9a-f]+ then"):
         run_ranks(run, 2, tiny_recipe(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root: Path, straight: Recipe) -> None:
+    """A flipped bit is found by checksum, a cut file by its size; the run goes on from step 4 and ends the same."""
+    for name, damage in (("flipped", flip_a_bit), ("cut", cut_short)):
+        recipe = tiny_recipe(root, general__run=name)
+        shutil.copytree(straight.run_folder, recipe.run_folder)
+        damage(next((recipe.run_folder / "checkpoints" / "8").glob("master-*")))
+        assert run_ranks(run, 2, recipe)[0] == Outcome("finished", 8)
+        rows = read_metrics(recipe.run_folder)
+        assert [row["loss"] for row in rows] == [row["loss"] for row in read_metrics(straight.run_folder)]
+        assert all(torch.equal(value, state_of(straight)[key]) for key, value in state_of(recipe).items())
+
+
+def flip_a_bit(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def run_with_little_disk(recipe: Recipe) -> str:
+    """Files may not exceed 20 kB from the second checkpoint on, as on a full disk."""
+    write = persistence._write
+
+    def write_on_a_full_disk(folder: Path, rank_name: str, parts: Any) -> None:
+        if folder.name == "8.tmp":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        write(folder, rank_name, parts)
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    persistence._write = write_on_a_full_disk
+    try:
+        run(recipe)
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_disk_that_fills_up_in_a_save_leaves_the_checkpoint_before(root: Path) -> None:
+    recipe = tiny_recipe(root, general__run="full", parallelism="{dp: 1}", tokens=TOKENS % (4, 1, ""))
+    [message] = run_ranks(run_with_little_disk, 1, recipe)
+    assert "could not write" in message and "8.tmp" in message and "goes on from the checkpoint before" in message
+    assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4"]
+    assert (recipe.run_folder / "latest").read_text() == "4"
+    assert run_ranks(run, 1, recipe) == [Outcome("finished", 8)]
+
+
+def test_resume_modes_and_retention(root: Path, straight: Recipe) -> None:
+    with pytest.raises(RuntimeError, match=r"resume is required, but .* has no checkpoint"):
+        run_ranks(run, 2, tiny_recipe(root, general__run="absent", checkpoints__resume="required"))
+    with pytest.raises(RuntimeError, match=r"resume is never, but .* has checkpoints up to step 8"):
+        run_ranks(run, 2, tiny_recipe(root, general__run="straight", checkpoints__resume="never"))
+    recipe = tiny_recipe(
+        root, general__run="kept", checkpoints="{checkpoint_interval: 1, keep_last: 2, keep_every_steps: 3}"
+    )
+    run_ranks(run, 2, recipe)
+    assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["3", "6", "7", "8"]
+    assert sorted(path.name for path in (recipe.run_folder / "checkpoints").iterdir()) == ["3", "6", "7", "8"]
