@@ -113,7 +113,7 @@ def _tokens(folder: Path) -> Any:
 def samples(model_folder: Path, tokenizer: Any) -> list[str]:
     """Greedy continuations of PROMPTS by the exported model."""
     transformers.logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder)
     texts = []
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt")

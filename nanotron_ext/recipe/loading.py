@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -200,7 +200,7 @@ def _unknown_key_message(key: KeyPath, schema: type[BaseModel]) -> str:
 
 
 def _describe(key: KeyPath, schema: type[BaseModel]) -> str:
-    section = _section_at(key[:-1], schema)
+    section = _section_at(key[:-1], schema) if key else None
     if section is None:
         return ""
     for name, field in section.model_fields.items():
@@ -211,13 +211,15 @@ def _describe(key: KeyPath, schema: type[BaseModel]) -> str:
 
 def _section_at(key: KeyPath, section: type[BaseModel]) -> type[BaseModel] | None:
     """The schema class that holds the keys below `key`, starting from the whole recipe's."""
+    is_entry_name = False  # the part names an entry of a mapping such as `suites`, not a field
     for part in key:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_entry_name:
+            is_entry_name = False
             continue
         field = next((f for name, f in section.model_fields.items() if (f.alias or name) == part), None)
         candidates = [field.annotation, *get_args(field.annotation)] if field else []
         found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if found is None:
+        if field is None or found is None:
             return None
-        section = found
+        section, is_entry_name = found, get_origin(field.annotation) is dict
     return section

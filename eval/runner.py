@@ -1,0 +1,345 @@
+"""Runs the tasks of a suite: resolve everything first, load the model once, write each result when it is done."""
+
+import hashlib
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from eval.benchmarks import BENCHMARKS, Benchmark
+from eval.data import EvalError, LocalDataset, read_dataset
+from eval.engine import Doc, LightevalModel, LightevalTask, LightevalTaskConfig, ModelResponse, SuitePipeline
+from eval.model import PromptBuilder, TransformersModel
+from eval.reasoning import split_answer
+from eval.recipe import EvalRecipe, Mode, Sampling, Suite, Task
+from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
+from eval.ruler import generate
+from eval.sandbox import SandboxError, check_sandbox
+from eval.tasks.common import TaskPlan
+
+RULER_DOCUMENTS = 24
+_VERSIONED = ("lighteval", "transformers", "torch", "datasets")
+
+
+@dataclass
+class PlannedTask:
+    """A task that was resolved: data read, prompts built, nothing computed yet."""
+
+    name: str
+    mode: Mode
+    benchmark: Benchmark
+    task: Task
+    plan: TaskPlan
+    dataset: LocalDataset
+    lighteval_task: LightevalTask
+    fingerprint: str
+
+    @property
+    def result_name(self) -> str:
+        return self.name if self.mode == "plain" else f"{self.name}.{self.mode}"
+
+
+def inspect_model(folder: Path, name: str | None) -> ModelInfo:
+    """Hashes of weights and template.
+
+    Raises:
+        EvalError: if the folder is not a transformers checkpoint with a tokenizer.
+    """
+    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
+    weights = sorted(folder.glob("*.safetensors"))
+    if missing or not weights:
+        lacking = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
+        raise EvalError(f"{folder} is not a transformers model with tokenizer: it lacks {lacking}.")
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    parameters = 0
+    for file in weights:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+            stream.seek(0)
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for entry_name, entry in header.items():
+            size = 1
+            for dimension in entry.get("shape", []):
+                size *= dimension
+            parameters += size if entry_name != "__metadata__" else 0
+    template = AutoTokenizer.from_pretrained(folder).chat_template
+    template_hash = hashlib.sha256(str(template).encode()).hexdigest() if template else None
+    return ModelInfo(
+        name=name or folder.resolve().name,
+        path=str(folder),
+        weights_sha256=digest.hexdigest(),
+        chat_template_sha256=template_hash,
+        num_parameters=parameters,
+    )
+
+
+def plan_suite(recipe: EvalRecipe, suite_name: str, model: ModelInfo) -> list[PlannedTask]:
+    """Everything that can go wrong without weights goes wrong here: data, prompts, template, sandbox.
+
+    Raises:
+        EvalError: naming the task and the fix.
+    """
+    suite = recipe.suites[suite_name]
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    if any(mode != "plain" for mode in suite.modes) and model.chat_template_sha256 is None:
+        raise EvalError(f"Suite {suite_name} talks to the model, but {model.path} has no chat template.")
+    planned = []
+    for name, task in suite.tasks.items():
+        benchmark = BENCHMARKS[task.benchmark or name]
+        _check_code_execution(recipe, name, benchmark)
+        dataset = _load_rows(recipe, name, benchmark, task, tokenizer)
+        for mode in suite.modes:
+            planned.append(_plan_task(recipe, suite, name, mode, benchmark, task, dataset, model))
+    return planned
+
+
+def _check_code_execution(recipe: EvalRecipe, name: str, benchmark: Benchmark) -> None:
+    if not benchmark.executes_code:
+        return
+    if not recipe.execute_code:
+        raise EvalError(f"Task {name} executes code that the model writes. Allow it with execute_code=true.")
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        raise EvalError(f"Task {name} executes code, which is refused without a working sandbox. {error}") from None
+
+
+def _load_rows(recipe: EvalRecipe, name: str, benchmark: Benchmark, task: Task, tokenizer: Any) -> LocalDataset:
+    if benchmark.dataset is not None:
+        return read_dataset(Path(recipe.data), benchmark.dataset)
+    if task.context_tokens is None:
+        raise EvalError(f"Task {name} generates its prompts and needs context_tokens.")
+    documents = task.max_documents or RULER_DOCUMENTS
+    try:
+        rows = generate(benchmark.arguments["kind"], tokenizer, task.context_tokens, documents, recipe.backend.seed)
+    except ValueError as error:
+        raise EvalError(f"Task {name}: {error}") from None
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return LocalDataset({"test": rows}, "generated", "ruler/1", digest)
+
+
+def _plan_task(
+    recipe: EvalRecipe,
+    suite: Suite,
+    name: str,
+    mode: Mode,
+    benchmark: Benchmark,
+    task: Task,
+    dataset: LocalDataset,
+    model: ModelInfo,
+) -> PlannedTask:
+    build = getattr(importlib.import_module(f"eval.tasks.{benchmark.family}"), benchmark.builder)
+    plan: TaskPlan = build(benchmark, task)
+    source = benchmark.dataset
+    split = source.split if source else "test"
+    config = LightevalTaskConfig(
+        name=name,
+        prompt_function=plan.prompt,  # lighteval skips rows that give None
+        hf_repo=source.repo if source else "ruler",
+        hf_subset=source.subset if source else "default",
+        metrics=list(plan.metrics),
+        hf_avail_splits=list(dataset.rows),
+        evaluation_splits=[split],
+        few_shots_split=(source.fewshot_split if source else None) or split,
+        few_shots_select="sequential",
+        generation_size=task.generation_tokens,
+        # A chat answer ends by itself; stop strings belong to continued text.
+        stop_sequence=list(plan.stop_sequences) if mode == "plain" else [],
+        num_fewshots=task.num_fewshots,
+    )
+    lighteval_task = LightevalTask(config)
+    lighteval_task.dataset = {split: [dict(row) for row in rows] for split, rows in dataset.rows.items()}
+    lighteval_task.num_samples = [task.num_samples]
+    _check_documents(name, lighteval_task, task)
+    settings = {
+        "model": model.weights_sha256,
+        "template": model.chat_template_sha256 if mode != "plain" else None,
+        "data": dataset.sha256,
+        "task": task.model_dump(exclude={"revision"}),
+        "mode": mode,
+        "sampling": suite.sampling.model_dump(),
+        "backend": recipe.backend.model_dump(exclude={"batch_size"}),
+        "versions": {package: version(package) for package in _VERSIONED},
+        "code": _code_sha256(benchmark.family),
+    }
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return PlannedTask(name, mode, benchmark, task, plan, dataset, lighteval_task, fingerprint)
+
+
+def _code_sha256(family: str) -> str:
+    """Of the files that make prompts and scores: a result of other code is not taken for finished."""
+    here = Path(__file__).parent
+    files = [here / "tasks" / f"{family}.py", here / "tasks" / "common.py", here / "model.py", here / "reasoning.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _check_documents(name: str, task: LightevalTask, settings: Task) -> None:
+    try:
+        docs = task.eval_docs()
+        shots = task.fewshot_docs() if settings.num_fewshots else []
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise EvalError(
+            f"Task {name}: its data does not have the expected columns ({error!r}). Write it again."
+        ) from None
+    if not docs:
+        raise EvalError(f"Task {name} has no documents.")
+    if len(shots) < settings.num_fewshots:
+        raise EvalError(f"Task {name} wants {settings.num_fewshots} shots, its data has {len(shots)}.")
+
+
+def example_prompt(planned: PlannedTask, tokenizer: Any) -> str:
+    """The first document's prompt, as the model would see it."""
+    docs: list[Doc] = planned.lighteval_task.get_docs(1)
+    return PromptBuilder(tokenizer, planned.mode)(docs[0])
+
+
+def run_suite(
+    recipe: EvalRecipe,
+    suite_name: str,
+    model: ModelInfo,
+    planned: Sequence[PlannedTask],
+    get_backend: Callable[[], LightevalModel],
+) -> SuiteResult:
+    """Run what has no result yet and write <output>/<model>/<suite>.json.
+
+    `get_backend` is called only if there is something to run: a finished suite loads no weights.
+    """
+    folder = Path(recipe.output) / model.name / suite_name
+    sampling = recipe.suites[suite_name].sampling
+    started = time.monotonic()
+    results = []
+    for number, task in enumerate(planned, 1):
+        label = f"[{number}/{len(planned)}] {task.result_name}"
+        result = _finished(folder / f"{task.result_name}.json", task.fingerprint)
+        if result is None:
+            result = _run_task(task, get_backend(), folder, label, recipe, sampling)
+        main = result.main_metric
+        print(f"{label}: {main.name} {main.value:.4f} ({result.num_documents} documents)", flush=True)
+        results.append(result)
+    suite = SuiteResult(
+        suite=suite_name,
+        model=model,
+        tasks=results,
+        seconds=round(time.monotonic() - started, 2),
+        versions={package: version(package) for package in _VERSIONED},
+        command=" ".join(["python -m eval", *sys.argv[1:]]),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    write_json(suite, folder.with_suffix(".json"))
+    return suite
+
+
+def _finished(file: Path, fingerprint: str) -> TaskResult | None:
+    if not file.is_file():
+        return None
+    result = TaskResult.model_validate_json(file.read_text(encoding="utf-8"))
+    return result if result.fingerprint == fingerprint else None
+
+
+def _run_task(
+    planned: PlannedTask, backend: LightevalModel, folder: Path, label: str, recipe: EvalRecipe, sampling: Sampling
+) -> TaskResult:
+    if isinstance(backend, TransformersModel):
+        backend.start_task(planned.mode, sampling, _ProgressPrinter(label))
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        pipeline = SuitePipeline(planned.lighteval_task, backend, planned.task.max_documents, scratch)
+        pipeline.evaluate()
+    aggregated, per_document = pipeline.scores()
+    result = TaskResult(
+        task=planned.result_name,
+        benchmark=planned.benchmark.name,
+        mode=planned.mode,
+        metrics=_metrics(planned.plan, aggregated),
+        chance=planned.benchmark.chance,
+        num_documents=len(pipeline.docs),
+        num_samples=planned.task.num_samples,
+        num_unclosed_reasoning=_count_unclosed(pipeline.responses),
+        num_over_length=getattr(backend, "over_length", 0),
+        seconds=round(time.monotonic() - started, 2),
+        dataset=_dataset_info(planned),
+        settings=_settings(planned, recipe, sampling),
+        fingerprint=planned.fingerprint,
+    )
+    _write_details(folder / f"{planned.result_name}.details.jsonl", pipeline.docs, pipeline.responses, per_document)
+    write_json(result, folder / f"{planned.result_name}.json")
+    return result
+
+
+def _metrics(plan: TaskPlan, aggregated: dict[str, float]) -> list[Metric]:
+    metrics = []
+    for position, metric in enumerate(plan.metrics):
+        stderr = aggregated.get(f"{metric.metric_name}_stderr")
+        value = float(aggregated[metric.metric_name])
+        error = None if stderr is None else float(stderr)
+        metrics.append(Metric(name=metric.metric_name, value=value, stderr=error, main=position == 0))
+    return metrics
+
+
+def _count_unclosed(responses: Sequence[ModelResponse]) -> int:
+    return sum(
+        split_answer(text, response.input if isinstance(response.input, str) else "").unclosed
+        for response in responses
+        for text in response.text
+    )
+
+
+def _dataset_info(planned: PlannedTask) -> DatasetInfo:
+    source = planned.benchmark.dataset
+    return DatasetInfo(
+        repo=source.repo if source else "generated",
+        subset=source.subset if source else planned.benchmark.name,
+        split=source.split if source else "test",
+        revision=planned.dataset.revision,
+        edition=planned.dataset.edition,
+        sha256=planned.dataset.sha256,
+    )
+
+
+def _settings(
+    planned: PlannedTask, recipe: EvalRecipe, sampling: Sampling
+) -> dict[str, str | int | float | bool | None]:
+    settings = planned.task.model_dump(exclude={"benchmark", "revision"})
+    settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    settings |= recipe.backend.model_dump()
+    return settings
+
+
+def _write_details(
+    file: Path, docs: Sequence[Doc], responses: Sequence[ModelResponse], per_document: dict[str, list[Any]]
+) -> None:
+    """One line per document: prompt, what was expected, what came back, and its scores."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as stream:
+        for index, (doc, response) in enumerate(zip(docs, responses, strict=True)):
+            scores = {
+                name: values[index] for name, values in per_document.items() if not hasattr(values[index], "golds")
+            }
+            line: dict[str, Any] = {
+                "id": doc.id,
+                "prompt": response.input,
+                "choices": doc.choices,
+                "gold_index": doc.gold_index,
+            }
+            line |= {"answers": response.text, "logprobs": list(response.logprobs), "scores": scores}
+            stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+
+class _ProgressPrinter:
+    """One line at most every ten seconds, with the time left."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._printed = label, 0.0
+
+    def __call__(self, done: int, total: int, seconds: float) -> None:
+        if seconds - self._printed >= 10 and done < total:
+            self._printed = seconds
+            print(f"{self._label}: {done}/{total}, {seconds / done * (total - done):.0f} s left", flush=True)

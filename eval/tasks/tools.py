@@ -1,0 +1,78 @@
+"""Tool calling, scored on the calls themselves: the right functions with allowed arguments, nothing else (BFCL)."""
+
+import json
+import re
+from typing import Any
+
+from eval.benchmarks import Benchmark
+from eval.engine import Doc
+from eval.recipe import Task
+from eval.tasks.common import Row, TaskPlan, answer_metric
+
+_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+
+
+def bfcl(benchmark: Benchmark, task: Task) -> TaskPlan:
+    """Row: question (turns), function (schemas), ground_truth (one {name: {argument: allowed values}} per call)."""
+
+    def prompt(row: Row, task_name: str) -> Doc:
+        request = "\n".join(message["content"] for message in row["question"][0])
+        specific = {"tools": row["function"], "expected": row["ground_truth"]}
+        return Doc(query=request, choices=[""], gold_index=0, task_name=task_name, specific=specific)
+
+    return TaskPlan(prompt, [answer_metric("ast_accuracy", call_score)])
+
+
+def call_score(answer: str, doc: Doc) -> float:
+    """1.0 if the calls match the expected ones, in any order; with none expected, if there is no call."""
+    expected = list((doc.specific or {})["expected"])
+    calls = parse_calls(answer)
+    if calls is None or len(calls) != len(expected):
+        return 0.0
+    for call in calls:
+        match = next((wanted for wanted in expected if _call_matches(call, wanted)), None)
+        if match is None:
+            return 0.0
+        expected.remove(match)
+    return 1.0
+
+
+def parse_calls(answer: str) -> list[dict[str, Any]] | None:
+    """The calls of an answer as {"name", "arguments"}; None if one is not valid JSON."""
+    calls = []
+    for text in _CALL.findall(answer):
+        try:
+            call = json.loads(text)
+        except json.JSONDecodeError:
+            return None
+        if not isinstance(call, dict) or not isinstance(call.get("arguments", {}), dict) or "name" not in call:
+            return None
+        calls.append({"name": call["name"], "arguments": call.get("arguments", {})})
+    return calls
+
+
+def _call_matches(call: dict[str, Any], wanted: dict[str, dict[str, list[Any]]]) -> bool:
+    ((name, allowed),) = wanted.items()
+    if call["name"] != name or call["arguments"].keys() - allowed.keys():
+        return False
+    for argument, values in allowed.items():
+        if argument not in call["arguments"]:
+            if "" not in values:  # an empty string among the allowed values marks an optional argument
+                return False
+        elif not any(_value_matches(call["arguments"][argument], value) for value in values):
+            return False
+    return True
+
+
+def _value_matches(given: Any, allowed: Any) -> bool:
+    if isinstance(given, str) and isinstance(allowed, str):
+        return _normalised(given) == _normalised(allowed)
+    if isinstance(given, bool) != isinstance(allowed, bool):
+        return False
+    if isinstance(given, list) and isinstance(allowed, list):
+        return len(given) == len(allowed) and all(map(_value_matches, given, allowed))
+    return bool(given == allowed)
+
+
+def _normalised(text: str) -> str:
+    return re.sub(r"[ ,./\-_*^'\"]", "", text).lower()

@@ -1,0 +1,207 @@
+"""A transformers checkpoint on disk, read without loading weights, and the reasons why several cannot be merged."""
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+# Keys of config.json that say nothing about the weights; the merged model takes the parent's.
+_FREE_CONFIG_KEYS = frozenset(
+    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "rope_scaling"}
+)
+_FLOAT_DTYPES = {"BF16": 2, "F32": 4, "F16": 2}
+
+
+class MergeError(ValueError):
+    """A merge that is refused, or a result that failed verification. The message is for the user."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: weight file, shape and safetensors dtype name (BF16, F32, ...)."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class Checkpoint:
+    """One model folder: config.json, safetensors (one file or an index) and tokenizer files.
+
+    Raises:
+        MergeError: on construction, if the folder or one of its files is missing or unreadable.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        if not self.path.is_dir():
+            raise MergeError(f"There is no checkpoint folder {path}. Train or export it first, or correct the recipe.")
+        self.config: dict[str, Any] = json.loads(self._required("config.json").read_text(encoding="utf-8"))
+        self.tensors = self._read_tensor_infos()
+
+    def _required(self, name: str) -> Path:
+        file = self.path / name
+        if not file.is_file():
+            raise MergeError(f"{self.path} holds no {name}; it is not a complete transformers checkpoint.")
+        return file
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        index = self.path / "model.safetensors.index.json"
+        if not index.is_file():
+            return [self._required("model.safetensors")]
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [self._required(name) for name in names]
+
+    def _read_tensor_infos(self) -> dict[str, TensorInfo]:
+        infos = {}
+        for file in self.weight_files:
+            for name, entry in _read_safetensors_header(file).items():
+                infos[name] = TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
+        return infos
+
+    @property
+    def ties_embeddings(self) -> bool:
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    @cached_property
+    def vocabulary_sha256(self) -> str:
+        """Hash over token -> id of tokenizer.json, added tokens included."""
+        tokenizer = json.loads(self._required("tokenizer.json").read_text(encoding="utf-8"))
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+        pairs = sorted({**tokenizer["model"]["vocab"], **added}.items())
+        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+    def copied_files(self) -> list[Path]:
+        """What a merged model takes from its parent byte for byte: everything of tokenizer, template and generation."""
+        names = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+        names += ["added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"]
+        return [self.path / name for name in names if (self.path / name).is_file()]
+
+    def sha256s(self) -> dict[str, str]:
+        """File name -> sha256 of everything that defines the model."""
+        files = [self.path / "config.json", *self.copied_files(), *self.weight_files]
+        return {file.name: file_sha256(file) for file in files}
+
+    def read_rows(self, name: str, rows: Sequence[int] | None) -> Tensor:
+        """The tensor, or the given rows of its first dimension."""
+        from safetensors import safe_open
+
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            if rows is None:
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+            import torch
+
+            part = file.get_slice(name)
+            return torch.cat([part[row : row + 1] for row in rows])
+
+
+def _read_safetensors_header(file: Path) -> dict[str, Any]:
+    """Tensor name -> {dtype, shape, data_offsets}; checks that the file is as long as it says."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size:
+                raise ValueError
+            header: dict[str, Any] = json.loads(stream.read(length))
+    except (struct.error, ValueError):
+        raise MergeError(f"{file} is not a safetensors file, or it is cut off. Write it again.") from None
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != 8 + length + end:
+        raise MergeError(f"{file} has {size:,} bytes but its header promises {8 + length + end:,}. Write it again.")
+    return header
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_mergeable(checkpoints: Sequence[Checkpoint], parent: Checkpoint) -> None:
+    """Refuse inputs that mergekit would reject late, or merge into a broken model without an error.
+
+    mergekit 0.1.5 merges models of different depth with exit code 0 (only the common layers), and an lm_head.weight
+    beside tied embeddings yields a model that loads untied.
+
+    Raises:
+        MergeError: listing every difference to the parent.
+    """
+    problems = []
+    for checkpoint in checkpoints:
+        problems += [f"{checkpoint.path}: {problem}" for problem in _problems_alone(checkpoint)]
+        if checkpoint.path != parent.path:
+            problems += [f"{checkpoint.path}: {problem}" for problem in _differences(checkpoint, parent)]
+    if problems:
+        shown = "\n  ".join(problems[:12]) + (f"\n  ... and {len(problems) - 12} more" if len(problems) > 12 else "")
+        raise MergeError(f"These checkpoints cannot be merged (parent: {parent.path}):\n  {shown}")
+
+
+def _problems_alone(checkpoint: Checkpoint) -> list[str]:
+    problems = []
+    if len(checkpoint.config.get("architectures") or []) != 1:
+        problems.append('its config.json names no architecture; add "architectures": ["SmolLM3ForCausalLM"].')
+    if checkpoint.ties_embeddings and "lm_head.weight" in checkpoint.tensors:
+        problems.append(
+            "its config ties the embeddings but the weights hold an lm_head.weight, so the merged model would load "
+            "untied. Save it again with transformers: from_pretrained(...).save_pretrained(...)."
+        )
+    if not checkpoint.ties_embeddings and "lm_head.weight" not in checkpoint.tensors:
+        problems.append("its config does not tie the embeddings but there is no lm_head.weight.")
+    odd = sorted({info.dtype for info in checkpoint.tensors.values()} - _FLOAT_DTYPES.keys())
+    if odd:
+        problems.append(f"it holds tensors of dtype {', '.join(odd)}; only BF16, F16 and F32 can be averaged.")
+    return problems
+
+
+def _differences(checkpoint: Checkpoint, parent: Checkpoint) -> list[str]:
+    differences = []
+    for key in sorted((checkpoint.config.keys() | parent.config.keys()) - _FREE_CONFIG_KEYS):
+        ours, theirs = checkpoint.config.get(key), parent.config.get(key)
+        if ours != theirs:
+            differences.append(f"{key} is {ours!r}, the parent's is {theirs!r}.")
+    missing = sorted(parent.tensors.keys() - checkpoint.tensors.keys())
+    extra = sorted(checkpoint.tensors.keys() - parent.tensors.keys())
+    if missing:
+        differences.append(f"{len(missing)} tensors of the parent are missing, first {missing[0]}.")
+    if extra:
+        differences.append(f"{len(extra)} tensors are unknown to the parent, first {extra[0]}.")
+    for name in sorted(checkpoint.tensors.keys() & parent.tensors.keys()):
+        if checkpoint.tensors[name].shape != parent.tensors[name].shape:
+            ours, theirs = list(checkpoint.tensors[name].shape), list(parent.tensors[name].shape)
+            differences.append(f"{name} has shape {ours}, the parent's has {theirs}.")
+            break
+    if checkpoint.vocabulary_sha256 != parent.vocabulary_sha256:
+        differences.append("its tokenizer maps tokens to other ids than the parent's.")
+    return differences
+
+
+def check_disk_space(parent: Checkpoint, output: Path, bytes_per_element: int) -> None:
+    """Raises MergeError if the result would not fit beside what is there."""
+    existing = output
+    while not existing.exists():
+        existing = existing.parent
+    needed_bytes = int(1.02 * bytes_per_element * sum(info.num_elements for info in parent.tensors.values()))
+    free_bytes = shutil.disk_usage(existing).free
+    if needed_bytes > free_bytes:
+        raise MergeError(
+            f"The merged model needs {needed_bytes / 1e9:.1f} GB in {output}, but only {free_bytes / 1e9:.1f} GB are "
+            "free. Make room, or choose another output folder."
+        )

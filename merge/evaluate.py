@@ -1,0 +1,34 @@
+"""Scores of a model folder, through the evaluation's command line and its result files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from merge.checkpoint import MergeError
+from merge.recipe import Evaluation
+
+
+def suite_scores(model: Path, name: str, evaluation: Evaluation, output: Path) -> dict[str, dict[str, float]]:
+    """Run `python -m eval` for the suites and return {"suite/task": {"value": ..., "stderr": ...}} of the main metrics.
+
+    Finished tasks of the same model are not repeated: the evaluation resumes by itself.
+
+    Raises:
+        MergeError: if the evaluation fails.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for suite in evaluation.suites:
+        command = [sys.executable, "-m", "eval", evaluation.recipe, "--model", str(model), "--name", name]
+        command += ["--suite", suite, f"output={output}"]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise MergeError(f"The evaluation of {model} failed (command: {' '.join(command)}).")
+        result = json.loads((output / name / f"{suite}.json").read_text(encoding="utf-8"))
+        for task in result["tasks"]:
+            main = next(metric for metric in task["metrics"] if metric["main"])
+            scores[f"{suite}/{task['task']}"] = {"value": main["value"], "stderr": main["stderr"] or 0.0}
+    return scores
+
+
+def mean_score(scores: dict[str, dict[str, float]]) -> float:
+    return sum(score["value"] for score in scores.values()) / len(scores)

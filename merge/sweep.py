@@ -1,0 +1,95 @@
+"""`python -m merge.sweep RECIPE`: scores over the share of the soup, as JSON and plot, to justify the weight."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from merge.__main__ import plan_linear
+from merge.average import write_average
+from merge.checkpoint import MergeError
+from merge.evaluate import mean_score, suite_scores
+from merge.plot import Point, line_chart
+from merge.recipe import MergeRecipe, load_merge_recipe
+from nanotron_ext.recipe import RecipeError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m merge.sweep", description=__doc__)
+    parser.add_argument("recipe", help="merge recipe with a section sweep; its soup must have been written")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
+    parsed = parser.parse_args(arguments)
+    try:
+        recipe = load_merge_recipe(parsed.recipe, parsed.overrides)
+        if recipe.sweep is None:
+            raise MergeError(f"{parsed.recipe} has no section sweep (soup_weights, output).")
+        run_sweep(recipe)
+    except (RecipeError, MergeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_sweep(recipe: MergeRecipe) -> None:
+    """Merge, evaluate and delete one model per weight; finished weights are kept in sweep.json and not repeated.
+
+    Raises:
+        MergeError: see `write_average` and `suite_scores`.
+    """
+    assert recipe.sweep is not None and recipe.evaluation is not None
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    output = Path(recipe.sweep.output)
+    output.mkdir(parents=True, exist_ok=True)
+    weights = sorted(recipe.sweep.soup_weights)
+    inputs = plan_linear(recipe, weights[0]).identity()["inputs"]
+    settings = {
+        "inputs": [{"path": entry["path"], "sha256": entry["sha256"]} for entry in inputs],
+        "suites": recipe.evaluation.suites,
+        "dtype": recipe.dtype,
+    }
+    rows = _finished_rows(output / "sweep.json", settings)
+    started = time.monotonic()
+    todo = [weight for weight in weights if weight not in {row["soup_weight"] for row in rows}]
+    for done, weight in enumerate(todo):
+        model = output / f"soup-{weight:.3f}"
+        shutil.rmtree(model, ignore_errors=True)
+        write_average(plan_linear(recipe, weight), model, "sweep", quiet=True)
+        scores = suite_scores(model, model.name, recipe.evaluation, output / "eval")
+        shutil.rmtree(model)
+        rows.append({"soup_weight": weight, "mean": mean_score(scores), "scores": scores})
+        _write_results(output, settings, sorted(rows, key=lambda row: float(row["soup_weight"])))
+        left = (time.monotonic() - started) / (done + 1) * (len(todo) - done - 1)
+        print(f"sweep: soup weight {weight:g}, mean score {rows[-1]['mean']:.4f}, {left:.0f} s left", flush=True)
+    print(f"sweep: {output / 'sweep.json'} and {output / 'sweep.svg'}")
+
+
+def _finished_rows(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    document = json.loads(file.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = document["rows"] if document["settings"] == settings else []
+    return rows
+
+
+def _write_results(output: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    best = max(rows, key=lambda row: float(row["mean"]))
+    document = {"format": "merge-sweep/1", "settings": settings, "best_soup_weight": best["soup_weight"], "rows": rows}
+    partial = output / "sweep.json.partial"
+    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    partial.replace(output / "sweep.json")
+    curves: dict[str, list[Point]] = {"mean": [(row["soup_weight"], row["mean"], 0.0) for row in rows]}
+    for task in rows[0]["scores"]:
+        curves[task] = [
+            (row["soup_weight"], row["scores"][task]["value"], row["scores"][task]["stderr"]) for row in rows
+        ]
+    chart = line_chart("Linear merge: soup against mid-training checkpoint", "share of the soup", "score", curves)
+    (output / "sweep.svg").write_text(chart, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The recipe's errors, the choice of checkpoints, greedy selection, and the command line end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from merge.__main__ import main
+from merge.checkpoint import Checkpoint, MergeError
+from merge.plot import line_chart
+from merge.recipe import Ingredient, Soup, load_merge_recipe
+from merge.soup import choose_parent, find_checkpoints, greedy_selection
+from merge.sweep import run_sweep
+from nanotron_ext.recipe import RecipeError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def write_recipe(folder: Path, text: str) -> Path:
+    (folder / "merge.yaml").write_text(text, encoding="utf-8")
+    return folder / "merge.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("soup: {methud: uniform, checkpoints: [{path: a}], output: o}", ["methud", "Did you mean 'method'", ":1"]),
+        ("soup: {checkpoints: [{path: a, weight: 0.5}], output: o}", ["weights are given but method is uniform"]),
+        (
+            "soup: {method: weighted, checkpoints: [{path: a, weight: 0.5}, {path: b, weight: 0.6}], output: o}",
+            ["sum to 1.1"],
+        ),
+        ("soup: {method: greedy, checkpoints: [{path: a}], output: o}", ["needs the section evaluation"]),
+        (
+            "soup: {checkpoints: [{path: a}], output: o}\nlinear: {mid_training: m, soup_weight: 1.5, output: l}",
+            ["soup_weight", ":2"],
+        ),
+    ],
+)
+def test_wrong_recipes_name_key_and_fix(tmp_path, text, messages):
+    with pytest.raises(RecipeError) as error:
+        load_merge_recipe(write_recipe(tmp_path, text))
+    for message in messages:
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize("profile", ["tiny", "smollm3-3b"])
+def test_shipped_recipes_are_valid(profile):
+    recipe = load_merge_recipe(REPOSITORY / "recipes" / profile / "merge.yaml")
+    assert recipe.linear is not None and recipe.linear.soup_weight == 0.9
+
+
+def test_patterns_come_in_numeric_order_and_the_last_is_the_parent(make_checkpoint, tmp_path):
+    for step in (2, 10, 9):
+        make_checkpoint(f"checkpoint-{step}", step)
+    soup = Soup(checkpoints=[Ingredient(path=str(tmp_path / "checkpoint-*"))], output="o")
+    checkpoints, weights = find_checkpoints(soup)
+    assert [checkpoint.path.name for checkpoint in checkpoints] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+    assert weights == [1 / 3] * 3
+    assert choose_parent(None, checkpoints).path.name == "checkpoint-10"
+    with pytest.raises(MergeError, match="not one of"):
+        choose_parent(str(tmp_path), checkpoints)
+    with pytest.raises(MergeError, match="No checkpoint matches"):
+        find_checkpoints(Soup(checkpoints=[Ingredient(path=str(tmp_path / "none-*"))], output="o"))
+
+
+def test_greedy_keeps_what_does_not_hurt(make_checkpoint, tmp_path):
+    checkpoints = [Checkpoint(make_checkpoint(name)) for name in ("a", "b", "c")]
+    scores = {"a": 0.5, "b": 0.7, "c": 0.6, "b+c": 0.65, "b+a": 0.7}
+    chosen, log = greedy_selection(
+        checkpoints,
+        lambda path: scores[path.name],
+        lambda trial: tmp_path / "+".join(checkpoint.path.name for checkpoint in trial),
+    )
+    # b is best; c pulls the soup down and is left out; a does no harm and stays.
+    assert [checkpoint.path.name for checkpoint in chosen] == ["b", "a"]
+    assert [(entry["score"], entry["kept"]) for entry in log] == [
+        (0.5, False), (0.7, True), (0.6, False), (0.65, False), (0.7, True),
+    ]  # fmt: skip
+
+
+def test_command_line_writes_soup_and_linear_merge(make_checkpoint, tmp_path, capsys):
+    apo = [make_checkpoint(f"apo-{index}", index) for index in (1, 2)]
+    mid = make_checkpoint("mid", 3)
+    recipe = write_recipe(
+        tmp_path,
+        f"soup: {{checkpoints: [{{path: '{tmp_path}/apo-*'}}], output: {tmp_path}/hf/soup}}\n"
+        f"linear: {{mid_training: {mid}, output: {tmp_path}/hf/merged}}\ndtype: float32\n",
+    )
+    assert main([str(recipe), "--dry-run"]) == 0
+    assert "0.9000" in capsys.readouterr().out and not (tmp_path / "hf").exists()
+    assert main([str(recipe), f"linear.mid_training={tmp_path}/gone"]) == 1
+    assert "no checkpoint folder" in capsys.readouterr().err and not (tmp_path / "hf").exists()
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "merge", str(recipe)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    parts = [load_file(folder / "model.safetensors")[name].double() for folder in (*apo, mid)]
+    expected = 0.45 * parts[0] + 0.45 * parts[1] + 0.1 * parts[2]
+    merged = load_file(next((tmp_path / "hf" / "merged").glob("*.safetensors")))[name]
+    torch.testing.assert_close(merged.double(), expected, rtol=0, atol=1e-8)
+
+
+def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, monkeypatch):
+    soup, mid = make_checkpoint("soup", 1), make_checkpoint("mid", 2)
+    recipe = load_merge_recipe(
+        write_recipe(
+            tmp_path,
+            f"soup: {{checkpoints: [{{path: {soup}}}], output: {soup}}}\n"
+            f"linear: {{mid_training: {mid}, output: {tmp_path}/merged}}\n"
+            "evaluation: {recipe: eval.yaml, suites: [base]}\n"
+            f"sweep: {{soup_weights: [1.0, 0.0, 0.5], output: {tmp_path}/sweep}}\n",
+        )
+    )
+    evaluated = []
+
+    def scores(model, name, evaluation, output):
+        weight = json.loads((model / "merge_manifest.json").read_text())["inputs"][0]["weight"]
+        evaluated.append(weight)
+        return {"base/a": {"value": 1 - (weight - 0.5) ** 2, "stderr": 0.1}}
+
+    monkeypatch.setattr("merge.sweep.suite_scores", scores)
+    run_sweep(recipe)
+    document = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert document["best_soup_weight"] == 0.5 and evaluated == [0.0, 0.5, 1.0]
+    assert [row["mean"] for row in document["rows"]] == [0.75, 1.0, 0.75]
+    assert (tmp_path / "sweep" / "sweep.svg").is_file() and not list((tmp_path / "sweep").glob("soup-*"))
+    run_sweep(recipe)
+    assert len(evaluated) == 3
+
+
+def test_chart_is_valid_svg_with_every_curve():
+    from xml.etree import ElementTree
+
+    chart = line_chart("t", "x", "y", {"a & b": [(0, 0.1, 0.0), (1, 0.3, 0.1)], "flat": [(0, 0.2, 0), (1, 0.2, 0)]})
+    root = ElementTree.fromstring(chart)
+    assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == 2

@@ -1,0 +1,154 @@
+"""Jobs on a real Slurm of three nodes: the chain, and what may happen to a job on the way."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm.attempts import read_attempts
+from tests.slurm.conftest import Cluster
+from tests.slurm.small_profile import LAST_STEPS, losses, master_weights
+
+HANDICAPPED = Path("tests/slurm/handicapped_stage1.sh")
+
+
+@pytest.fixture(scope="module")
+def straight(cluster: Cluster, profile: Path) -> Path:
+    """The run folder of all twelve steps in one go, by torchrun on this machine."""
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanotron_ext.train")
+    overrides = ("general.run=straight",)
+    cluster.run(sys.executable, *command, profile / "recipes" / "pretrain.yaml", *overrides)
+    return profile / "runs" / "straight"
+
+
+def test_the_chain_trains_as_one_machine_does_and_is_submitted_once(
+    cluster: Cluster, profile: Path, straight: Path
+) -> None:
+    run = {"RECIPES": profile / "recipes", "RUN": profile / "runs"}
+    first = cluster.run(sys.executable, "-m", "slurm.cluster_run", **run).stdout
+    assert "data               done" in first and "3 jobs submitted" in first
+    assert "pretrain_stage3" in first and "after pretrain_stage2" in first
+    again = cluster.run(sys.executable, "-m", "slurm.cluster_run", **run).stdout
+    assert "0 jobs submitted" in again
+    jobs = [int(job_id) for job_id in re.findall(r"job (\d+)", first)]
+    status = cluster.run(sys.executable, "-m", "slurm.cluster_status", **run).stdout
+    assert f"job {jobs[2]}" in status and "pending (Dependency)" in status
+    cluster.wait_for_end(*jobs)
+    assert [cluster.field(job, "JobState") for job in jobs] == ["COMPLETED"] * 3
+    assert "0 jobs submitted" in cluster.run(sys.executable, "-m", "slurm.cluster_run", **run).stdout
+
+    stitched = {step: loss for stage in LAST_STEPS for step, loss in losses(profile / "runs" / stage).items()}
+    assert stitched == losses(straight)
+    assert master_weights(profile / "runs" / "stage3", 12) == master_weights(straight, 12)
+    [logs] = (profile / "runs" / "stage1" / "logs").iterdir()
+    assert {log.stem for log in logs.glob("n*.log")} >= {"n1", "n2"}
+
+
+def test_a_job_survives_stop_requeue_and_the_loss_of_either_node(
+    cluster: Cluster, profile: Path, straight: Path, tmp_path: Path
+) -> None:
+    """Four attempts are ended in four ways; the weights in the end are those of a run that nothing happened to."""
+    run = tmp_path / "survivor"
+    folder = run / "stage1"
+    overrides = (f"general.runs_path={run}", "tokens.stop_step=12", "checkpoints.checkpoint_interval=1")
+    job = cluster.sbatch(HANDICAPPED, *overrides, RECIPES=profile / "recipes", RUN=run, STEP_SECONDS="3")
+
+    def steps() -> int:
+        return max(losses(folder), default=0)
+
+    def is_training(attempt: int) -> bool:
+        attempts = read_attempts(folder)
+        return len(attempts) == attempt and attempts[-1].outcome is None and steps() > before
+
+    before = 0
+    cluster.wait_for("the first step", lambda: is_training(1))
+    cluster.run("scancel", "--batch", "--signal=USR1", str(job))  # as --signal=B:USR1@600 does
+    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[0].outcome is not None)
+    before = steps()
+    cluster.wait_for("the second attempt", lambda: is_training(2))
+    cluster.run("scontrol", "requeue", str(job))
+    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[1].outcome is not None)
+    before = steps()
+    cluster.wait_for("the third attempt", lambda: is_training(3))
+    head, other = cluster.run("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).stdout.split()
+    cluster.run("slurm/dev-cluster", "kill", other)
+    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[2].outcome is not None)
+    before = steps()
+    cluster.wait_for("the fourth attempt", lambda: is_training(4))
+    cluster.run("slurm/dev-cluster", "start", other)
+    head = cluster.run("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).stdout.split()[0]
+    cluster.run("slurm/dev-cluster", "kill", head)
+    cluster.wait_for("the fifth attempt", lambda: len(read_attempts(folder)) == 5)
+    cluster.run("slurm/dev-cluster", "start", head)
+    cluster.wait_for_end(job)
+
+    attempts = read_attempts(folder)
+    outcomes = [attempt.outcome for attempt in attempts]
+    assert outcomes[:2] == ["stopped", "interrupted"] and outcomes[3:] == ["interrupted", "finished"]
+    assert outcomes[2] in ("lost nodes", "interrupted")  # whether this job or Slurm noticed first
+    assert cluster.field(job, "JobState") == "COMPLETED"
+    assert losses(folder) == losses(straight)
+    assert master_weights(folder, 12) == master_weights(straight, 12)
+
+
+def test_a_deterministic_crash_ends_the_chain_with_its_reason(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
+    run = tmp_path / "crash"
+    environment = {"RECIPES": profile / "recipes", "RUN": run}
+    overrides = (f"general.runs_path={run}", "parallelism={dp: 2, tp: 2}")
+    job = cluster.sbatch(HANDICAPPED, *overrides, CRASH_STEP="3", **environment)
+    cluster.wait_for("the first attempt", lambda: bool(read_attempts(run / "stage1")))
+    behind = cluster.sbatch(f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", HANDICAPPED, **environment)
+    cluster.wait_for_end(job, behind)
+    assert cluster.field(job, "JobState") == "FAILED"
+    assert cluster.field(job, "Restarts") == "1"
+    last_line = cluster.output(job).splitlines()[-1]
+    assert re.search(r"giving up: step 3 failed twice: rank 1 on n\d was killed by SIGKILL", last_line)
+    assert cluster.field(behind, "JobState") == "CANCELLED"
+
+
+def test_a_node_that_fails_its_check_is_excluded_by_name(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
+    run = tmp_path / "check"
+    site = tmp_path / "site.sh"
+    text = (cluster.root / "site.sh").read_text()
+    site.write_text(text + "NODE_CHECK=(bash -c '[[ $SLURMD_NODENAME != n2 ]]')\n")
+    environment = {"RECIPES": profile / "recipes", "RUN": run, "SMOLLM3_SITE": site}
+    job = cluster.sbatch("--nodelist=n1,n2", HANDICAPPED, f"general.runs_path={run}", **environment)
+    cluster.wait_for("the end of the attempt", lambda: any(a.outcome for a in read_attempts(run / "stage1")))
+    cluster.wait_for("the exclusion", lambda: cluster.field(job, "ExcNodeList") == "n2")
+    cluster.run("scancel", str(job))
+    assert read_attempts(run / "stage1")[0].message == "nodes that do not answer or fail their check: n2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (("--nodes=3",), {}, "needs 2 processes (dp x pp x tp), which 3 nodes cannot share evenly"),
+        ((), {"RECIPES": "recipes/none"}, "There is no folder of recipes recipes/none"),
+        (("--", "tokens.trian_steps=3"), {}, "Did you mean 'train_steps'?"),
+    ],
+)
+def test_plain_sbatch_fails_at_once_and_says_why(
+    cluster: Cluster,
+    profile: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    run = {"RECIPES": profile / "recipes", "RUN": tmp_path} | environment
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    job = cluster.sbatch("--nodes=2", *arguments[:split], HANDICAPPED, *arguments[split + 1 :], **run)
+    cluster.wait_for_end(job)
+    assert cluster.field(job, "JobState") == "FAILED"
+    assert message in cluster.output(job)
+
+
+def test_shell_scripts_are_clean() -> None:
+    scripts = [str(path) for path in (*Path("slurm").glob("*.sh*"), Path("slurm/submit"), Path("slurm/dev-cluster"))]
+    try:
+        answer = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("shellcheck not found (apt-get install shellcheck)")
+    assert answer.returncode == 0, answer.stdout

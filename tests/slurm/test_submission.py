@@ -1,0 +1,157 @@
+"""What is refused before the queue, with stand-ins for Slurm's commands that note what they were asked for."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.slurm.small_profile import LAST_STEPS, write_profile
+
+SQUEUE = '#!/bin/bash\ncat "$(dirname "$0")/queue" 2>/dev/null || true\n'
+SBATCH = '#!/bin/bash\nprintf "%s " "$@" >>"$(dirname "$0")/submitted"; echo >>"$(dirname "$0")/submitted"; wc -l <"$(dirname "$0")/submitted"\n'  # fmt: skip
+
+
+class Login:
+    """A login node: a profile, Slurm's commands, and no cluster."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bin = root / "bin"
+        self.bin.mkdir()
+        for name, text in {"squeue": SQUEUE, "sbatch": SBATCH}.items():
+            (self.bin / name).write_text(text)
+            (self.bin / name).chmod(0o755)
+        self.environment = os.environ | {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path.cwd()),
+            "LOGIN_PYTHON": sys.executable,
+            "PROFILE": "small",
+            "RECIPES": str(root / "recipes"),
+            "RUN": str(root / "runs"),
+            "SMOLLM3_SITE": str(root / "site.sh"),
+        }
+
+    def submit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["slurm/submit", *arguments], env=self.environment | environment, capture_output=True, text=True
+        )
+
+    def submitted(self) -> list[str]:
+        file = self.bin / "submitted"
+        return file.read_text().splitlines() if file.is_file() else []
+
+    def queue(self, job_id: int, name: str, state: str = "RUNNING") -> None:
+        fields = f"{job_id:<20}{name:<60}{state:<20}{'None':<60}{'(null)':<200}{self.root / 'runs'!s:<1000}\n"
+        with (self.bin / "queue").open("a") as file:
+            file.write(fields)
+
+
+@pytest.fixture
+def login(tmp_path: Path) -> Login:
+    write_profile(tmp_path)
+    return Login(tmp_path)
+
+
+def finish_stage(login: Login, stage: str, step: int) -> None:
+    folder = login.root / "runs" / stage / "checkpoints" / str(step)
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text("{}")
+
+
+def test_a_job_is_submitted_with_its_profiles_options_and_the_users_last(login: Login) -> None:
+    answer = login.submit("pretrain_stage1", "--time=5", "--", "general.seed=3")
+    assert answer.returncode == 0, answer.stderr
+    [command] = login.submitted()
+    assert command.split()[-2:] == ["slurm/pretrain_stage1.sh", "general.seed=3"]
+    assert command.index("--time=10") < command.index("--time=5")
+    assert "--nodes=2" in command and "--gres=none" in command and "--dependency" not in command
+
+
+def test_a_stage_waits_for_the_one_before_it(login: Login) -> None:
+    login.queue(41, "pretrain_stage1")
+    answer = login.submit("pretrain_stage2")
+    assert "behind pretrain_stage1 (41)" in answer.stdout
+    assert "--dependency=afterok:41 --kill-on-invalid-dep=yes" in login.submitted()[0]
+
+
+def test_jobs_of_another_run_folder_are_not_waited_for(login: Login) -> None:
+    login.queue(41, "pretrain_stage1")
+    answer = login.submit("pretrain_stage2", RUN=str(login.root / "elsewhere"))
+    assert answer.returncode == 2 and not login.submitted()
+
+
+def refused(login: Login, message: str, *arguments: str, **environment: str) -> None:
+    answer = login.submit(*arguments, **environment)
+    assert answer.returncode == 2
+    assert message in answer.stderr and "Traceback" not in answer.stderr
+    assert not login.submitted()
+
+
+def test_no_checkpoint_to_start_from(login: Login) -> None:
+    refused(login, "pretrain_stage2: no checkpoint to start from", "pretrain_stage2")
+
+
+def test_a_half_finished_stage_is_no_start(login: Login) -> None:
+    finish_stage(login, "stage1", LAST_STEPS["stage1"] - 2)
+    refused(login, f"stage1/checkpoints/{LAST_STEPS['stage1']}/checkpoint.json", "pretrain_stage2")
+    finish_stage(login, "stage1", LAST_STEPS["stage1"])
+    assert login.submit("pretrain_stage2").returncode == 0
+
+
+def test_missing_data(login: Login) -> None:
+    shutil.rmtree(login.root / "data" / "b")
+    refused(login, "data/b/manifest.json. Finish data first", "pretrain_stage1")
+
+
+def test_wrong_number_of_nodes(login: Login) -> None:
+    for options in (["--nodes=3"], ["--nodes", "3"], ["-N3"], ["-N", "3"]):
+        refused(login, "needs 2 processes (dp x pp x tp), which 3 nodes cannot share", "pretrain_stage1", *options)
+
+
+def test_wrong_number_of_gpus(login: Login) -> None:
+    (login.root / "recipes" / "cluster.yaml").unlink()
+    (login.root / "site.sh").write_text("export SBATCH_ACCOUNT=physics\n")
+    refused(login, "needs 2 GPUs (dp x pp x tp), but 48 nodes x 8 GPUs are 384", "pretrain_stage1")
+    assert login.submit("pretrain_stage1", "--nodes=1", "--gres=gpu:h100:2").returncode == 0
+
+
+def test_missing_site_file(login: Login) -> None:
+    (login.root / "recipes" / "cluster.yaml").unlink()
+    refused(login, "There is no site file", "pretrain_stage1", "--nodes=1", "--gres=gpu:2")
+
+
+def test_recipe_that_does_not_exist(login: Login) -> None:
+    refused(login, "There is no recipe", "long_context_32k")
+    refused(login, "There is no folder of recipes", "pretrain_stage1", RECIPES="recipes/none")
+    refused(login, "There is no job 'pretrain_stage4'", "pretrain_stage4")
+
+
+def test_wrong_key_in_the_recipe(login: Login) -> None:
+    refused(login, "Did you mean 'train_steps'?", "pretrain_stage1", "--", "tokens.trian_steps=3")
+
+
+def test_wrong_cluster_file(login: Login) -> None:
+    (login.root / "recipes" / "cluster.yaml").write_text(yaml.safe_dump({"devices": "cpu"}))
+    refused(login, "cluster.yaml is not valid", "pretrain_stage1")
+
+
+def test_a_job_that_is_queued_or_done_is_not_submitted_again(login: Login) -> None:
+    finish_stage(login, "stage1", LAST_STEPS["stage1"])
+    assert "pretrain_stage1 is done" in login.submit("pretrain_stage1").stdout
+    login.queue(42, "pretrain_stage2", "PENDING")
+    refused(login, "pretrain_stage2 is in the queue already, as job 42 (pending)", "pretrain_stage2")
+
+
+def test_the_chain_is_one_graph_of_what_is_missing(login: Login) -> None:
+    finish_stage(login, "stage1", LAST_STEPS["stage1"])
+    answer = subprocess.run(
+        [sys.executable, "-m", "slurm.cluster_run"], env=login.environment, capture_output=True, text=True
+    )
+    assert "2 jobs submitted" in answer.stdout, answer.stderr
+    second, third = login.submitted()
+    assert "--job-name=pretrain_stage2" in second and "--dependency" not in second
+    assert "--job-name=pretrain_stage3" in third and "--dependency=afterok:1 " in third
