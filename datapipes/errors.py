@@ -1,5 +1,7 @@
 """The one kind of error that data preparation reports to its user."""
 
+from nanotron_ext.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """Data that cannot be prepared or used; the message names the file or key and the fix."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from eval.benchmarks import BENCHMARKS
 from eval.data import EvalError, read_dataset
 from eval.recipe import EvalRecipe, load_eval_recipe
-from nanotron_ext.recipe import RecipeError
+from nanotron_ext.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_eval_recipe(parsed.recipe, parsed.overrides)
         evaluate(recipe, Path(parsed.model), parsed.name, parsed.suite, dry_run=parsed.dry_run)
-    except (RecipeError, EvalError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -57,6 +57,10 @@ def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[st
     from eval.runner import example_prompt, inspect_model, plan_suite, run_suite
 
     model = inspect_model(folder, name)
+    if suites is None and model.chat_template_sha256 is None:
+        talking = [suite for suite in chosen if recipe.suites[suite].needs_chat_template]
+        chosen = [suite for suite in chosen if suite not in talking]
+        print(f"left out, because {folder} has no chat template: {', '.join(talking) or 'nothing'}", flush=True)
     planned = {suite: plan_suite(recipe, suite, model) for suite in chosen}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for suite, tasks in planned.items():

@@ -16,13 +16,13 @@ from typing import Any
 
 from eval.benchmarks import BENCHMARKS, Benchmark, Dataset
 from eval.recipe import EvalRecipe, load_eval_recipe
-from nanotron_ext.recipe import RecipeError
+from nanotron_ext.errors import UserError
 
 MANIFEST_NAME = "dataset.json"
 Rows = dict[str, list[dict[str, Any]]]  # split -> rows
 
 
-class EvalError(ValueError):
+class EvalError(UserError):
     """An evaluation that cannot run; the message is for the user."""
 
 
@@ -171,15 +171,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_eval_recipe(parsed.recipe, parsed.overrides)
         count = write_small_edition(recipe) if parsed.edition == "small" else write_full_edition(recipe, fetch_from_hub)
-    except (RecipeError, EvalError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(
             f"The hub could not be read: {error}\nRun this where there is a network, then copy the folder.",
             file=sys.stderr,
         )
-        return 1
+        return 2
     print(f"{count} datasets, edition {parsed.edition}, in {recipe.data}")
     return 0
 

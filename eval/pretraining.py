@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nanotron_ext.errors import UserError
+
 PROMPTS = ("The history of", "def read(self, path):\n    ", "La première", "Question: What is 12 + 30?")
 SAMPLE_TOKENS = 48
 FIRST_AND_LAST_STEPS = 10  # losses are means over so many steps: single steps are noisy
@@ -48,7 +50,7 @@ class HeldOut:
     gzip: float
 
 
-class SummaryError(ValueError):
+class SummaryError(UserError):
     """A run folder that cannot be summarised."""
 
 
@@ -165,7 +167,7 @@ def main() -> int:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         results = held_out(arguments.runs[-1], tokenizer)
         texts = samples(arguments.model, tokenizer)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     content = {"stages": [asdict(s) for s in stages], "held_out": [asdict(r) for r in results], "samples": texts}

@@ -47,6 +47,10 @@ class Suite(Section):
     sampling: Sampling = Sampling()
     tasks: dict[str, Task] = Field(min_length=1)
 
+    @property
+    def needs_chat_template(self) -> bool:
+        return any(mode != "plain" for mode in self.modes)
+
     @model_validator(mode="after")
     def _samples_need_temperature(self) -> Self:
         several = [name for name, task in self.tasks.items() if task.num_samples > 1]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from eval.published import published_score
 from eval.results import SuiteResult, TaskResult, read_suite
+from nanotron_ext.errors import UserError
 
 # The twelve whose ranks make the win rate of base models.
 WIN_RATE_TASKS: tuple[str, ...] = (
@@ -40,7 +41,7 @@ class Table:
     cells: dict[tuple[str, str], dict[str, TaskResult]]
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """Results that cannot be compared; the message is for the user."""
 
 
@@ -211,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = build_table(results)
         failures = regressions(table, parsed.reference, parsed.tolerance) if parsed.reference else []
     except ReportError as error:
-        print(error, file=sys.stderr)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(to_markdown(table))
     if parsed.html:
         parsed.html.write_text(to_html(table), encoding="utf-8")

@@ -89,7 +89,7 @@ def plan_suite(recipe: EvalRecipe, suite_name: str, model: ModelInfo) -> list[Pl
     """
     suite = recipe.suites[suite_name]
     tokenizer = AutoTokenizer.from_pretrained(model.path)
-    if any(mode != "plain" for mode in suite.modes) and model.chat_template_sha256 is None:
+    if suite.needs_chat_template and model.chat_template_sha256 is None:
         raise EvalError(f"Suite {suite_name} talks to the model, but {model.path} has no chat template.")
     planned = []
     for name, task in suite.tasks.items():

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merge.average import Average, write_average
-from merge.checkpoint import Checkpoint, MergeError
+from merge.checkpoint import Checkpoint
 from merge.evaluate import mean_score, suite_scores
 from merge.recipe import MergeRecipe, load_merge_recipe
 from merge.soup import choose_parent, find_checkpoints, greedy_selection
-from nanotron_ext.recipe import RecipeError
+from nanotron_ext.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _dry_run(recipe)
         else:
             run(recipe)
-    except (RecipeError, MergeError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

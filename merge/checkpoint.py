@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from nanotron_ext.errors import UserError
+
 # Keys of config.json that say nothing about the weights; the merged model takes the parent's.
 _FREE_CONFIG_KEYS = frozenset(
     {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
@@ -20,7 +22,7 @@ _FREE_CONFIG_KEYS = frozenset(
 _FLOAT_DTYPES = {"BF16": 2, "F32": 4, "F16": 2}
 
 
-class MergeError(ValueError):
+class MergeError(UserError):
     """A merge that is refused, or a result that failed verification. The message is for the user."""
 
 

@@ -16,7 +16,7 @@ from merge.checkpoint import MergeError
 from merge.evaluate import mean_score, suite_scores
 from merge.plot import Point, line_chart
 from merge.recipe import MergeRecipe, load_merge_recipe
-from nanotron_ext.recipe import RecipeError
+from nanotron_ext.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if recipe.sweep is None:
             raise MergeError(f"{parsed.recipe} has no section sweep (soup_weights, output).")
         run_sweep(recipe)
-    except (RecipeError, MergeError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -78,7 +78,7 @@ def test_evaluation_runs_offline_and_leaves_nothing_behind(recipe_file, model_fo
 )
 def test_mistakes_are_reported_without_a_traceback(recipe_file, model_folder, arguments, message):
     failed = run("eval", str(recipe_file), "--model", str(model_folder), *arguments)
-    assert failed.returncode == 1 and message in failed.stderr and "Traceback" not in failed.stderr
+    assert failed.returncode == 2 and message in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_code_is_refused_unless_it_is_allowed(recipe_file, model_folder):

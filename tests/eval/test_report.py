@@ -55,7 +55,7 @@ def test_gate_fails_below_the_band_only(tmp_path, capsys):
         write_json(suite(name, task("piqa", value)), tmp_path / name / "base.json")
     assert main([str(tmp_path), "--reference", "ref"]) == 2
     assert main([str(tmp_path), "--reference", "ref", "--tolerance", "9"]) == 0
-    assert main([str(tmp_path / "none")]) == 1 and "There are no results" in capsys.readouterr().err
+    assert main([str(tmp_path / "none")]) == 2 and "There are no results" in capsys.readouterr().err
 
 
 def test_scores_on_different_data_are_not_put_in_one_row():

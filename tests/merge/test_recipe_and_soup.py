@@ -94,7 +94,7 @@ def test_command_line_writes_soup_and_linear_merge(make_checkpoint, tmp_path, ca
     )
     assert main([str(recipe), "--dry-run"]) == 0
     assert "0.9000" in capsys.readouterr().out and not (tmp_path / "hf").exists()
-    assert main([str(recipe), f"linear.mid_training={tmp_path}/gone"]) == 1
+    assert main([str(recipe), f"linear.mid_training={tmp_path}/gone"]) == 2
     assert "no checkpoint folder" in capsys.readouterr().err and not (tmp_path / "hf").exists()
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
