@@ -7,10 +7,13 @@ PY := $(VENV)/bin/python
 PROFILE ?= tiny
 export RUN ?= runs/$(PROFILE)
 STAGE ?= 1 2 3
+PHASE ?= midtrain sft apo
+MODEL ?= $(RUN)/hf/merged
 RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data pretrain export summary test lint format
+.PHONY: help setup demo data pretrain export summary posttrain-data posttrain chat merge merge-sweep eval-data eval report
+.PHONY: check bench-data test lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +44,41 @@ export: setup ## Write the last stage's model as a transformers folder
 summary: setup ## Losses, held-out bits per byte against baselines, and a sample of text
 	$(PY) -m eval.pretraining $(RUN)/stage1 $(RUN)/stage2 $(RUN)/stage3 --model $(RUN)/hf/stage3 \
 	  --out $(RUN)/eval/pretraining.json
+
+posttrain-data: setup ## Generate the tiny profile's conversations, preference pairs and held-out prompts
+	$(PY) -m posttrain.tiny_data $(RUN)/posttrain_data
+
+posttrain: setup ## Post-train the phases in PHASE: midtrain, sft, apo
+	@set -e; for phase in $(PHASE); do \
+	  echo "== $$phase"; \
+	  $(PY) -m posttrain.train $(RECIPES)/$$phase.yaml; \
+	done
+
+chat: setup ## Talk to MODEL in the terminal
+	$(PY) -m posttrain.chat $(MODEL)
+
+merge: setup ## Average the APO checkpoints, then 0.9 of the soup + 0.1 of the mid-training model
+	$(PY) -m merge $(RECIPES)/merge.yaml
+
+merge-sweep: setup ## Evaluate mixing weights from 0 to 1 and draw the curve
+	$(PY) -m merge.sweep $(RECIPES)/merge.yaml
+
+eval-data: setup ## Write the evaluation sets of the recipe (EDITION=full needs the hub)
+	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition $(or $(EDITION),small)
+
+eval: setup ## Evaluate MODEL on the recipe's suites (SUITE=name for one)
+	@test -d $(MODEL) || { echo "error: there is no model folder $(MODEL); give MODEL=<transformers folder>"; exit 2; }
+	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || $(MAKE) --no-print-directory eval-data
+	$(PY) -m eval $(RECIPES)/eval.yaml --model $(MODEL) $(if $(SUITE),--suite $(SUITE))
+
+report: setup ## Table of all evaluations so far
+	$(PY) -m eval.report $(RUN)/eval
+
+check: setup ## Validate all recipes of the profile
+	$(PY) -m nanotron_ext.check $(RECIPES)/*.yaml
+
+bench-data: setup ## The mixture loader beside other loaders: start-up, memory, samples per second
+	$(PY) bench/data.py
 
 test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest
