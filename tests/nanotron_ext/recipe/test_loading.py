@@ -61,7 +61,7 @@ BAD = {
     "negative weight": ("data_stages.0.mixture.tiny-math=-0.03", "data_stages.0.mixture.tiny-math", "positive"),
     "NaN weight": ("data_stages.0.mixture.tiny-math=.nan", "data_stages.0.mixture.tiny-math", ""),
     "swapped stages": ("data_stages.2.start_training_step=200", "data_stages.2.start_training_step", "order"),
-    "decay ends early": ("tokens.train_steps=601", "optimizer.learning_rate_scheduler.lr_decay_steps", "to 151"),
+    "decay ends early": ("tokens.train_steps=401", "optimizer.learning_rate_scheduler.lr_decay_steps", "to 101"),
     "stop behind the end": ("tokens.stop_step=401", "tokens.stop_step", "behind train_steps 400"),
     "bad regular expression": (
         "optimizer.weight_decay_exclude_named_params=['(']",
