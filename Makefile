@@ -12,8 +12,8 @@ MODEL ?= $(RUN)/hf/merged
 RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data pretrain export summary posttrain-data posttrain chat merge merge-sweep eval-data eval report
-.PHONY: check bench-data test lint format
+.PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain chat merge merge-sweep eval-data eval report
+.PHONY: cluster-run cluster-status check bench-data test lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: ## Text to a trained, exported, talking miniature on this machine (see REA
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests
 	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml
+
+audit: setup ## The mixture as a tree, with decoded samples and a lint of the windows
+	$(PY) -m datapipes.audit $(RECIPES)/pretrain.yaml
 
 pretrain: setup ## Pretrain the stages in STAGE, each from its predecessor's last checkpoint
 	@set -e; for stage in $(STAGE); do \
@@ -74,11 +77,18 @@ eval: setup ## Evaluate MODEL on the recipe's suites (SUITE=name for one)
 report: setup ## Table of all evaluations so far
 	$(PY) -m eval.report $(RUN)/eval
 
-check: setup ## Validate all recipes of the profile
-	$(PY) -m nanotron_ext.check $(RECIPES)/*.yaml
+cluster-run: setup ## Submit the profile's whole chain to Slurm as one dependency graph; what is done stays done
+	$(PY) -m slurm.cluster_run
 
-bench-data: setup ## The mixture loader beside other loaders: start-up, memory, samples per second
+cluster-status: setup ## Where the profile's chain is: stage, step, tokens/s, ETA, attempts
+	$(PY) -m slurm.cluster_status
+
+check: setup ## Validate all recipes of the profile
+	$(PY) -m nanotron_ext.check $(filter-out %/cluster.yaml,$(wildcard $(RECIPES)/*.yaml))
+
+bench-data: setup ## The mixture loader beside other loaders, and tokenisation beside the tokenizers library
 	$(PY) bench/data.py
+	$(PY) -m datapipes.bench_tokenizer $(RUN)/tokenizer/tokenizer.json
 
 test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest

@@ -5,10 +5,9 @@ an interrupted build goes on task by task, and only with the same pipeline and n
 has been verified, the manifest is written and the folder takes its place as `<data>/<source>/` in one rename.
 """
 
-import contextlib
 import hashlib
-import io
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,19 +16,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import multiprocess  # type: ignore[import-untyped]
-from datatrove.data import DocumentsPipeline
-from datatrove.executor import LocalPipelineExecutor
+from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.tokens import DocumentTokenizer
-from datatrove.utils.stats import PipelineStats
 from numpy.random import default_rng
 from tokenizers import Tokenizer
 
+from datapipes.chat import ChatEncoder, special_ids
 from datapipes.clean import Clean
 from datapipes.decontaminate import BenchmarkIndex, Decontaminate
 from datapipes.dedup import Stage, exact_stages, minhash_stages
 from datapipes.errors import DataError
+from datapipes.executors import SlurmSettings, run_locally, submit, tasks_completed, wait
 from datapipes.readers import find_input, reader_of
 from datapipes.registry import Source
 from datapipes.shards import Manifest, ShardFile, read_manifest, token_bytes_for, verify_folder, verify_shard
@@ -59,7 +58,7 @@ class ShardWriter(DocumentTokenizer):
     Special tokens that a raw text spells out are tokenised as the characters they are.
     """
 
-    def __init__(self, folder: Path, source_name: str, tokenizer: LoadedTokenizer) -> None:
+    def __init__(self, folder: Path, source: Source, tokenizer: LoadedTokenizer) -> None:
         super().__init__(
             output_folder=str(folder),
             tokenizer_name_or_path=str(tokenizer.file),
@@ -68,16 +67,17 @@ class ShardWriter(DocumentTokenizer):
             batch_size=TOKENIZER_BATCH_DOCUMENTS,
             save_final_metadata=False,
         )
-        self.source_name = source_name
+        self.source = source
+        self.eos_token_id = tokenizer.eos_token_id
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer | ChatEncoder:
         tokenizer = super().tokenizer
         tokenizer.encode_special_tokens = True
-        return tokenizer
+        return ChatEncoder(tokenizer, self.eos_token_id) if self.source.is_chat else tokenizer
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        digest = hashlib.sha256(f"{self.source_name}/{rank}".encode()).digest()
+        digest = hashlib.sha256(f"{self.source.name}/{rank}".encode()).digest()
         self.rand = default_rng(int.from_bytes(digest[:8], "big"))
         return super().run(self._counted(data), rank, world_size)
 
@@ -87,16 +87,27 @@ class ShardWriter(DocumentTokenizer):
             yield document
 
 
-class _QuietExecutor(LocalPipelineExecutor):
-    """Logs to the tasks' log files only; the terminal belongs to the progress bar."""
+class TokenLimits(BaseFilter):
+    """Drops documents of fewer than `min_tokens` or more than `max_tokens` tokens.
 
-    def run(self) -> None:
-        with contextlib.redirect_stderr(io.StringIO()):
-            super().run()
+    Only documents of at least `min_tokens` bytes are tokenised here: a token has a byte or more.
+    """
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return super()._run_for_rank(rank, local_rank, node_rank)
+    name = "Token limits"
+
+    def __init__(self, source: Source, writer: ShardWriter) -> None:
+        super().__init__()
+        self.min_tokens = source.min_tokens or 0
+        self.max_tokens = source.max_tokens or math.inf
+        self.writer = writer
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        if len(doc.text.encode()) + 1 < self.min_tokens:
+            return False, "too_few_tokens"
+        tokens = len(self.writer.tokenizer.encode_batch([doc.text])[0].ids)
+        if tokens < self.min_tokens:
+            return False, "too_few_tokens"
+        return True if tokens <= self.max_tokens else (False, "too_many_tokens")
 
 
 class SourceBuild:
@@ -124,6 +135,9 @@ class SourceBuild:
         self.pipeline_sha256 = self._hash()
         self.folder = data_folder / source.name
         self.partial = data_folder / ".partial" / f"{source.name}-{self.pipeline_sha256[:12]}-{source.tasks}"
+        self.logs = self.partial / "logs"
+        chat_ids = special_ids(tokenizer.tokenizer).values() if source.is_chat else ()
+        self._forbidden_ids = [token_id for token_id in tokenizer.special_ids if token_id not in chat_ids]
 
     def _hash(self) -> str:
         identity = {
@@ -155,11 +169,11 @@ class SourceBuild:
         """
         manifest = read_manifest(self.folder)
         assert manifest is not None
-        verify_folder(self.folder, manifest, self.tokenizer.special_ids)
+        verify_folder(self.folder, manifest, self._forbidden_ids)
 
     def tasks_completed(self) -> int:
         """How many tasks of the running or interrupted build are done."""
-        return len(list((self.partial / "logs" / "shards" / "completions").glob("*")))
+        return tasks_completed(self.logs, "shards")
 
     def build(self, workers: int) -> None:
         """Run what is still to run, verify it, and put it in place.
@@ -168,15 +182,26 @@ class SourceBuild:
             DataError: if the source cannot be read or a task's output is not whole.
         """
         self._drop_partial_builds_of_other_pipelines()
-        multiprocess.set_forkserver_preload([__name__])  # worker processes start with everything imported
-        for stage in self.stages():
-            _QuietExecutor(
-                pipeline=stage.steps,
-                tasks=stage.tasks,
-                workers=min(workers, stage.tasks),
-                logging_dir=str(self.partial / "logs" / stage.name),
-            ).run()
-        self._publish([entry for rank in range(self.source.tasks) for entry in self._verified_files(rank)])
+        run_locally(self.stages(), self.logs, workers)
+        self._publish()
+
+    def submit(self, settings: SlurmSettings) -> None:
+        """Have Slurm run what is still to run, unless it is about to already.
+
+        Raises:
+            DataError: if Slurm does not take the jobs.
+        """
+        self._drop_partial_builds_of_other_pipelines()
+        submit(self.stages(), self.logs, settings, self.source.name)
+
+    def finish_submitted(self) -> None:
+        """Wait for the submitted jobs, verify what they wrote, and put it in place.
+
+        Raises:
+            DataError: if a task failed or its output is not whole.
+        """
+        wait(self.stages(), self.logs)
+        self._publish()
 
     def stages(self) -> list[Stage]:
         """The launches that make the shards, one after the other; the last one writes them."""
@@ -186,7 +211,9 @@ class SourceBuild:
         if find is not None:
             before, duplicates = find(self._read, self.partial / "dedup", self.source.tasks)
             filters = [duplicates]
-        writer = ShardWriter(self.partial, self.source.name, self.tokenizer)
+        writer = ShardWriter(self.partial, self.source, self.tokenizer)
+        if self.source.min_tokens or self.source.max_tokens:
+            filters.append(TokenLimits(self.source, writer))
         return [*before, Stage("shards", [*self._read(), *filters, writer], self.source.tasks)]
 
     def _read(self) -> list[PipelineStep]:
@@ -205,7 +232,7 @@ class SourceBuild:
 
     def _verified_files(self, rank: int) -> Iterator[ShardFile]:
         """The stage barrier: a task counts as done when its files are whole and hold all that it says it wrote."""
-        steps = _task_stats(self.partial / "logs" / "shards", rank)
+        steps = _task_stats(self.logs / "shards", rank)
         self._check_same_documents_as_deduplicated(steps, rank)
         entries = [
             verify_shard(
@@ -213,7 +240,7 @@ class SourceBuild:
                 self.tokenizer.vocab_size,
                 token_bytes_for(self.tokenizer.vocab_size),
                 self.tokenizer.eos_token_id,
-                self.tokenizer.special_ids,
+                self._forbidden_ids,
             )
             for path in sorted(self.partial.glob(f"{rank:05d}_*.ds"))
         ]
@@ -230,15 +257,17 @@ class SourceBuild:
         """Duplicates are known by their position: the source must not have changed between the stages."""
         if self.source.deduplicate is None:
             return
-        signatures = _task_stats(self.partial / "logs" / "signatures", rank)
-        before, now = _total(signatures[-1], "total"), _total(steps[-2], "total")
+        signatures = _task_stats(self.logs / "signatures", rank)
+        find, drop = signatures[-1], steps[len(signatures) - 1]  # after the same steps of reading
+        before, now = _total(find, "total"), _total(drop, "total")
         if before != now:
             raise DataError(
                 f"Task {rank} of {self.source.name} read {before} documents to find duplicates and then {now}: its "
                 f"files changed meanwhile. Delete {self.partial} and run again."
             )
 
-    def _publish(self, files: list[ShardFile]) -> None:
+    def _publish(self) -> None:
+        files = [entry for rank in range(self.source.tasks) for entry in self._verified_files(rank)]
         if not files:
             raise DataError(f"Source {self.source.name} has no document left after cleaning. Check its files.")
         for leftover in ("scratch", "dedup"):

@@ -11,8 +11,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from datatrove.utils.logging import logger as datatrove_logger
@@ -31,10 +32,12 @@ from rich.table import Table
 
 from datapipes.decontaminate import build_index
 from datapipes.errors import DataError
+from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild, Summary
 from datapipes.readers import find_input, texts_of
 from datapipes.registry import find_source
 from datapipes.tokenizer import LoadedTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from nanotron_ext.data.remote import is_remote
 from nanotron_ext.recipe import Recipe, RecipeError, load_recipe
 
 
@@ -78,8 +81,9 @@ def prepare(
     verify: bool = False,
     raw_folder: Path | None = None,
     benchmarks_folder: Path | None = None,
+    slurm: SlurmSettings | None = None,
 ) -> list[Summary]:
-    """Make the shards of all sources; returns what became of each.
+    """Make the shards of all sources, here or (`slurm`) in jobs of a cluster; returns what became of each.
 
     Raises:
         DataError: at the first source that cannot be prepared.
@@ -87,12 +91,25 @@ def prepare(
     sources = [find_source(name) for name in sources_of(recipe)]
     benchmarks = build_index(benchmarks_folder) if benchmarks_folder else None
     tokenizer = ensure_tokenizer(recipe, console)
+    if is_remote(recipe.data.path):
+        raise DataError(
+            f"data.path is {recipe.data.path}, but data is prepared on a local or shared disk: give data.path=FOLDER, "
+            f"and copy the sources' folders to the storage afterwards, each manifest.json last."
+        )
     data_folder = Path(recipe.data.path)
     builds = [SourceBuild(source, tokenizer, data_folder, raw_folder, benchmarks) for source in sources]
-    return list(_run(builds, workers, verify, console))
+    finish: Callable[[SourceBuild], None] = partial(SourceBuild.build, workers=workers)
+    if slurm is not None:
+        finish = SourceBuild.finish_submitted
+        for build in builds:
+            if not build.is_done():
+                build.submit(slurm)
+    return list(_run(builds, finish, verify, console))
 
 
-def _run(builds: list[SourceBuild], workers: int, verify: bool, console: Console) -> Iterator[Summary]:
+def _run(
+    builds: list[SourceBuild], finish: Callable[[SourceBuild], None], verify: bool, console: Console
+) -> Iterator[Summary]:
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("", total=sum(build.source.tasks for build in builds))
@@ -102,7 +119,7 @@ def _run(builds: list[SourceBuild], workers: int, verify: bool, console: Console
             done = build.is_done()
             if not done:
                 with _watching(build, progress, bar, tasks_before):
-                    build.build(workers)
+                    finish(build)
             elif verify:
                 build.verify()
             tasks_before += build.source.tasks
@@ -146,6 +163,27 @@ def summary_table(summaries: list[Summary]) -> Table:
     return table
 
 
+def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Slurm", "Defaults come from sbatch's own variables.")
+    environment = os.environ.get
+    group.add_argument("--executor", choices=("local", "slurm"), default="local", help="where tasks run")
+    group.add_argument("--partition", default=environment("SBATCH_PARTITION"), help="default: $SBATCH_PARTITION")
+    group.add_argument(
+        "--time", default=environment("SBATCH_TIMELIMIT", "1-00:00:00"), help="per task; default: $SBATCH_TIMELIMIT"
+    )
+    group.add_argument("--qos", default=environment("SBATCH_QOS", ""), help="default: $SBATCH_QOS")
+    group.add_argument("--cpus-per-task", type=int, default=1, help="more than one only for their memory")
+    group.add_argument("--mem-per-cpu", type=int, default=4, metavar="GB")
+
+
+def _slurm_settings(arguments: argparse.Namespace) -> SlurmSettings:
+    if arguments.partition is None:
+        raise DataError("--executor slurm needs --partition (or SBATCH_PARTITION): `sinfo` lists the cluster's.")
+    return SlurmSettings(
+        arguments.partition, arguments.time, arguments.cpus_per_task, arguments.mem_per_cpu, arguments.qos
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
@@ -154,17 +192,21 @@ def main() -> None:
     parser.add_argument("--verify", action="store_true", help="read prepared shards again and check them in full")
     parser.add_argument("--raw", type=Path, help="folder with copies of hub datasets, as RAW/<owner>/<name>")
     parser.add_argument("--benchmarks", type=Path, help="folder with evaluation sets, as <benchmark>.jsonl")
+    _add_slurm_arguments(parser)
     arguments = parser.parse_args()
     console = Console()
     datatrove_logger.remove()  # its lines go to the tasks' log files
     start = time.monotonic()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        summaries = prepare(recipe, console, arguments.workers, arguments.verify, arguments.raw, arguments.benchmarks)
+        slurm = _slurm_settings(arguments) if arguments.executor == "slurm" else None
+        summaries = prepare(
+            recipe, console, arguments.workers, arguments.verify, arguments.raw, arguments.benchmarks, slurm
+        )
     except (RecipeError, DataError, OSError) as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on where it stopped.")
+        sys.exit("Interrupted. The same command goes on where it stopped; jobs that Slurm has run on meanwhile.")
     console.print(summary_table(summaries))
     tokens = sum(row.tokens_out for row in summaries)
     console.print(f"{tokens:,} tokens in {recipe.data.path} ({time.monotonic() - start:.1f} s)")

@@ -16,6 +16,7 @@ from datatrove.pipeline.base import PipelineStep
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from datapipes.chat import render
 from datapipes.clean import Clean
 from datapipes.errors import DataError
 from datapipes.math_problems import VERSION as MATH_VERSION
@@ -57,9 +58,21 @@ class RowReader(PipelineStep):
         self._check_columns(row, path)
         if self.rows.blob_url:
             text = self._blob(row)
+        elif self.rows.chat_column:
+            text = self._chat(row, path, number)
         else:
             text = "\n\n".join(str(row[column] or "") for column in self.rows.text_columns)
         return Document(text=text, id=str(row.get(self.rows.id_column, f"{path}/{number}")))
+
+    def _chat(self, row: dict[str, Any], path: str, number: int) -> str:
+        assert self.rows.chat_column is not None
+        try:
+            return render(row[self.rows.chat_column] or [])
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"Row {number} of {self._full_path(path)}, column {self.rows.chat_column!r}: {error}. Correct the "
+                f"file, or chat_column of {self.source_name} in the table of sources."
+            ) from None
 
     def _blob(self, row: dict[str, Any]) -> str:
         assert self.rows.blob_url is not None
@@ -86,7 +99,7 @@ class RowReader(PipelineStep):
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
 
-        wanted = {*self.rows.text_columns, self.rows.id_column, "src_encoding"}
+        wanted = {*self.rows.content_columns, self.rows.id_column, "src_encoding"}
         try:
             with self.folder.open(path, "rb") as file, pyarrow.parquet.ParquetFile(file) as parquet:
                 names = parquet.schema_arrow.names
@@ -97,11 +110,11 @@ class RowReader(PipelineStep):
             raise DataError(f"{self._full_path(path)} is not a readable parquet file: {error}.") from None
 
     def _check_columns(self, present: Collection[str], path: str) -> None:
-        for column in self.rows.text_columns:
+        for column in self.rows.content_columns:
             if column not in present:
                 raise DataError(
                     f"{self._full_path(path)} has no column {column!r}; it has {', '.join(present)}. "
-                    f"Correct text_columns of {self.source_name} in the table of sources."
+                    f"Correct the columns of {self.source_name} in the table of sources."
                 )
 
     def _full_path(self, path: str) -> str:

@@ -43,12 +43,19 @@ class _Rows(_Entry):
     format: Literal["jsonl", "parquet"] = "parquet"
     files: list[str] = Field(["**/*"], min_length=1, description="Glob patterns below the folder or dataset.")
     text_columns: list[str] = Field(["text"], min_length=1, description="Joined by a blank line.")
+    chat_column: str | None = Field(
+        None, description="Messages with role and content, rendered as ChatML; takes the place of text_columns."
+    )
     id_column: str = "id"
     blob_url: str | None = Field(
         None,
         description="For datasets of identifiers: where the text lies, gzip-compressed, with the first text column in "
         "{}. Encoding: the column src_encoding, or UTF-8.",
     )
+
+    @property
+    def content_columns(self) -> list[str]:
+        return [self.chat_column] if self.chat_column else self.text_columns
 
 
 class Files(_Rows):
@@ -87,11 +94,19 @@ class Source(_Entry):
     published_as: list[str] = Field([], description="Other names that published mixtures have for it.")
     substitute: str | None = Field(None, description="Public source to use when this one cannot be had.")
     min_characters: int = Field(1, ge=1, description="Shorter documents are dropped.")
+    min_tokens: int | None = Field(
+        None, ge=1, description="Documents of fewer tokens, their end token included, are dropped: for long contexts."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Documents of more tokens are dropped.")
     deduplicate: Literal["exact", "minhash"] | None = Field(
         None, description="Keep one of equal documents, or of near-duplicates (which includes equal ones)."
     )
     decontaminate: bool = Field(False, description="Drop documents that contain a passage of an evaluation set.")
     tasks: int = Field(1, ge=1, description="Parallel tasks, and files of shards; part of the pipeline's identity.")
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.reader, _Rows) and self.reader.chat_column is not None
 
 
 def load_registry(folder: Path = SOURCES_FOLDER) -> dict[str, Source]:

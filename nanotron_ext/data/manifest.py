@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanotron_ext.data.errors import DataError
+from nanotron_ext.data.remote import RemoteFolder, is_remote
 from nanotron_ext.recipe import Recipe
 
 MANIFEST_NAME = "manifest.json"
@@ -59,6 +60,8 @@ class Source:
 
     folder: Path
     manifest: Manifest
+    remote: RemoteFolder | None = None
+    """Where its files come from; `folder` is then a part of the local cache that holds the manifest."""
 
     @property
     def fingerprint(self) -> str:
@@ -77,7 +80,10 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> list[Source]:
     sources: list[Source] = []
     for name in names:
         try:
-            source = read_source(Path(recipe.data.path) / name)
+            if is_remote(recipe.data.path):
+                source = read_remote_source(f"{recipe.data.path.rstrip('/')}/{name}")
+            else:
+                source = read_source(Path(recipe.data.path) / name)
         except DataError as error:
             problems += error.problems
             continue
@@ -98,14 +104,45 @@ def read_source(folder: Path) -> Source:
     if not path.is_file():
         there_is = "The folder holds shards but" if folder.is_dir() and any(folder.glob("*.ds")) else "There is"
         raise DataError([f"{path}: {there_is} no manifest, so the source was not prepared to the end; {_PREPARE}."])
+    manifest = _parse(path)
+    if problems := [*_check_files(folder, manifest)]:
+        raise DataError(problems)
+    return Source(folder, manifest)
+
+
+def read_remote_source(url: str) -> Source:
+    """As `read_source`, for a folder in object storage; of the files only the sizes are compared before the first use.
+
+    Raises:
+        DataError: listing every problem of this source.
+    """
+    remote = RemoteFolder(url)
+    sizes = remote.sizes()
+    if MANIFEST_NAME not in sizes:
+        fix = f"{_PREPARE} with a local data.path and upload the source's folder, its manifest last"
+        raise DataError([f"{url}/{MANIFEST_NAME}: There is no manifest; {fix}."])
+    manifest = _parse(remote.fetch_manifest(MANIFEST_NAME))
+    expected = {file.name: file.tokens * manifest.token_bytes for file in manifest.files}
+    expected |= {f"{file.name}.index": file.documents * INDEX_ENTRY_BYTES for file in manifest.files}
+    problems = [
+        f"{url}/{name}: It has {sizes.get(name, 'no')} bytes, but the manifest promises {size}. Upload it again."
+        for name, size in expected.items()
+        if sizes.get(name) != size
+    ]
+    if problems:
+        raise DataError(problems)
+    return Source(remote.local, manifest, remote)
+
+
+def _parse(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:3])
         raise DataError([f"{path}: This is not a valid manifest ({wrong}). Delete it and {_PREPARE}."]) from None
-    if problems := [*_check_manifest(path, manifest)] or [*_check_files(folder, manifest)]:
+    if problems := [*_check_manifest(path, manifest)]:
         raise DataError(problems)
-    return Source(folder, manifest)
+    return manifest
 
 
 def _check_manifest(path: Path, manifest: Manifest) -> Iterator[str]:

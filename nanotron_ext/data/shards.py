@@ -2,13 +2,13 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanotron_ext.data.errors import DataError
-from nanotron_ext.data.manifest import Source
+from nanotron_ext.data.manifest import ShardFile, Source
 
 MAX_OPEN_SHARDS = 256
 """Shards kept open at once; each holds two file descriptors, of the 1024 that a process usually may have."""
@@ -40,6 +40,11 @@ class Shard:
             raise DataError([f"{self.path}: The file was truncated after the run had started. Restore it and resume."])
 
 
+def _open_cached(source: Source, file: ShardFile, token_bytes: int) -> Shard:
+    assert source.remote is not None
+    return source.remote.open(file.name, file.sha256, file.index_sha256, lambda path: Shard(str(path), token_bytes))
+
+
 class ShardSet:
     """The files of several sources of one tokenizer, each source seen as a row of chunks of `chunk_tokens` tokens.
 
@@ -61,8 +66,13 @@ class ShardSet:
         self.chunks = np.add.reduceat(chunks_per_file, self._first_file)
         self.dropped_tokens = np.array([source.manifest.tokens for source in sources]) - self.chunks * chunk_tokens
         self._token_bytes = token_bytes = sources[0].manifest.token_bytes
-        paths = [f"{source.folder}/{file.name}" for source, file in files]
-        self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(lambda number: Shard(paths[number], token_bytes))
+        self._shard: Callable[[int], Shard]
+        if sources[0].remote:
+            # Not kept open: the cache could not get back the space of a file that it removed.
+            self._shard = lambda number: _open_cached(*files[number], token_bytes)
+        else:
+            paths = [f"{source.folder}/{file.name}" for source, file in files]
+            self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(lambda number: Shard(paths[number], token_bytes))
 
     def locate(
         self, source: NDArray[np.int64], chunk_token: NDArray[np.int64]

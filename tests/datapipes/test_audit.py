@@ -14,7 +14,7 @@ from datapipes.audit import WHOLE_RUN, SourceUse, audit, coloured, sample_window
 from datapipes.lint import WindowReader, lint
 from datapipes.tokenizer import LoadedTokenizer
 from nanotron_ext.data import MixtureLoader
-from nanotron_ext.recipe import Recipe
+from nanotron_ext.recipe import Recipe, load_recipe
 from tests.nanotron_ext.data.prepared_data import Documents, make_recipe, write_source
 
 EOS, EOS_TEXT = 1, "<|end_of_text|>"
@@ -146,12 +146,16 @@ def test_unprepared_recipes_show_their_mixture_and_exit_with_1(tmp_path: Path) -
     result = command("recipes/tiny/pretrain.yaml", run=tmp_path)
     assert result.returncode == 1
     assert "tiny-web-deu" in result.stdout and "missing" in result.stdout
-    assert result.stderr.count("datapipes.prepare") == 9 and "Traceback" not in result.stderr
+    assert result.stderr.count("manifest.json: There is no manifest") == 9 and "Traceback" not in result.stderr
     as_json = command("recipes/tiny/pretrain.yaml", "--json", run=tmp_path)
     assert as_json.returncode == 1
     parsed = json.loads(as_json.stdout)
     assert len(parsed["problems"]) == 9
-    assert sum(use["planned_tokens"] for use in parsed["uses"] if use["stage"] == "stage1") == 300 * 8 * 256
+    recipe = load_recipe("recipes/tiny/pretrain.yaml")
+    first, second = recipe.data_stages[:2]
+    steps = second.start_training_step - first.start_training_step
+    planned = sum(use["planned_tokens"] for use in parsed["uses"] if use["stage"] == first.name)
+    assert planned == steps * recipe.global_batch_size * recipe.tokens.sequence_length
 
 
 def test_an_unregistered_source_is_an_error_without_traceback(tmp_path: Path) -> None:

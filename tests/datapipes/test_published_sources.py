@@ -47,6 +47,7 @@ OTHER_COLUMNS: dict[str, dict[str, Any]] = {
     "nvidia/OpenMathInstruct-2": SOLVED,
     "nvidia/OpenMathReasoning": {**SOLVED, "inference_mode": "cot", "pass_rate_72b_tir": "0.5"},
     "nvidia/OpenCodeReasoning": {"id": "i", "solution": "print()", "difficulty": "EASY", "license": "mit"},
+    "HuggingFaceTB/smoltalk2": {"chat_template_kwargs": {"enable_thinking": True}, "source": "OpenThoughts3"},
     "facebook/natural_reasoning": {"responses": [{"response_model": "m", "response": "r"}]},
 }
 
@@ -64,12 +65,15 @@ def write_copy(reader: Hub, raw: Path) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = []
         for row in range(2):
-            values = {name: f"{name} {number} {row}" for name in reader.text_columns}
+            values: dict[str, Any] = {name: f"{name} {number} {row}" for name in reader.text_columns}
             if reader.blob_url:
                 values["blob_id"] = f"blob{row}"
                 (raw / "blobs").mkdir(exist_ok=True)
                 (raw / f"blobs/blob{row}").write_bytes(gzip.compress(f"/* café {row} */".encode("latin-1")))
                 texts.append(f"/* café {row} */")
+            elif reader.chat_column:
+                values = {reader.chat_column: [{"role": "user", "content": f"Why {row}?"}]}
+                texts.append(f"<|im_start|>user\nWhy {row}?<|im_end|>\n")
             else:
                 texts.append("\n\n".join(values.values()))
             rows.append({**OTHER_COLUMNS[reader.dataset], **values})
@@ -102,12 +106,13 @@ def test_a_copy_of_the_dataset_becomes_shards(
     reader = hub(PUBLISHED[name])
     if reader.blob_url:
         reader = reader.model_copy(update={"blob_url": f"file://{tmp_path}/raw/blobs/{{}}"})
-    source = PUBLISHED[name].model_copy(update={"reader": reader, "tasks": 1})
+    any_length = {"min_tokens": None, "max_tokens": None}
+    source = PUBLISHED[name].model_copy(update={"reader": reader, "tasks": 1, **any_length})
     texts = write_copy(reader, tmp_path / "raw")
     build = SourceBuild(source, tokenizer, tmp_path / "data", tmp_path / "raw", benchmarks)
     build.build(workers=1)
-    documents = read_documents(tmp_path / "data" / name)
-    assert sorted(tokenizer.tokenizer.decode(document[:-1]) for document in documents) == sorted(texts)
+    documents, decode = read_documents(tmp_path / "data" / name), tokenizer.tokenizer.decode
+    assert sorted(decode(document[:-1], skip_special_tokens=False) for document in documents) == sorted(texts)
 
 
 @pytest.mark.parametrize("name", [name for name, source in PUBLISHED.items() if isinstance(source.reader, Unreleased)])

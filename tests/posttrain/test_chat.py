@@ -12,13 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from posttrain import chat
 from posttrain.chat import Session
 from posttrain.generate import ChatModel, ModelError, Sampling, _CharacterStreamer
-from posttrain.training import export
+from posttrain.training import set_chat_defaults
 
 
 @pytest.fixture(scope="module")
 def chat_folder(base_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat")
-    export(AutoModelForCausalLM.from_pretrained(base_model), tokenizer, folder)
+    model = AutoModelForCausalLM.from_pretrained(base_model)
+    set_chat_defaults(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -256,5 +256,5 @@ def test_bad_input_exits_with_one_message(
 def test_preview_trains_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_command.main(["recipes/tiny/apo.yaml", *FAST, from_base(run), "--preview", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "Reasoning mode" in shown and "dropped" in shown
+    assert "Reasoning mode" in shown and "twice" in shown
     assert not (run / "apo").exists()

@@ -12,8 +12,8 @@ import pytest
 
 from tests.slurm.small_profile import write_profile
 
-MISSING = [program for program in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(program, path=(
-    os.environ["PATH"] + ":/usr/sbin:/sbin"))]  # fmt: skip
+_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name, path=_PATH) is None]
 
 
 class Cluster:
@@ -31,6 +31,7 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(Path.cwd()),
             "PROFILE": "tiny",
+            "SBATCH_OUTPUT": f"{root}/%j.out",
         }
 
     def run(self, *command: str | Path, check: bool = True, **environment: str | Path) -> subprocess.CompletedProcess:
@@ -42,11 +43,10 @@ class Cluster:
         return answer
 
     def sbatch(self, *arguments: str | Path, **environment: str | Path) -> int:
-        """Submit; the job's output goes to <root>/<job id>.out."""
-        output = f"--output={self.root}/%j.out"
-        return int(self.run("sbatch", "--parsable", output, *arguments, **environment).stdout)
+        return int(self.run("sbatch", "--parsable", *arguments, **environment).stdout)
 
     def output(self, job_id: int) -> str:
+        """What the batch script printed, over all attempts."""
         return (self.root / f"{job_id}.out").read_text()
 
     def field(self, job_id: int, name: str) -> str:

@@ -6,7 +6,7 @@
 #SBATCH --exclusive
 #SBATCH --requeue
 #SBATCH --open-mode=append
-source slurm/lib.sh
+source slurm/lib.sh || exit
 begin pretrain_stage1 "$@"
 torchrun_on_all_nodes tests.slurm.trainer "$JOB_RECIPE" "$@"
 finish

@@ -11,7 +11,7 @@ from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 LAST_STEPS = {"stage1": 4, "stage2": 8, "stage3": 12}
 CLUSTER = {
     "device": "cpu",
-    "sbatch": {"all": {"nodes": 1, "gres": "none", "time": 10}}
+    "sbatch": {"all": {"nodes": 1, "gres": "none", "time": 60}}
     | {f"pretrain_{stage}": {"nodes": 2} for stage in LAST_STEPS},
 }
 

@@ -115,6 +115,16 @@ def test_the_reason_is_the_first_failure_of_all_nodes(
     assert reason in attempt(tmp_path, 3, logs=logs)[1]
 
 
+def test_exit_code_2_of_a_worker_is_bad_input(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    text = SUMMARY.format(before="error: The data is damaged.", rank=0, second=5, code=2)
+    (logs / "n1.log").write_text(text)
+    action, reason = attempt(tmp_path, 3, logs=logs)
+    assert action == "fail" and "error: The data is damaged." in reason
+    assert attempt(tmp_path, 0, exit_status=2)[0] == "fail"
+
+
 def test_the_reason_of_a_plain_command_is_its_exception(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()

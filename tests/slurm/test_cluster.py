@@ -1,6 +1,7 @@
 """Jobs on a real Slurm of three nodes: the chain, and what may happen to a job on the way."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,13 +100,20 @@ def test_a_deterministic_crash_ends_the_chain_with_its_reason(cluster: Cluster, 
     overrides = (f"general.runs_path={run}", "parallelism={dp: 2, tp: 2}")
     job = cluster.sbatch(HANDICAPPED, *overrides, CRASH_STEP="3", **environment)
     cluster.wait_for("the first attempt", lambda: bool(read_attempts(run / "stage1")))
-    behind = cluster.sbatch(f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", HANDICAPPED, **environment)
+    # Plain sbatch knows of no predecessor: the job starts, on the third node, and goes back into the queue behind it.
+    recipes = run / "recipes"
+    shutil.copytree(profile / "recipes", recipes)
+    for recipe in recipes.glob("*.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(profile / "runs"), str(run)))
+    behind = cluster.sbatch("--nodes=1", "slurm/pretrain_stage2.sh", RECIPES=recipes, RUN=run)
+    cluster.wait_for("the dependency", lambda: f"afterany:{job}" in cluster.field(behind, "Dependency"))
     cluster.wait_for_end(job, behind)
     assert cluster.field(job, "JobState") == "FAILED"
     assert cluster.field(job, "Restarts") == "1"
     last_line = cluster.output(job).splitlines()[-1]
     assert re.search(r"giving up: step 3 failed twice: rank 1 on n\d was killed by SIGKILL", last_line)
-    assert cluster.field(behind, "JobState") == "CANCELLED"
+    assert cluster.field(behind, "JobState") == "FAILED"
+    assert "pretrain_stage2: no checkpoint to start from" in cluster.output(behind)
 
 
 def test_a_node_that_fails_its_check_is_excluded_by_name(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
@@ -125,7 +133,7 @@ def test_a_node_that_fails_its_check_is_excluded_by_name(cluster: Cluster, profi
     ("arguments", "environment", "message"),
     [
         (("--nodes=3",), {}, "needs 2 processes (dp x pp x tp), which 3 nodes cannot share evenly"),
-        ((), {"RECIPES": "recipes/none"}, "There is no folder of recipes recipes/none"),
+        ((), {"RECIPES": "recipes/none"}, "There is no recipe recipes/none/pretrain_stage1.yaml"),
         (("--", "tokens.trian_steps=3"), {}, "Did you mean 'train_steps'?"),
     ],
 )

@@ -11,8 +11,15 @@ import yaml
 
 from tests.slurm.small_profile import LAST_STEPS, write_profile
 
-SQUEUE = '#!/bin/bash\ncat "$(dirname "$0")/queue" 2>/dev/null || true\n'
-SBATCH = '#!/bin/bash\nprintf "%s " "$@" >>"$(dirname "$0")/submitted"; echo >>"$(dirname "$0")/submitted"; wc -l <"$(dirname "$0")/submitted"\n'  # fmt: skip
+SQUEUE = """#!/bin/bash
+cd "$(dirname "$0")"
+[[ ! -f queue ]] || cat queue
+"""
+SBATCH = """#!/bin/bash
+cd "$(dirname "$0")"
+echo "$*" >>submitted
+wc --lines <submitted
+"""
 
 
 class Login:
@@ -67,7 +74,7 @@ def test_a_job_is_submitted_with_its_profiles_options_and_the_users_last(login: 
     assert answer.returncode == 0, answer.stderr
     [command] = login.submitted()
     assert command.split()[-2:] == ["slurm/pretrain_stage1.sh", "general.seed=3"]
-    assert command.index("--time=10") < command.index("--time=5")
+    assert command.index("--time=60") < command.index("--time=5")
     assert "--nodes=2" in command and "--gres=none" in command and "--dependency" not in command
 
 

@@ -1,0 +1,1 @@
+"""Post-training on TRL: chat template, mid-training, supervised fine-tuning, preference alignment, chat, evaluation."""

@@ -1,0 +1,184 @@
+"""`python -m posttrain.chat MODEL`: talk to a model in the terminal."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from transformers.utils import logging
+
+from posttrain.generate import ChatModel, ModelError, Sampling
+from posttrain.template import EMPTY_THINK_BLOCK, Reply, parse_reply
+
+HELP = """/think, /no_think   reasoning on or off from here
+/system TEXT        set the system message
+/reset              forget the conversation
+/quit               leave (or Ctrl-D); Ctrl-C stops a reply"""
+
+
+class Session:
+    """A conversation: its messages, its mode, and how replies are shown."""
+
+    def __init__(
+        self,
+        chat_model: ChatModel,
+        sampling: Sampling,
+        console: Console,
+        *,
+        thinking: bool = True,
+        system: str = "",
+        tools: list[Any] | None = None,
+    ) -> None:
+        self.chat_model = chat_model
+        self.sampling = sampling
+        self.console = console
+        self.thinking = thinking
+        self.system = system
+        self.tools = tools
+        self.turns: list[dict[str, str]] = []
+
+    def command(self, line: str) -> bool:
+        """Carry out a slash command; False if `line` is none and has to be said to the model."""
+        word, _, rest = line.partition(" ")
+        if word in ("/think", "/no_think") and not rest:
+            self.thinking = word == "/think"
+            self.console.print(f"reasoning {'on' if self.thinking else 'off'}", style="dim")
+        elif word == "/system":
+            self.system = rest.strip()
+            self.console.print("system message set" if self.system else "system message removed", style="dim")
+        elif word == "/reset":
+            self.turns.clear()
+            self.console.print("conversation forgotten", style="dim")
+        elif word == "/help":
+            self.console.print(HELP, style="dim")
+        else:
+            return False
+        return True
+
+    def say(self, text: str) -> Reply:
+        """Send a user message, stream the reply, remember both.
+
+        Raises:
+            ModelError: the conversation no longer fits the model; it is left as it was.
+        """
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*system, *self.turns, {"role": "user", "content": text}]
+        prompt = self.chat_model.prompt(messages, enable_thinking=self.thinking, xml_tools=self.tools)
+        said: list[str] = []
+        printer = _ThinkingPrinter(self.console)
+
+        def show(piece: str) -> None:
+            said.append(piece)
+            printer.write(piece)
+
+        try:
+            self.chat_model.stream(prompt, self.sampling, show)
+        except KeyboardInterrupt:
+            self.console.print(" [stopped]", style="dim", markup=False)
+        self.console.print()
+        content = "".join(said)
+        self.turns += [messages[-1], {"role": "assistant", "content": content}]
+        # The template has said the empty think block already when reasoning is off.
+        reply = parse_reply(f"{EMPTY_THINK_BLOCK}{content}" if prompt.endswith(EMPTY_THINK_BLOCK) else content)
+        self._show_calls(reply)
+        return reply
+
+    def _show_calls(self, reply: Reply) -> None:
+        for call in reply.tool_calls:
+            arguments = json.dumps(call.arguments, ensure_ascii=False, indent=2)
+            self.console.print(Panel(arguments, title=f"tool call: {call.name}", border_style="yellow"))
+        for code in reply.code:
+            self.console.print(Panel(code, title="python call", border_style="yellow"))
+        for block in reply.malformed_calls:
+            self.console.print(Panel(block, title="malformed tool call", border_style="red"))
+
+
+class _ThinkingPrinter:
+    """Prints streamed text, dim while the model thinks."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.thinking = False
+
+    def write(self, piece: str) -> None:
+        self.thinking = self.thinking or "<think>" in piece
+        style = "dim italic" if self.thinking else ""
+        self.console.print(piece, end="", style=style, markup=False, highlight=False, soft_wrap=True)
+        self.thinking = self.thinking and "</think>" not in piece
+
+
+def load_tools(path: Path | None) -> list[Any] | None:
+    """A JSON list of function schemas.
+
+    Raises:
+        ModelError: the file is absent or holds no list.
+    """
+    if path is None:
+        return None
+    try:
+        tools = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"The tools file {path} cannot be read: {error}") from None
+    if not isinstance(tools, list):
+        raise ModelError(f"The tools file {path} must hold a JSON list of function schemas.")
+    return tools
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m posttrain.chat", description="Chat with a post-trained model.", epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="transformers folder or hub name, e.g. runs/tiny/hf/apo")
+    parser.add_argument("--prompt", help="ask this one question, print the reply and leave")
+    parser.add_argument("--system", default="", help="system message; /think and /no_think in it switch the mode")
+    parser.add_argument("--no-think", action="store_true", help="start with reasoning off")
+    parser.add_argument("--tools", type=Path, help="JSON file with a list of function schemas")
+    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    console = Console()
+    logging.disable_progress_bar()
+    try:
+        session = Session(
+            ChatModel.load(options.model),
+            Sampling(options.temperature, options.top_p, options.max_new_tokens),
+            console,
+            thinking=not options.no_think,
+            system=options.system,
+            tools=load_tools(options.tools),
+        )
+        if options.prompt is not None:
+            session.say(options.prompt)
+            return 0
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 2
+    console.print(f"{options.model}   /help lists the commands", style="dim")
+    _converse(session)
+    return 0
+
+
+def _converse(session: Session) -> None:
+    while True:
+        try:
+            line = session.console.input("[bold cyan]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            session.console.print()
+            return
+        if line == "/quit":
+            return
+        if not line or session.command(line):
+            continue
+        try:
+            session.say(line)
+        except ModelError as error:
+            session.console.print(str(error), style="red")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What a run tells while it trains: metrics.jsonl in full precision, a console line with ETA, and its own guards."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class TrainingFailure(RuntimeError):
+    """A run that cannot go on; the message says what to change."""
+
+
+class MetricsWriter(TrainerCallback):
+    """One JSON object per step in `path`; after a resume the steps that are trained again are written again.
+
+    `tokens` counts the tokens that the forward passes saw since step 1, over all processes.
+    """
+
+    CONSOLE_SECONDS = 5.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tokens_before_resume = 0
+        self.first_step = 0
+        self.started = self.last_step_ended = self.last_printed = 0.0
+        self.last_tokens = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.first_step = state.global_step
+        self.started = self.last_step_ended = time.monotonic()
+        if not state.is_world_process_zero:
+            return
+        kept = []
+        if self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+            kept = [line for line in lines if line["step"] <= state.global_step]
+        self.tokens_before_resume = self.last_tokens = kept[-1]["tokens"] if kept else 0
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        tokens = self.tokens_before_resume + int(logs["num_tokens"])
+        line = {
+            "step": state.global_step,
+            "epoch": state.epoch,
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs["grad_norm"],
+            "tokens": tokens,
+            "tokens_per_second": (tokens - self.last_tokens) / (now - self.last_step_ended),
+        }
+        named = {"num_tokens", "learning_rate", "epoch"}
+        line |= {key: value for key, value in logs.items() if key not in line and key not in named}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.last_step_ended, self.last_tokens = now, tokens
+        if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
+            raise TrainingFailure(
+                f"Step {state.global_step}: loss {logs['loss']}, gradient norm {logs['grad_norm']}. "
+                "Lower optimizer.learning_rate; the last checkpoint is kept."
+            )
+        if now - self.last_printed >= self.CONSOLE_SECONDS or state.global_step == state.max_steps:
+            self.last_printed = now
+            self._print(line, state, now)
+
+    def _print(self, line: dict[str, Any], state: TrainerState, now: float) -> None:
+        remaining = state.max_steps - state.global_step
+        seconds = remaining * (now - self.started) / max(1, state.global_step - self.first_step)
+        margin = f"  margin {line['rewards/margins']:.3f}" if "rewards/margins" in line else ""
+        print(
+            f"step {line['step']}/{state.max_steps}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}{margin}  "
+            f"lr {line['lr']:.2e}  grad norm {line['grad_norm']:.2f}  {line['tokens_per_second']:,.0f} tokens/s  "
+            f"ETA {int(seconds // 60)}:{int(seconds % 60):02d}",
+            flush=True,
+        )
+
+
+class StartsAtReference(TrainerCallback):
+    """apo_zero is exactly 1 while policy and reference are equal; anything else at step 1 is a wrong reference."""
+
+    TOLERANCE = 0.02  # bf16 log-probabilities of long completions, computed in differently padded batches
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and state.global_step == 1 and "loss" in logs and abs(logs["loss"] - 1) > self.TOLERANCE:
+            raise TrainingFailure(
+                f"The first loss is {logs['loss']:.4f}, not 1: policy and reference differ before any training. "
+                "Is model.model_name_or_path a complete model?"
+            )

@@ -1,0 +1,134 @@
+"""Recipes of the post-training phases: the same files, overrides and error messages as the pretraining recipes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import Field
+
+from nanotron_ext.recipe import Problem, load_as
+from nanotron_ext.recipe.schema import General, Section, Wandb
+
+TemplateName: TypeAlias = Literal["dual_mode", "chatml"]
+
+
+class Model(Section):
+    model_name_or_path: str = Field(description="Transformers folder or hub name of the model to start from.")
+    model_revision: str | None = None
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        "sdpa", description="flash_attention_2 or _3 for long packed sequences; sdpa builds a dense mask of length^2."
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Type of the matrix products (autocast). Weights and Adam state are always float32."
+    )
+
+
+class DataSet(Section):
+    """One member of the mixture: a hub dataset, or a local file or folder of the same schema."""
+
+    path: str = Field(description="Hub name, or a .jsonl/.parquet file, or a folder holding <split>.jsonl/.parquet.")
+    name: str | None = Field(None, description="Configuration of a hub dataset.")
+    split: str = "train"
+    revision: str | None = Field(None, description="Commit of a hub dataset.")
+    weight: float = Field(1.0, gt=0, le=1, description="Fraction of the set that is used.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Template arguments of every row; a row's own chat_template_kwargs win."
+    )
+
+    @property
+    def label(self) -> str:
+        """Short name for reports."""
+        return self.split if self.name else f"{Path(self.path).stem}"
+
+
+class Data(Section):
+    datasets: list[DataSet] = Field(min_length=1)
+    seed: int = Field(ge=0, description="Seed of subsampling and order.")
+    chat_template: TemplateName = Field("dual_mode", description="dual_mode, or chatml for mid-training.")
+    date_string: str = Field(description="The date printed in every training sample; a constant of the run.")
+    max_length: int = Field(gt=0, description="Tokens per packed sequence, or per prompt and completion in apo.")
+    packing_strategy: Literal["bfd", "wrapped"] | None = Field(
+        None, description="bfd keeps samples whole (SFT), wrapped lets them run on (mid-training), null pads."
+    )
+    assistant_only_loss: bool = Field(True, description="Loss on assistant turns only; false trains every token.")
+    max_lost_fraction: float = Field(
+        0.02, ge=0, lt=1, description="Largest fraction of a set that may be dropped or cut before the run refuses."
+    )
+    num_proc: int = Field(1, gt=0, description="Processes that render and tokenize.")
+
+
+class Optimizer(Section):
+    learning_rate: float = Field(gt=0, description="Peak; cosine to learning_rate x min_lr_rate after the warm-up.")
+    min_lr_rate: float = Field(0.1, ge=0, le=1)
+    warmup_ratio: float = Field(ge=0, lt=1, description="Warm-up as a fraction of all steps.")
+    num_train_epochs: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0, description="Packed sequences (or pairs) per step over all processes.")
+    micro_batch_size: int = Field(1, gt=0, description="Packed sequences (or pairs) per process and forward pass.")
+    max_grad_norm: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    activation_checkpointing: bool = False
+
+
+class Apo(Section):
+    beta: float = Field(0.05, gt=0, description="Scale of the log-ratios between policy and reference.")
+
+
+class Checkpoints(Section):
+    checkpoint_interval: int = Field(gt=0, description="Save every this many steps, and always at the last one.")
+    keep_last: int | None = Field(None, gt=0, description="Keep only so many; null keeps all, for a later soup.")
+
+
+class PostTrainingRecipe(Section):
+    """A resolved recipe of one phase."""
+
+    phase: Literal["midtrain", "sft", "apo"]
+    general: General
+    model: Model
+    data: Data
+    optimizer: Optimizer
+    apo: Apo | None = Field(None, description="Only for phase apo.")
+    checkpoints: Checkpoints
+    wandb: Wandb = Wandb()
+
+    @property
+    def run_folder(self) -> Path:
+        """Checkpoints, metrics and reports."""
+        return Path(self.general.runs_path) / self.general.run
+
+    @property
+    def model_folder(self) -> Path:
+        """The trained model in transformers format."""
+        return Path(self.general.runs_path) / "hf" / self.general.run
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PostTrainingRecipe:
+    """Read, resolve and validate a post-training recipe; see `nanotron_ext.recipe.load_as`.
+
+    Raises:
+        RecipeError: naming every wrong key with file, line and fix.
+    """
+    return load_as(PostTrainingRecipe, path, overrides, _check)
+
+
+def _check(recipe: PostTrainingRecipe) -> list[Problem]:
+    """What no single field can know."""
+    problems = []
+    if (recipe.phase == "apo") != (recipe.apo is not None):
+        message = (
+            "Phase apo needs this section (apo: {beta: 0.05})." if recipe.apo is None else "Only phase apo has it."
+        )
+        problems.append(Problem(("apo",), message))
+    if recipe.phase == "apo" and recipe.data.packing_strategy is not None:
+        problems.append(Problem(("data", "packing_strategy"), "Preference pairs are not packed. Remove the key."))
+    if recipe.phase == "sft" and recipe.data.packing_strategy == "wrapped":
+        message = "Wrapped packing cuts conversations and lets samples see each other. Use bfd for sft."
+        problems.append(Problem(("data", "packing_strategy"), message))
+    if recipe.optimizer.global_batch_size % recipe.optimizer.micro_batch_size:
+        message = (
+            f"{recipe.optimizer.global_batch_size} is no multiple of micro_batch_size "
+            f"{recipe.optimizer.micro_batch_size}. Change one of them."
+        )
+        problems.append(Problem(("optimizer", "global_batch_size"), message))
+    return problems

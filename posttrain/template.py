@@ -1,0 +1,137 @@
+"""The chat templates: rendering, reasoning modes, and reading a reply back into thinking, answer and tool calls."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from posttrain.recipe import TemplateName
+
+Message: TypeAlias = dict[str, Any]
+Mode: TypeAlias = Literal["think", "no_think"]
+
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+EMPTY_THINK_BLOCK = "<think>\n\n</think>\n"
+
+_FILES: dict[TemplateName, str] = {"dual_mode": "chat_template.jinja", "chatml": "chatml.jinja"}
+_THINK = re.compile(r"\A\s*<think>(?P<thinking>.*?)</think>\n?(?P<rest>.*)\Z", re.DOTALL)
+_TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_CODE = re.compile(r"<code>\n?(.*?)\n?</code>", re.DOTALL)
+
+
+@cache
+def load_template(name: TemplateName) -> str:
+    """Jinja source of a template: `dual_mode` (SFT, APO, inference) or `chatml` (mid-training)."""
+    return (Path(__file__).parent / _FILES[name]).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A rendered conversation; `assistant_spans` are the half-open character ranges that the loss is taken on."""
+
+    text: str
+    assistant_spans: list[tuple[int, int]]
+
+
+def render(
+    messages: Sequence[Message],
+    *,
+    template: TemplateName = "dual_mode",
+    add_generation_prompt: bool = False,
+    **arguments: Any,
+) -> Rendering:
+    """Render without a tokenizer. `arguments` are those listed at the head of chat_template.jinja."""
+    rendered: Any = render_jinja_template(
+        [list(messages)],
+        chat_template=load_template(template),
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=add_generation_prompt,
+        **arguments,
+    )
+    texts, spans = rendered
+    return Rendering(texts[0], spans[0])
+
+
+def reasoning_mode(messages: Sequence[Message], **arguments: Any) -> Mode:
+    """The mode that flags and arguments select, as the dual-mode template decides it."""
+    rendered = render(messages, add_generation_prompt=True, **arguments).text
+    return "no_think" if rendered.endswith(EMPTY_THINK_BLOCK) else "think"
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An assistant turn taken apart.
+
+    `thinking` is the stripped text of the think block: "" for an empty block, None without a (closed) block.
+    `answer` is what follows it without tool calls and code. `malformed_calls` holds the text of <tool_call> blocks
+    that are no JSON object with `name` and `arguments`.
+    """
+
+    thinking: str | None
+    answer: str
+    tool_calls: list[ToolCall]
+    code: list[str]
+    malformed_calls: list[str]
+
+    @property
+    def mode(self) -> Mode | None:
+        """The mode that this reply is in; None when it has no closed think block."""
+        return None if self.thinking is None else "think" if self.thinking else "no_think"
+
+
+def parse_reply(text: str) -> Reply:
+    """Take apart what the model wrote after `<|im_start|>assistant\\n`; a trailing end-of-turn token is ignored."""
+    text = text.removesuffix(TURN_END)
+    match = _THINK.match(text)
+    thinking, rest = (match["thinking"].strip(), match["rest"]) if match else (None, text)
+    calls, malformed = [], []
+    for block in _TOOL_CALL.findall(rest):
+        call = _parse_call(block)
+        if call is None:
+            malformed.append(block)
+        else:
+            calls.append(call)
+    answer = _CODE.sub("", _TOOL_CALL.sub("", rest)).strip()
+    return Reply(thinking, answer, calls, _CODE.findall(rest), malformed)
+
+
+def _parse_call(block: str) -> ToolCall | None:
+    try:
+        call = json.loads(block)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments")
+    return ToolCall(call["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def install_template(tokenizer: PreTrainedTokenizerBase, name: TemplateName) -> None:
+    """Make `tokenizer` a chat tokenizer: the template, and the end of turn as its EOS.
+
+    Raises:
+        ValueError: the vocabulary lacks the turn tokens.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (TURN_START, TURN_END) if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path} has no token {' and no '.join(missing)}. Post-training needs both "
+            "turn tokens in the vocabulary; train the tokenizer with them as special tokens."
+        )
+    tokenizer.chat_template = load_template(name)
+    tokenizer.eos_token = TURN_END
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = TURN_END

@@ -1,0 +1,270 @@
+"""Data sets of the tiny profile: templated tasks that a model of a few million parameters can learn.
+
+`python -m posttrain.tiny_data FOLDER` writes, in the schema of smoltalk2, `<set>/train.jsonl` for mid-training, SFT and
+APO, and `heldout.jsonl` for `posttrain.evaluate`. Everything follows from the seed. A problem is held out or trained on
+in all sets alike, decided by a hash of its text.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+HELD_OUT_FRACTION = 0.15
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its worked solution. `tool_call` stands in for `answer` where the right reply is a call."""
+
+    task: str
+    question: str
+    thinking: str
+    answer: str
+    wrong_thinking: str
+    wrong_answer: str
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def held_out(self) -> bool:
+        digest = hashlib.sha256(self.question.encode()).digest()
+        return int.from_bytes(digest[:4], "big") < HELD_OUT_FRACTION * 2**32
+
+
+def addition(rng: random.Random) -> Problem:
+    """One sum of at most 9, in one of three wordings."""
+    total = rng.randint(0, 9)
+    a = rng.randint(0, total)
+    b = total - a
+    question = rng.choice([f"What is {a}+{b}?", f"Compute {a}+{b}.", f"How much is {a}+{b}?"])
+    wrong = _another_digit(total, rng)
+    return Problem("addition", question, f"{a}+{b}={total}", str(total), f"{a}+{b}={wrong}", str(wrong))
+
+
+def _another_digit(digit: int, rng: random.Random) -> int:
+    return (digit + rng.randint(1, 9)) % 10
+
+
+def chain(rng: random.Random) -> Problem:
+    """Three or four additions and subtractions; operands and intermediate results are digits."""
+    value = rng.randint(0, 9)
+    expression, steps = str(value), []
+    for _ in range(rng.randint(3, 4)):
+        result = _another_digit(value, rng)
+        operation = f"{'+' if result > value else '-'}{abs(result - value)}"
+        expression += operation
+        steps.append(f"{value}{operation}={result}")
+        value = result
+    wrong = _another_digit(value, rng)
+    wrong_steps = [*steps[:-1], f"{steps[-1][:-1]}{wrong}"]
+    return Problem("chain", f"Compute {expression}.", "\n".join(steps), str(value), "\n".join(wrong_steps), str(wrong))
+
+
+_UNITS = {("km", "m"): 1000, ("m", "cm"): 100, ("cm", "mm"): 10, ("kg", "g"): 1000, ("l", "ml"): 1000, ("dm", "cm"): 10}
+
+
+def conversion(rng: random.Random) -> Problem:
+    """A whole number of a unit in a smaller one."""
+    (large, small), factor = rng.choice(sorted(_UNITS.items()))
+    count = rng.randint(2, 9)
+    fact = f"1 {large}={factor} {small}"
+    result, wrong = count * factor, count * factor * 10
+    return Problem(
+        "conversion", f"Convert {count} {large} to {small}.", f"{fact}\n{count}*{factor}={result}", f"{result} {small}",
+        f"{fact}\n{count}*{factor}={wrong}", f"{wrong} {small}",
+    )  # fmt: skip
+
+
+def sorting(rng: random.Random) -> Problem:
+    """Three different digits in ascending order."""
+    digits = rng.sample(range(10), 3)
+    low, middle, high = sorted(digits)
+    left = [digit for digit in digits if digit != low]
+    thinking = f"{low}, left {left[0]},{left[1]}\n{middle}, left {high}"
+    question = f"Sort {digits[0]},{digits[1]},{digits[2]}."
+    return Problem(
+        "sorting",
+        question,
+        thinking,
+        f"{low},{middle},{high}",
+        f"{middle}, left {low},{high}",
+        f"{middle},{low},{high}",
+    )
+
+
+_NOUNS = {
+    "house": "maison", "table": "table", "flower": "fleur", "street": "rue", "door": "porte", "car": "voiture",
+    "apple": "pomme", "shirt": "chemise", "chair": "chaise", "moon": "lune", "box": "boite", "leaf": "feuille",
+}  # fmt: skip
+_ADJECTIVES = {
+    "red": "rouge", "yellow": "jaune", "clean": "propre", "round": "ronde", "empty": "vide", "heavy": "lourde",
+    "green": "verte", "white": "blanche", "black": "noire", "cold": "froide", "warm": "chaude", "light": "claire",
+}  # fmt: skip
+
+
+def translation(rng: random.Random) -> Problem:
+    """An English adjective and noun in French, where the noun comes first."""
+    adjective, noun = rng.choice(sorted(_ADJECTIVES)), rng.choice(sorted(_NOUNS))
+    french_adjective, french_noun = _ADJECTIVES[adjective], _NOUNS[noun]
+    thinking = f"{noun} = {french_noun}\n{adjective} = {french_adjective}"
+    right, wrong = f"{french_noun} {french_adjective}", f"{french_adjective} {french_noun}"
+    return Problem("translation", f"Translate to French: {adjective} {noun}", thinking, right, thinking, wrong)
+
+
+_CITIES = [
+    "Paris", "Rome", "Berlin", "Madrid", "London", "Vienna", "Oslo", "Athens", "Dublin", "Lisbon", "Warsaw", "Prague",
+    "Cairo", "Delhi", "Tokyo", "Lima", "Quito", "Boston", "Denver", "Dallas", "Miami", "Sydney", "Seoul", "Moscow",
+]  # fmt: skip
+_FUNCTIONS = ["weather", "time", "news"]
+
+
+def tool_call(rng: random.Random) -> Problem:
+    """Choose one of two offered functions and fill in its argument."""
+    name, other = rng.sample(_FUNCTIONS, 2)
+    city, other_city = rng.sample(_CITIES, 2)
+    parameters = {"city": "string"}
+    tools = [{"name": tool, "parameters": parameters} for tool in rng.sample([name, other], 2)]
+    right, wrong = (
+        "<tool_call>\n" + json.dumps({"name": tool, "arguments": {"city": place}}) + "\n</tool_call>"
+        for tool, place in ((name, city), (other, other_city))
+    )
+    question = f"Tell me the {name} in {city}."
+    thinking = f"{name} for {city}"
+    return Problem("tool_call", question, thinking, right, f"{other} for {other_city}", wrong, tools)
+
+
+TASKS: dict[str, Callable[[random.Random], Problem]] = {
+    "addition": addition,
+    "chain": chain,
+    "conversion": conversion,
+    "sorting": sorting,
+    "translation": translation,
+    "tool_call": tool_call,
+}
+# Shares of the training rows; the harder the task, the more.
+TASK_WEIGHTS = {"addition": 2, "chain": 4, "conversion": 2, "sorting": 3, "translation": 2, "tool_call": 2}
+
+PERSONAS = ("You are a careful tutor.", "You answer for a travel office.", "Be brief.")
+
+
+def problems(rng: random.Random, held_out: bool) -> Iterator[Problem]:
+    """Endless problems of one side of the split, tasks drawn by weight."""
+    while True:
+        task = rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
+        problem = TASKS[task](rng)
+        if problem.held_out == held_out:
+            yield problem
+
+
+def reply(thinking: str | None, answer: str) -> dict[str, str]:
+    """The assistant's message; without thinking the template adds the empty think block."""
+    return {"role": "assistant", "content": f"<think>\n{thinking}\n</think>\n{answer}" if thinking else answer}
+
+
+def conversation(problem: Problem, mode: str, rng: random.Random) -> dict[str, Any]:
+    """System message, question and template arguments of a row.
+
+    The mode is set by the template argument or by a flag in the system message (over a contrary argument), so that
+    both ways are trained; some rows have a persona.
+    """
+    thinking = mode == "think"
+    persona = rng.choice(PERSONAS) if rng.random() < 0.2 else ""
+    system = persona
+    if rng.random() < 0.5:
+        system = f"{persona} /{mode}".strip()
+        thinking = rng.random() < 0.5
+    messages = [{"role": "system", "content": system}] if system else []
+    arguments: dict[str, Any] = {"enable_thinking": thinking}
+    if problem.tools:
+        arguments["xml_tools"] = [json.dumps(tool) for tool in problem.tools]
+    return {"messages": [*messages, {"role": "user", "content": problem.question}], "chat_template_kwargs": arguments}
+
+
+def midtrain_row(problem: Problem) -> dict[str, Any]:
+    """Plain question and reasoning, as in the public reasoning sets."""
+    question = problem.question
+    if problem.tools:
+        question = "\n".join([*(json.dumps(tool) for tool in problem.tools), question])
+    return {"messages": [{"role": "user", "content": question}, reply(problem.thinking, problem.answer)]}
+
+
+def sft_row(problem: Problem, mode: str, rng: random.Random) -> dict[str, Any]:
+    """One question and the right reply in the mode."""
+    row = conversation(problem, mode, rng)
+    row["messages"].append(reply(problem.thinking if mode == "think" else None, problem.answer))
+    return row
+
+
+def preference_row(problem: Problem, mode: str, rng: random.Random) -> dict[str, Any]:
+    """Right against wrong in the same mode, as a strong and a weak teacher give them."""
+    row = conversation(problem, mode, rng)
+    prompt = row.pop("messages")
+    thinks = mode == "think"
+    row["chosen"] = [*prompt, reply(problem.thinking if thinks else None, problem.answer)]
+    row["rejected"] = [*prompt, reply(problem.wrong_thinking if thinks else None, problem.wrong_answer)]
+    return row
+
+
+def heldout_row(problem: Problem) -> dict[str, Any]:
+    """A prompt for `posttrain.evaluate`, which runs it in both modes."""
+    return {"task": problem.task, "question": problem.question, "answer": problem.answer,
+            "xml_tools": [json.dumps(tool) for tool in problem.tools]}  # fmt: skip
+
+
+def write_sets(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, int]:
+    """Write all sets; returns rows per file. `sizes`: rows of midtrain, sft (per mode), apo (per mode), heldout."""
+
+    def drawn(name: str, count: int) -> Iterator[tuple[Problem, random.Random]]:
+        rng = random.Random(f"{seed} {name}")
+        for problem in islice(problems(rng, held_out=False), count):
+            yield problem, rng
+
+    sets = {"midtrain_reasoning/train.jsonl": [midtrain_row(p) for p, _ in drawn("midtrain", sizes["midtrain"])]}
+    for mode in ("think", "no_think"):
+        sets[f"sft_{mode}/train.jsonl"] = [sft_row(p, mode, rng) for p, rng in drawn(f"sft {mode}", sizes["sft"])]
+        sets[f"apo_{mode}/train.jsonl"] = [
+            preference_row(p, mode, rng) for p, rng in drawn(f"apo {mode}", sizes["apo"])
+        ]
+    sets["heldout.jsonl"] = heldout_rows(seed, sizes["heldout"])
+    for name, content in sets.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
+    return {name: len(content) for name, content in sets.items()}
+
+
+def heldout_rows(seed: int, per_task: int) -> list[dict[str, Any]]:
+    """Up to `per_task` different held-out problems of every task."""
+    rng = random.Random(f"{seed} heldout")
+    found: dict[str, Problem] = {}
+    for make in TASKS.values():
+        questions: dict[str, Problem] = {}
+        for _ in range(400 * per_task):
+            problem = make(rng)
+            if problem.held_out and len(questions) < per_task:
+                questions[problem.question] = problem
+        found |= questions
+    return [heldout_row(problem) for problem in found.values()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m posttrain.tiny_data", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=6)
+    parser.add_argument("--midtrain", type=int, default=4000, metavar="ROWS")
+    parser.add_argument("--sft", type=int, default=1500, metavar="ROWS", help="per mode")
+    parser.add_argument("--apo", type=int, default=800, metavar="ROWS", help="per mode")
+    parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
+    options = parser.parse_args()
+    sizes = {name: getattr(options, name) for name in ("midtrain", "sft", "apo", "heldout")}
+    for name, count in write_sets(options.folder, options.seed, sizes).items():
+        print(f"{options.folder / name}: {count} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""One run of a phase: model and data into a TRL trainer, exact resume, and the finished transformers folder."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from rich.console import Console
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from nanotron_ext.errors import UserError
+from posttrain.data import TrainingData, prepare_data
+from posttrain.progress import MetricsWriter, StartsAtReference
+from posttrain.recipe import PostTrainingRecipe
+from posttrain.report import print_report
+from posttrain.template import install_template
+
+_NOT_IDENTITY = {"general": ("project", "run", "runs_path"), "optimizer": ("micro_batch_size",), "data": ("num_proc",)}
+
+
+class RunError(UserError):
+    """A run that cannot start; the message names the file or key and the fix."""
+
+
+class _TokenizedPairTrainer(DPOTrainer):
+    """DPOTrainer on pairs that are already tokenized; TRL has no switch for it."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+
+def processes() -> PartialState:
+    """The process group of this run; without a GPU it has to be told so, or it takes each process for the only one."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def load_tokenizer(recipe: PostTrainingRecipe) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with this phase's chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(_model_source(recipe), revision=recipe.model.model_revision)
+    install_template(tokenizer, recipe.data.chat_template)
+    return tokenizer
+
+
+def _model_source(recipe: PostTrainingRecipe) -> str:
+    source = recipe.model.model_name_or_path
+    if (source.count("/") > 1 or source.startswith((".", "/"))) and not (Path(source) / "config.json").is_file():
+        raise RunError(
+            f"There is no model at {source} (no config.json). Run the phase that writes it first, or set "
+            "model.model_name_or_path to a transformers folder."
+        )
+    return source
+
+
+def train(recipe: PostTrainingRecipe) -> Path:
+    """Train (or resume, or find finished) the run of a recipe; returns the folder of the trained model.
+
+    Raises:
+        RunError, DataError: nothing was trained; the message says why.
+        TrainingFailure: the run broke off; its last checkpoint stays.
+    """
+    state = processes()
+    tokenizer = load_tokenizer(recipe)
+    checkpoint = last_checkpoint(recipe)
+    with state.main_process_first():
+        data = prepare_data(recipe, tokenizer)
+    if state.is_main_process:
+        print_report(data, Console())
+        _write_run_files(recipe, data)
+    set_seed(recipe.general.seed)
+    trainer = build_trainer(recipe, tokenizer, data)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if state.is_main_process:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.to(getattr(torch, recipe.model.compute_dtype)).save_pretrained(recipe.model_folder)
+        tokenizer.save_pretrained(recipe.model_folder)
+    state.wait_for_everyone()
+    return recipe.model_folder
+
+
+def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase, data: TrainingData) -> Trainer:
+    """The phase's TRL trainer, ready to train. Weights are float32 masters whatever the compute type."""
+    model = AutoModelForCausalLM.from_pretrained(
+        _model_source(recipe),
+        revision=recipe.model.model_revision,
+        dtype=torch.float32,
+        attn_implementation=recipe.model.attn_implementation,
+    )
+    _check_sizes(recipe, model, tokenizer)
+    set_chat_defaults(model, tokenizer)  # also in every checkpoint, which may become a member of a soup
+    metrics = MetricsWriter(recipe.run_folder / "metrics.jsonl")
+    trainer: Trainer
+    if recipe.apo is not None:
+        pair_arguments = DPOConfig(
+            **_common_arguments(recipe),
+            loss_type=["apo_zero"],
+            beta=recipe.apo.beta,
+            max_length=recipe.data.max_length,
+            precompute_ref_log_probs=True,
+        )
+        trainer = _TokenizedPairTrainer(
+            model=model, args=pair_arguments, train_dataset=data.dataset, processing_class=tokenizer,
+            callbacks=[metrics, StartsAtReference()],
+        )  # fmt: skip
+    else:
+        packing: dict[str, Any] = (
+            {"packing_strategy": recipe.data.packing_strategy} if recipe.data.packing_strategy else {}
+        )
+        arguments = SFTConfig(
+            **_common_arguments(recipe),
+            **packing,
+            packing=bool(packing),
+            max_length=recipe.data.max_length,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=data.dataset, processing_class=tokenizer, callbacks=[metrics]
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _common_arguments(recipe: PostTrainingRecipe) -> dict[str, Any]:
+    optimizer = recipe.optimizer
+    per_pass = optimizer.micro_batch_size * processes().num_processes
+    if optimizer.global_batch_size % per_pass:
+        raise RunError(
+            f"optimizer.global_batch_size {optimizer.global_batch_size} is no multiple of micro_batch_size "
+            f"{optimizer.micro_batch_size} x {processes().num_processes} processes. Change one of them."
+        )
+    return {
+        "output_dir": str(recipe.run_folder / "checkpoints"),
+        "run_name": f"{recipe.general.project}-{recipe.general.run}",
+        "seed": recipe.general.seed,
+        "data_seed": recipe.data.seed,
+        "num_train_epochs": optimizer.num_train_epochs,
+        "per_device_train_batch_size": optimizer.micro_batch_size,
+        "gradient_accumulation_steps": optimizer.global_batch_size // per_pass,
+        "learning_rate": optimizer.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": optimizer.min_lr_rate},
+        "warmup_steps": optimizer.warmup_ratio,
+        "weight_decay": optimizer.weight_decay,
+        "adam_beta1": optimizer.adam_beta1,
+        "adam_beta2": optimizer.adam_beta2,
+        "max_grad_norm": optimizer.max_grad_norm,
+        "activation_checkpointing": optimizer.activation_checkpointing,
+        "bf16": recipe.model.compute_dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "steps",
+        "save_steps": recipe.checkpoints.checkpoint_interval,
+        "save_total_limit": recipe.checkpoints.keep_last,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        "report_to": _trackers(recipe),
+        "push_to_hub": False,
+    }
+
+
+def _trackers(recipe: PostTrainingRecipe) -> list[str]:
+    """wandb inside the run folder; `auto` is online only where somebody has logged in."""
+    mode = recipe.wandb.mode
+    if mode == "disabled":
+        return []
+    if mode == "auto":
+        netrc = Path.home() / ".netrc"
+        logged_in = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
+        mode = "online" if logged_in else "offline"
+    recipe.run_folder.mkdir(parents=True, exist_ok=True)
+    os.environ |= {
+        "WANDB_MODE": mode,
+        "WANDB_PROJECT": recipe.general.project,
+        "WANDB_DIR": str(recipe.run_folder),
+        "WANDB_SILENT": "true",
+    }
+    return ["wandb"]
+
+
+def _check_sizes(recipe: PostTrainingRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    positions = model.config.max_position_embeddings
+    if recipe.data.max_length > positions:
+        raise RunError(
+            f"data.max_length {recipe.data.max_length} exceeds the {positions} positions that the model "
+            f"{recipe.model.model_name_or_path} is declared for (max_position_embeddings). Lower max_length."
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        raise RunError(
+            f"The tokenizer of {recipe.model.model_name_or_path} has {len(tokenizer)} tokens, the model only "
+            f"{model.config.vocab_size} embeddings. They do not belong together."
+        )
+
+
+def last_checkpoint(recipe: PostTrainingRecipe) -> Path | None:
+    """The newest complete checkpoint of the run; one that a kill left half-written is removed.
+
+    Raises:
+        RunError: the checkpoints belong to a recipe that trains other weights.
+    """
+    checkpoints = sorted(
+        (recipe.run_folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
+    )
+    if checkpoints:
+        _check_same_recipe(recipe)
+    while checkpoints:
+        newest = checkpoints.pop()
+        if _is_complete(newest):
+            return newest
+        if processes().is_main_process:
+            print(f"{newest} is incomplete: removed.", flush=True)
+            shutil.rmtree(newest)
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes trainer_state.json last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def _check_same_recipe(recipe: PostTrainingRecipe) -> None:
+    file = recipe.run_folder / "recipe.yaml"
+    then = identity(PostTrainingRecipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    now = identity(recipe)
+    different = [key for key in now if now[key] != then[key]]
+    if different:
+        changes = "; ".join(f"{key}: {then[key]} then, {now[key]} now" for key in different[:5])
+        raise RunError(
+            f"{recipe.run_folder} holds checkpoints of another recipe ({changes}). Give this run its own general.run, "
+            "or delete the folder."
+        )
+
+
+def identity(recipe: PostTrainingRecipe) -> dict[str, Any]:
+    """Dotted keys and values that shape the resulting weights."""
+    tree = recipe.model_dump(mode="json", exclude={"wandb", "checkpoints"})
+    flat = {"phase": tree.pop("phase")}
+    for section, values in tree.items():
+        for key, value in (values or {}).items():
+            if key not in _NOT_IDENTITY.get(section, ()):
+                flat[f"{section}.{key}"] = value
+    return flat
+
+
+def _write_run_files(recipe: PostTrainingRecipe, data: TrainingData) -> None:
+    recipe.run_folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (recipe.run_folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    report = {
+        "sets": [asdict(report) for report in data.reports],
+        "sequences": len(data.dataset),
+        "fill_rate": data.fill_rate,
+    }
+    (recipe.run_folder / "data_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def set_chat_defaults(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """End of turn, padding, and the sampling that SmolLM3 is released with (temperature 0.6, top-p 0.95)."""
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.95,
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -1,0 +1,17 @@
+#!/bin/bash
+#SBATCH --job-name=apo
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x-%j.out
+source slurm/lib.sh || exit
+begin apo "$@"
+export_model
+and_then torchrun_on_all_nodes posttrain.train "$JOB_RECIPE" "$@"
+finish

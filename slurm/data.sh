@@ -1,0 +1,23 @@
+#!/bin/bash
+#SBATCH --job-name=data
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=256G
+#SBATCH --time=7-00:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x-%j.out
+source slurm/lib.sh || exit
+begin data "$@"
+on_one_node "$PYTHON" -m datapipes.prepare "$JOB_RECIPE" "$@"
+edition=full # the real sets, which needs a network
+if [[ $PROFILE == tiny ]]; then
+  edition=small
+  and_then on_one_node "$PYTHON" -m posttrain.tiny_data "$RUN/posttrain_data"
+fi
+if [[ -f $RECIPES/eval.yaml ]]; then
+  and_then on_one_node "$PYTHON" -m eval.data "$RECIPES/eval.yaml" --edition "$edition"
+fi
+finish

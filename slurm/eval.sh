@@ -1,0 +1,24 @@
+#!/bin/bash
+#SBATCH --job-name="eval"
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=128G
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x-%j.out
+source slurm/lib.sh || exit
+# MODEL: transformers folder, default the chain's last model; SUITE: some of the recipe's suites, default all
+name="eval"
+[[ ${SLURM_JOB_NAME:-} != eval_base ]] || name=eval_base
+begin "$name" "$@"
+export_model
+suites=()
+for suite in $JOB_SUITES; do
+  suites+=(--suite "$suite")
+done
+and_then on_one_node "$PYTHON" -m eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" "$@"
+finish

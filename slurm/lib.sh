@@ -1,0 +1,202 @@
+# shellcheck shell=bash
+# What the job scripts of this folder share. A script sources it and calls, in this order:
+#
+#   begin JOB [section.key=value ...]   settings, checks, the attempt's log folder, a look at every node
+#   torchrun_on_all_nodes MODULE ...    or on_one_node COMMAND ...
+#   finish                              done, once more through the queue, or give up; see slurm/attempts.py
+#
+# PROFILE chooses recipes/<profile>, RECIPES another folder of recipes; RUN is where results go. Jobs start in the
+# repository's root. `begin` sets the JOB_* variables below.
+set -euo pipefail
+
+export PROFILE=${PROFILE:-smollm3-3b}
+export RUN=${RUN:-runs/$PROFILE}
+export RECIPES=${RECIPES:-recipes/$PROFILE}
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+
+JOB_RECIPE=             # YAML file
+JOB_FOLDER=             # of the run: attempts.json, metrics.jsonl, outcome.json
+JOB_LOGS=               # of this attempt
+JOB_MODEL=              # transformers folder that the job starts from
+JOB_EXPORT_FROM=        # run folder to export that model from first, if need be
+JOB_SUITES=             # of an evaluation
+JOB_PROCESSES_PER_NODE=
+export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_PROCESSES_PER_NODE
+
+CONTAINER=()    # command prefix that enters the container
+SRUN_OPTIONS=() # further options of every srun
+NODE_CHECK=()   # command that fails on a node that should not take part
+PYTHON=python3
+[[ -x .venv/bin/python ]] && PYTHON=$PWD/.venv/bin/python
+SITE_FILE=${SMOLLM3_SITE:-slurm/site.sh}
+# shellcheck source=/dev/null
+[[ -f $SITE_FILE ]] && source "$SITE_FILE"
+export PYTHON
+
+STOP_REQUESTED=0 # Slurm warned that the time limit is near (--signal=B:USR1@seconds)
+INTERRUPTED=0    # Slurm is ending the job: preemption, scontrol requeue, scancel
+STEP_PID=
+STEP_STATUS=1 # of the last step; nothing is finished before it
+
+on_stop_request() {
+  STOP_REQUESTED=1
+  say "the time limit is near: finishing the step and saving"
+  # Reaches all processes of the steps; torchrun itself ignores it (see torchrun_on_all_nodes).
+  [[ -z $STEP_PID ]] || scancel --signal=USR1 "$SLURM_JOB_ID" || true
+}
+trap on_stop_request USR1
+trap 'INTERRUPTED=1' TERM # Slurm sends it to the steps too; the shell stays to note how they end
+
+say() {
+  echo "$(date '+%F %T') $*"
+}
+
+in_container() {
+  "${CONTAINER[@]}" "$@"
+}
+
+begin() {
+  [[ -n ${SLURM_JOB_ID:-} ]] || {
+    echo "This is a job script: submit it with slurm/submit $1, or sbatch $0." >&2
+    exit 2
+  }
+  local assignments status=0
+  scontrol update JobId="$SLURM_JOB_ID" Comment="$(realpath --canonicalize-missing "$RUN")"
+  assignments=$(in_container "$PYTHON" -m slurm.checks "$@") || status=$?
+  if [[ $status -eq 3 ]]; then
+    wait_for_job "$assignments"
+  elif [[ $status -ne 0 ]]; then
+    exit "$status"
+  fi
+  eval "$assignments"
+  ATTEMPT=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+  JOB_LOGS=$JOB_FOLDER/logs/$ATTEMPT
+  mkdir -p "$JOB_LOGS"
+  # What is left of an attempt before this one must not be taken for the outcome of this one.
+  rm -f "$JOB_FOLDER/outcome.json"
+  in_container "$PYTHON" -m slurm.attempts begin "$JOB_FOLDER"
+  say "$1: $JOB_RECIPE on $SLURM_JOB_NODELIST, attempt $ATTEMPT, logs in $JOB_LOGS"
+  exclude_bad_nodes
+}
+
+# A job that was submitted while the one before it still ran: back into the queue until that one has ended, well or not.
+wait_for_job() {
+  say "waiting for job $1, which makes what this one starts from"
+  requeue "Dependency=afterany:$1"
+}
+
+# Back into the queue, with further settings of `scontrol update`.
+requeue() {
+  (
+    trap '' TERM # requeueing ends this shell too, but only after the grace period
+    scontrol requeue "$SLURM_JOB_ID" || {
+      say "Slurm does not requeue this job; submit it again to go on"
+      exit 1
+    }
+    [[ $# -eq 0 ]] || scontrol update JobId="$SLURM_JOB_ID" "$@"
+  ) || exit 1
+  exit 0
+}
+
+job_state() {
+  scontrol show job "$SLURM_JOB_ID" --oneliner | grep --only-matching --perl-regexp '(?<= JobState=)\S+'
+}
+
+# Names of nodes that do not answer, or on which NODE_CHECK fails, comma-separated.
+bad_nodes() {
+  local checked=$JOB_LOGS/nodes
+  mkdir -p "$checked"
+  rm -f "$checked"/*
+  # shellcheck disable=SC2016 # the variables are those of the nodes
+  timeout --kill-after=10 "${NODE_CHECK_SECONDS:-180}" srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
+    --kill-on-bad-exit=0 "${SRUN_OPTIONS[@]}" bash -c \
+    'folder=$1; shift; if [[ $# -eq 0 ]] || "$@"; then : >"$folder/$SLURMD_NODENAME"; fi' \
+    node-check "$checked" "${NODE_CHECK[@]}" >"$JOB_LOGS/node_check.log" 2>&1 || true
+  comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) <(find "$checked" -type f -printf '%f\n' | sort) \
+    | paste --serial --delimiters=,
+}
+
+exclude_bad_nodes() {
+  local bad
+  bad=$(bad_nodes)
+  if [[ -n $bad && $INTERRUPTED -eq 0 ]]; then
+    LOST_NODES=$bad
+    finish
+  fi
+}
+
+# One process per GPU on every node, `MODULE arguments...` in each.
+torchrun_on_all_nodes() {
+  local head port
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
+  # Where Slurm itself reaches the node; the name alone need not resolve everywhere.
+  head=$(scontrol show node "$head" --oneliner | grep --only-matching --perl-regexp '(?<= NodeAddr=)\S+')
+  # This shell runs on the head node.
+  port=$(in_container "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+  local arguments=(
+    --nnodes="$SLURM_NNODES" --nproc-per-node="$JOB_PROCESSES_PER_NODE"
+    --rdzv-backend=static --rdzv-endpoint="$head:$port" --rdzv-id="$ATTEMPT"
+    --max-restarts=0         # a failed rank ends the attempt; Slurm starts the next one on healthy nodes
+    --shutdown-timeout=600   # seconds for a last checkpoint
+    -m "$@"
+  )
+  # The ignored USR1 is inherited by torchrun and its workers; the workers then set their own handler.
+  # shellcheck disable=SC2016 # expanded on the nodes
+  run_step "$SLURM_NNODES" "${CONTAINER[@]}" bash -c '
+    trap "" USR1
+    cores=$(nproc)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOB_PROCESSES_PER_NODE ? cores / JOB_PROCESSES_PER_NODE : 1))}
+    exec "$PYTHON" -m torch.distributed.run --node-rank="$SLURM_NODEID" "$@"' torchrun "${arguments[@]}"
+}
+
+on_one_node() {
+  run_step 1 "${CONTAINER[@]}" "$@"
+}
+
+# run_step NODES COMMAND...: one task per node, in the background so that signals reach this shell; sets STEP_STATUS.
+run_step() {
+  STEP_STATUS=1
+  [[ $STOP_REQUESTED -eq 0 && $INTERRUPTED -eq 0 ]] || finish
+  # shellcheck disable=SC2016 # expanded on the nodes
+  srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$SLURM_CPUS_ON_NODE" "${SRUN_OPTIONS[@]}" \
+    --nodes="$1" --ntasks="$1" bash -c 'exec "$@" >>"$JOB_LOGS/$SLURMD_NODENAME.log" 2>&1' log "${@:2}" &
+  STEP_PID=$!
+  while kill -0 "$STEP_PID" 2>/dev/null; do
+    wait "$STEP_PID" || true # a trapped signal ends `wait` early
+  done
+  STEP_STATUS=0
+  wait "$STEP_PID" || STEP_STATUS=$?
+  STEP_PID=
+  [[ $STEP_STATUS -eq 0 ]] || say "the step ended with status $STEP_STATUS"
+}
+
+# Steps of one job that build on each other: the next one only after the last has succeeded.
+and_then() {
+  [[ $STEP_STATUS -eq 0 ]] || finish
+  "$@"
+}
+
+# The transformers folder that the job starts from, if it is a pretraining run's and not there yet.
+export_model() {
+  STEP_STATUS=0
+  [[ -z $JOB_EXPORT_FROM ]] || on_one_node "$PYTHON" -m nanotron_ext.export --replace "$JOB_EXPORT_FROM" "$JOB_MODEL"
+}
+
+finish() {
+  local options=(--exit-status "$STEP_STATUS" --logs "$JOB_LOGS") status=0 exclude=() verdict
+  if [[ $STEP_STATUS -ne 0 && $INTERRUPTED -eq 0 && $STOP_REQUESTED -eq 0 ]]; then
+    : "${LOST_NODES:=$(bad_nodes)}" # Slurm may notice a lost node meanwhile, and interrupt
+  fi
+  [[ $STOP_REQUESTED -eq 0 ]] || options+=(--stop-requested)
+  [[ $INTERRUPTED -eq 0 ]] || options+=(--interrupted)
+  if [[ -n ${LOST_NODES:-} ]]; then
+    options+=(--lost-nodes "$LOST_NODES")
+    exclude=("ExcNodeList=$LOST_NODES")
+  fi
+  verdict=$(in_container "$PYTHON" -m slurm.attempts end "$JOB_FOLDER" "${options[@]}") || status=$?
+  say "$verdict"
+  [[ $status -eq 75 ]] || exit "$status"
+  # After its own TERM Slurm requeues the job by itself, unless the user cancelled it or the time was over.
+  [[ $INTERRUPTED -eq 0 || $(job_state) == TIMEOUT ]] || exit 143
+  requeue "${exclude[@]}"
+}

@@ -1,0 +1,16 @@
+#!/bin/bash
+#SBATCH --job-name=pretrain_stage3
+#SBATCH --nodes=48
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x-%j.out
+source slurm/lib.sh || exit
+begin pretrain_stage3 "$@"
+torchrun_on_all_nodes nanotron_ext.train "$JOB_RECIPE" "$@"
+finish
