@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from transformers.utils import logging
 
+from nanotron_ext.errors import UserError
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Reply, parse_reply
 
@@ -155,8 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.prompt is not None:
             session.say(options.prompt)
             return 0
-    except ModelError as error:
-        print(error, file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     console.print(f"{options.model}   /help lists the commands", style="dim")
     _converse(session)

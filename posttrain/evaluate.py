@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
+from nanotron_ext.errors import UserError
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Mode, parse_reply
 
@@ -173,8 +174,8 @@ def main(arguments: list[str] | None = None) -> int:
             results[folder] = evaluate(
                 chat_model, rows, seeds=range(options.seeds), sampling=sampling, date=options.date
             )  # fmt: skip
-    except ModelError as error:
-        print(error, file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print_table(results, Console())
     if options.json:

@@ -88,21 +88,21 @@ class ChatModel:
             ModelError: the conversation fills the model's positions.
         """
         inputs = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(self.model.device)
-        room = self.model.config.max_position_embeddings - inputs["input_ids"].shape[1]
-        if room <= 0:
-            raise ModelError(
-                f"The conversation has {inputs['input_ids'].shape[1]} tokens, the model "
-                f"{self.model.config.max_position_embeddings} positions. Start anew with /reset."
-            )
-        limit = {"max_new_tokens": min(room, sampling.max_new_tokens)}
         streamer = _CharacterStreamer(self.tokenizer, self.end_of_turn, on_text)
         self.model.generate(
-            **inputs, **(sampling.arguments() | limit), eos_token_id=self.end_of_turn, streamer=streamer
+            **inputs,
+            **self._limited(sampling, inputs["input_ids"].shape[1]),
+            eos_token_id=self.end_of_turn,
+            streamer=streamer,
         )
         return streamer.text
 
     def sample(self, prompts: Sequence[str], sampling: Sampling, batch_size: int) -> list[tuple[str, bool]]:
-        """Reply and whether it ended its turn, per prompt. Prompts are batched by length."""
+        """Reply and whether it ended its turn, per prompt. Prompts are batched by length.
+
+        Raises:
+            ModelError: a prompt fills the model's positions.
+        """
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         replies: dict[int, tuple[str, bool]] = {}
         for begin in range(0, len(order), batch_size):
@@ -116,7 +116,7 @@ class ChatModel:
             ).to(self.model.device)
             output = self.model.generate(
                 **inputs,
-                **sampling.arguments(),
+                **self._limited(sampling, inputs["input_ids"].shape[1]),
                 eos_token_id=self.end_of_turn,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
@@ -125,6 +125,17 @@ class ChatModel:
                 said = ids[: ids.index(self.end_of_turn)] if ended else ids
                 replies[index] = (str(self.tokenizer.decode(said)), ended)
         return [replies[index] for index in range(len(prompts))]
+
+    def _limited(self, sampling: Sampling, prompt_tokens: int) -> dict[str, Any]:
+        """Arguments of generate() that stay within the positions the model knows."""
+        positions = self.model.config.max_position_embeddings
+        if prompt_tokens >= positions:
+            raise ModelError(
+                f"The conversation has {prompt_tokens} tokens, the model {positions} positions. "
+                "Shorten it, or start anew (/reset)."
+            )
+        arguments = sampling.arguments()
+        return arguments | {"max_new_tokens": min(sampling.max_new_tokens, positions - prompt_tokens)}
 
 
 class _CharacterStreamer(BaseStreamer):

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from nanotron_ext.errors import UserError
 from posttrain.recipe import TemplateName
 
 Message: TypeAlias = dict[str, Any]
@@ -122,12 +123,12 @@ def install_template(tokenizer: PreTrainedTokenizerBase, name: TemplateName) -> 
     """Make `tokenizer` a chat tokenizer: the template, and the end of turn as its EOS.
 
     Raises:
-        ValueError: the vocabulary lacks the turn tokens.
+        UserError: the vocabulary lacks the turn tokens.
     """
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (TURN_START, TURN_END) if token not in vocabulary]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer {tokenizer.name_or_path} has no token {' and no '.join(missing)}. Post-training needs both "
             "turn tokens in the vocabulary; train the tokenizer with them as special tokens."
         )

@@ -84,15 +84,14 @@ def sorting(rng: random.Random) -> Problem:
     """Three different digits in ascending order."""
     digits = rng.sample(range(10), 3)
     low, middle, high = sorted(digits)
-    left = [digit for digit in digits if digit != low]
-    thinking = f"{low}, left {left[0]},{left[1]}\n{middle}, left {high}"
+    thinking = f"least {low}\nthen {middle}\nlast {high}"
     question = f"Sort {digits[0]},{digits[1]},{digits[2]}."
     return Problem(
         "sorting",
         question,
         thinking,
         f"{low},{middle},{high}",
-        f"{middle}, left {low},{high}",
+        f"least {middle}\nthen {low}\nlast {high}",
         f"{middle},{low},{high}",
     )
 
@@ -100,10 +99,12 @@ def sorting(rng: random.Random) -> Problem:
 _NOUNS = {
     "house": "maison", "table": "table", "flower": "fleur", "street": "rue", "door": "porte", "car": "voiture",
     "apple": "pomme", "shirt": "chemise", "chair": "chaise", "moon": "lune", "box": "boite", "leaf": "feuille",
+    "road": "route", "head": "tête", "hand": "main", "night": "nuit", "week": "semaine", "city": "ville",
 }  # fmt: skip
 _ADJECTIVES = {
     "red": "rouge", "yellow": "jaune", "clean": "propre", "round": "ronde", "empty": "vide", "heavy": "lourde",
     "green": "verte", "white": "blanche", "black": "noire", "cold": "froide", "warm": "chaude", "light": "claire",
+    "big": "grande", "small": "petite", "long": "longue", "strong": "forte", "free": "libre", "hard": "dure",
 }  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def translation(rng: random.Random) -> Problem:
     """An English adjective and noun in French, where the noun comes first."""
     adjective, noun = rng.choice(sorted(_ADJECTIVES)), rng.choice(sorted(_NOUNS))
     french_adjective, french_noun = _ADJECTIVES[adjective], _NOUNS[noun]
-    thinking = f"{noun} = {french_noun}\n{adjective} = {french_adjective}"
+    thinking = f"{noun}: {french_noun}\n{adjective}: {french_adjective}"
     right, wrong = f"{french_noun} {french_adjective}", f"{french_adjective} {french_noun}"
     return Problem("translation", f"Translate to French: {adjective} {noun}", thinking, right, thinking, wrong)
 
@@ -256,8 +257,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m posttrain.tiny_data", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--midtrain", type=int, default=4000, metavar="ROWS")
-    parser.add_argument("--sft", type=int, default=1500, metavar="ROWS", help="per mode")
+    parser.add_argument("--midtrain", type=int, default=6000, metavar="ROWS")
+    parser.add_argument("--sft", type=int, default=2000, metavar="ROWS", help="per mode")
     parser.add_argument("--apo", type=int, default=800, metavar="ROWS", help="per mode")
     parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
     options = parser.parse_args()
