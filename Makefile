@@ -91,7 +91,7 @@ bench-data: setup ## The mixture loader beside other loaders, and tokenisation b
 	$(PY) -m datapipes.bench_tokenizer $(RUN)/tokenizer/tokenizer.json
 
 test: setup lint ## Lint, type check and run all tests
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .
