@@ -30,15 +30,16 @@ demo: ## Text to a trained, exported, talking miniature on this machine (see REA
 	@$(MAKE) --no-print-directory PROFILE=tiny data pretrain export summary
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests
-	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml
+	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml)
 
 audit: setup ## The mixture as a tree, with decoded samples and a lint of the windows
 	$(PY) -m datapipes.audit $(RECIPES)/pretrain.yaml
 
-pretrain: setup ## Pretrain the stages in STAGE, each from its predecessor's last checkpoint
+pretrain: setup ## Pretrain the stages in STAGE (1 2 3, long context: 32k 64k), each from its predecessor's last checkpoint
 	@set -e; for stage in $(STAGE); do \
 	  echo "== pretrain stage $$stage"; \
-	  $(PY) -m nanotron_ext.launch $(RECIPES)/pretrain_stage$$stage.yaml; \
+	  case $$stage in *k) recipe=long_context_$$stage ;; *) recipe=pretrain_stage$$stage ;; esac; \
+	  $(PY) -m nanotron_ext.launch $(RECIPES)/$$recipe.yaml; \
 	done
 
 export: setup ## Write the last stage's model as a transformers folder

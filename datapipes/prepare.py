@@ -1,6 +1,8 @@
-"""Prepare everything that a recipe trains on: its tokenizer and the token shards of all its sources.
+"""Prepare everything that recipes train on: their tokenizer and the token shards of all their sources.
 
-    python -m datapipes.prepare recipes/tiny/pretrain.yaml [section.key=value ...]
+    python -m datapipes.prepare recipes/tiny/pretrain.yaml [RECIPE ...] [section.key=value ...]
+
+Shards hold documents end to end, so recipes of different sequence lengths read the same ones.
 
 Running it again does only what is missing or changed.
 """
@@ -11,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,10 +43,10 @@ from nanotron_ext.data.remote import is_remote
 from nanotron_ext.recipe import Recipe, RecipeError, load_recipe
 
 
-def sources_of(recipe: Recipe) -> list[str]:
-    """Every source that the recipe trains or validates on, in order of first mention."""
-    names = [name for stage in recipe.data_stages for name in stage.mixture]
-    return list(dict.fromkeys([*names, *recipe.data.validation]))
+def sources_of(recipes: Sequence[Recipe]) -> list[str]:
+    """Every source that the recipes train or validate on, in order of first mention."""
+    names = [name for recipe in recipes for stage in recipe.data_stages for name in stage.mixture]
+    return list(dict.fromkeys([*names, *(name for recipe in recipes for name in recipe.data.validation)]))
 
 
 def ensure_tokenizer(recipe: Recipe, console: Console) -> LoadedTokenizer:
@@ -75,7 +77,7 @@ def ensure_tokenizer(recipe: Recipe, console: Console) -> LoadedTokenizer:
 
 
 def prepare(
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     console: Console,
     workers: int = 1,
     verify: bool = False,
@@ -86,9 +88,12 @@ def prepare(
     """Make the shards of all sources, here or (`slurm`) in jobs of a cluster; returns what became of each.
 
     Raises:
-        DataError: at the first source that cannot be prepared.
+        DataError: at the first source that cannot be prepared, or when the recipes do not share tokenizer and folder.
     """
-    sources = [find_source(name) for name in sources_of(recipe)]
+    recipe = recipes[0]
+    if any((other.tokenizer, other.data.path) != (recipe.tokenizer, recipe.data.path) for other in recipes[1:]):
+        raise DataError("The recipes differ in tokenizer or data.path. Prepare them one by one.")
+    sources = [find_source(name) for name in sources_of(recipes)]
     benchmarks = build_index(benchmarks_folder) if benchmarks_folder else None
     tokenizer = ensure_tokenizer(recipe, console)
     if is_remote(recipe.data.path):
@@ -186,8 +191,9 @@ def _slurm_settings(arguments: argparse.Namespace) -> SlurmSettings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
+    parser.add_argument(
+        "arguments", nargs="+", metavar="RECIPE or section.key=value", help="recipes, and values to replace in them"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="tasks that run at the same time")
     parser.add_argument("--verify", action="store_true", help="read prepared shards again and check them in full")
     parser.add_argument("--raw", type=Path, help="folder with copies of hub datasets, as RAW/<owner>/<name>")
@@ -198,10 +204,14 @@ def main() -> None:
     datatrove_logger.remove()  # its lines go to the tasks' log files
     start = time.monotonic()
     try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        overrides = [argument for argument in arguments.arguments if "=" in argument]
+        paths = [argument for argument in arguments.arguments if "=" not in argument]
+        if not paths:
+            raise DataError("No recipe was given; name at least one, for example recipes/tiny/pretrain.yaml.")
+        recipes = [load_recipe(path, overrides) for path in paths]
         slurm = _slurm_settings(arguments) if arguments.executor == "slurm" else None
         summaries = prepare(
-            recipe, console, arguments.workers, arguments.verify, arguments.raw, arguments.benchmarks, slurm
+            recipes, console, arguments.workers, arguments.verify, arguments.raw, arguments.benchmarks, slurm
         )
     except (RecipeError, DataError, OSError) as error:
         sys.exit(f"{error}")
@@ -209,7 +219,7 @@ def main() -> None:
         sys.exit("Interrupted. The same command goes on where it stopped; jobs that Slurm has run on meanwhile.")
     console.print(summary_table(summaries))
     tokens = sum(row.tokens_out for row in summaries)
-    console.print(f"{tokens:,} tokens in {recipe.data.path} ({time.monotonic() - start:.1f} s)")
+    console.print(f"{tokens:,} tokens in {recipes[0].data.path} ({time.monotonic() - start:.1f} s)")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@
 #SBATCH --output=slurm/logs/%x-%j.out
 source slurm/lib.sh || exit
 begin data "$@"
-on_one_node "$PYTHON" -m datapipes.prepare "$JOB_RECIPE" "$@"
+shopt -s nullglob # a profile need not have long-context phases
+on_one_node "$PYTHON" -m datapipes.prepare "$JOB_RECIPE" "$RECIPES"/long_context_*.yaml "$@"
 edition=full # the real sets, which needs a network
 if [[ $PROFILE == tiny ]]; then
   edition=small

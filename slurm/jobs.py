@@ -13,7 +13,7 @@ from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 
 SCRIPTS = Path("slurm")
-DATA = "pretrain.yaml"  # the recipe whose mixtures the data job prepares
+DATA = "pretrain.yaml"  # the recipe whose mixtures the data job prepares, with those of the long-context phases
 
 
 class JobError(UserError):
@@ -110,7 +110,9 @@ def _shard_manifests(recipe: Recipe) -> tuple[Path, ...]:
 def _data(profile: Profile, name: str, path: Path, overrides: Sequence[str]) -> Plan:
     """Shards of all sources, and what post-training and evaluation read from the run folder itself."""
     recipe = load_recipe(path, overrides)
-    products = list(_shard_manifests(recipe))
+    long_context = [profile.recipes / f"{job}.yaml" for job in profile.jobs if job.startswith("long_context")]
+    recipes = [recipe, *(load_recipe(other, overrides) for other in long_context)]
+    products = list(dict.fromkeys(manifest for recipe in recipes for manifest in _shard_manifests(recipe)))
     tokenizer = Path(recipe.tokenizer.tokenizer_name_or_path)
     if recipe.tokenizer.train is not None:
         products.append(tokenizer / "tokenizer.json")
@@ -138,7 +140,7 @@ def _checkpoint(recipe: Recipe) -> Path:
 def _pretraining(profile: Profile, name: str, path: Path, overrides: Sequence[str]) -> Plan:
     recipe = load_recipe(path, overrides)
     inputs = _shard_manifests(recipe)
-    start = recipe.checkpoints.resume_checkpoint_path
+    start = recipe.checkpoints.resume_checkpoint_path or recipe.checkpoints.load_weights_path
     if start is not None and not list((recipe.run_folder / "checkpoints").glob("*/checkpoint.json")):
         inputs += (_start(profile, name, Path(start)),)
     products = (_checkpoint(recipe),)

@@ -10,7 +10,7 @@ from nanotron_ext.recipe import load_recipe
 
 @pytest.mark.parametrize("path", sorted(Path("recipes/tiny").glob("pretrain*.yaml")), ids=str)
 def test_every_source_of_the_tiny_pretraining_recipes_is_registered(path: Path) -> None:
-    for name in sources_of(load_recipe(path)):
+    for name in sources_of([load_recipe(path)]):
         assert find_source(name).name == name
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from datapipes.registry import find_source, load_registry
 from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train.schedule import learning_rate
 
 FOLDER = Path("recipes/smollm3-3b")
 # Announced shares in percent: web (multilingual among it), code, math.
@@ -30,14 +31,34 @@ def test_token_budget_and_segments(recipe: Recipe) -> None:
     assert segments[2].last_step == recipe.tokens.train_steps
 
 
+def test_long_context_phases(recipe: Recipe) -> None:
+    """Tokens per step as in pretraining; each starts from the weights of the run before it."""
+    folder = recipe.run_folder.parent
+    start = folder / "stage3"
+    phases = {"long_context_32k": (32_768, 20_000, 1.5e6), "long_context_64k": (65_536, 22_000, 5e6)}
+    for name, (sequence_length, steps, theta) in phases.items():
+        phase = load_recipe(FOLDER / f"{name}.yaml")
+        assert (phase.tokens.sequence_length, phase.tokens.train_steps) == (sequence_length, steps)
+        assert phase.tokens_per_step == recipe.tokens_per_step and phase.parallelism.world_size == 96
+        assert phase.architecture.rope_theta == theta
+        assert phase.architecture.num_parameters() == recipe.architecture.num_parameters()
+        assert (learning_rate(phase, 1_000), learning_rate(phase, steps)) == (2e-5, 0.0)
+        assert Path(phase.checkpoints.load_weights_path or "") == start
+        start = phase.run_folder
+
+
 def test_every_published_weight(recipe: Recipe) -> None:
-    """Weights as published, under the one name that each source has here; the recipe has nothing else."""
+    """All 256 as published, under the one name that each source has here; the recipes have nothing else."""
     here = {published: source.name for source in load_registry().values() for published in source.published_as}
     published: dict[str, dict[str, Fraction]] = defaultdict(dict)
     with (FOLDER / "published_mixtures.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             published[row["stage"]][here.get(row["source"], row["source"])] = Fraction(row["weight"])
-    for stage in recipe.data_stages:
+    assert sum(len(weights) for weights in published.values()) == 256
+    long_context = [load_recipe(path) for path in sorted(FOLDER.glob("long_context_*.yaml"))]
+    stages = [stage for run in (recipe, *long_context) for stage in run.data_stages]
+    assert {stage.name for stage in stages} == set(published)
+    for stage in stages:
         total = sum(published[stage.name].values())
         assert stage.shares() == {source: weight / total for source, weight in published[stage.name].items()}
 
