@@ -17,6 +17,7 @@ from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
 from nanotron_ext.errors import UserError
 from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
 from nanotron_ext.recipe import ModelConfig
+from nanotron_ext.recipe.schema import RopeScaling
 
 MAX_SHARD_BYTES = 2 * 1024**3
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -28,12 +29,17 @@ class ExportError(UserError):
 
 
 def export(
-    checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: str | None = None, replace: bool = False
+    checkpoint: Path,
+    out: Path,
+    tokenizer: Path | None = None,
+    dtype: str | None = None,
+    replace: bool = False,
+    yarn_factor: float | None = None,
 ) -> Path:
     """Write the model of `checkpoint` (a checkpoint or run folder) to `out`, with tokenizer and generation config.
 
     `dtype` defaults to the one the model was trained in, `tokenizer` to the folder the run used. `replace` allows `out`
-    to hold an earlier model.
+    to hold an earlier model. `yarn_factor` declares the model for that many times its trained length, by YaRN.
 
     Raises:
         CheckpointError: when there is no complete checkpoint.
@@ -41,6 +47,8 @@ def export(
     """
     reader = CheckpointReader(resolve_checkpoint(checkpoint))
     config = ModelConfig(**reader.manifest["model_config"])
+    if yarn_factor is not None:
+        config = stretched(config, yarn_factor)
     dtype = dtype or reader.manifest["dtype"]
     tokenizer = tokenizer or Path(reader.manifest["tokenizer"])
     if not (tokenizer / "tokenizer.json").is_file():
@@ -62,6 +70,21 @@ def export(
         shutil.rmtree(out)
     temporary.rename(out)
     return out
+
+
+def stretched(config: ModelConfig, factor: float) -> ModelConfig:
+    """The same model declared for `factor` times its trained length.
+
+    Raises:
+        ExportError: when the model is stretched already, or the factor gives no whole number of tokens.
+    """
+    trained = config.max_position_embeddings
+    if config.rope_scaling is not None:
+        raise ExportError("The model was trained with rope_scaling already; leave --yarn-factor out.")
+    if factor < 1 or factor * trained != int(factor * trained):
+        raise ExportError(f"--yarn-factor {factor:g} does not make {trained} tokens a whole, larger number of tokens.")
+    scaling = RopeScaling(factor=factor, original_max_position_embeddings=trained)
+    return config.model_copy(update={"rope_scaling": scaling, "max_position_embeddings": int(factor * trained)})
 
 
 def _tensors(reader: CheckpointReader, config: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -112,10 +135,18 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="transformers folder to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the run's")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the model's training dtype")
+    parser.add_argument("--yarn-factor", type=float, help="declare the model for so many times its trained length")
     parser.add_argument("--replace", action="store_true", help="overwrite the model that OUT holds")
     arguments = parser.parse_args()
     try:
-        out = export(arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.dtype, arguments.replace)
+        out = export(
+            arguments.checkpoint,
+            arguments.out,
+            arguments.tokenizer,
+            arguments.dtype,
+            arguments.replace,
+            arguments.yarn_factor,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import torch
 
 from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import ModelConfig
+from nanotron_ext.recipe.schema import RopeScaling
 
 _LAYER = re.compile(r"decoder\.(\d+)\.(.+)")
 # Our parameter within a layer -> transformers' parts of it, in row order.
@@ -83,7 +84,7 @@ def hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": config.num_key_value_heads,
         "hidden_act": "silu",
         "max_position_embeddings": config.max_position_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": _rope_parameters(config),
         "no_rope_layers": [int(config.layer_has_rope(index)) for index in range(config.num_hidden_layers)],
         "no_rope_layer_interval": config.no_rope_layer_interval,
         "layer_types": ["full_attention"] * config.num_hidden_layers,
@@ -100,6 +101,12 @@ def hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
+
+
+def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    if config.rope_scaling is None:
+        return {"rope_type": "default", "rope_theta": config.rope_theta}
+    return {"rope_theta": config.rope_theta, **config.rope_scaling.model_dump(exclude_none=True)}
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
@@ -130,9 +137,7 @@ def model_config_from_hf(hf: dict[str, Any]) -> ModelConfig:
             raise UserError(
                 f"config.json has {key} = {hf.get(key)!r}, which this SmolLM3 implementation does not have."
             )
-    rope = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 10000.0)}
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"config.json has rope_type {rope['rope_type']!r}; only 'default' can be imported.")
+    rope = _rope_from_hf(hf)
     eos = hf["eos_token_id"]
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -142,7 +147,7 @@ def model_config_from_hf(hf: dict[str, Any]) -> ModelConfig:
         num_attention_heads=hf["num_attention_heads"],
         num_key_value_heads=hf["num_key_value_heads"],
         max_position_embeddings=hf["max_position_embeddings"],
-        rope_theta=float(rope["rope_theta"]),
+        **rope,
         no_rope_layer_interval=_interval(hf),
         rms_norm_eps=hf["rms_norm_eps"],
         tie_word_embeddings=hf["tie_word_embeddings"],
@@ -150,6 +155,23 @@ def model_config_from_hf(hf: dict[str, Any]) -> ModelConfig:
         eos_token_id=eos[0] if isinstance(eos, list) else eos,
         pad_token_id=hf.get("pad_token_id"),
     )
+
+
+def _rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` of our architecture, from transformers 5's spelling or the one before."""
+    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    theta = float(rope.pop("rope_theta", hf.get("rope_theta", 10000.0)))
+    rope_type = rope.pop("rope_type", rope.pop("type", "default"))
+    if rope_type == "default":
+        return {"rope_theta": theta}
+    unknown = sorted(rope.keys() - RopeScaling.model_fields.keys())
+    if rope_type != "yarn" or unknown:
+        raise UserError(
+            f"config.json has rope_type {rope_type!r} with {unknown or 'its usual keys'}; this model has 'default', "
+            f"and 'yarn' with the keys {sorted(RopeScaling.model_fields)}."
+        )
+    floats = {key: float(value) for key, value in rope.items() if key != "original_max_position_embeddings"}
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(**{**rope, **floats})}
 
 
 def _interval(hf: dict[str, Any]) -> int:

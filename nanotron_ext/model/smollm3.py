@@ -220,7 +220,7 @@ class SmolLM3ForTraining(NanotronModel):
 
     def _hidden_states(self, input_ids: Any, documents: Documents) -> Any:
         self.side_inputs.documents = documents
-        self.side_inputs.rotary = rotary_tables(documents.position_ids, self.config.head_dim, self.config.rope_theta)
+        self.side_inputs.rotary = rotary_tables(documents.position_ids, self.config)
         hidden_states = self.embedding(input_ids=input_ids)["hidden_states"]
         for layer in self.decoder:
             hidden_states = layer(hidden_states=hidden_states)["hidden_states"]

@@ -40,6 +40,14 @@ def _check_architecture(recipe: Recipe) -> Iterator[Problem]:
             f"num_attention_heads {model.num_attention_heads} is not divisible by "
             f"num_key_value_heads {model.num_key_value_heads}.",
         )
+    scaling = model.rope_scaling
+    if scaling and scaling.factor * scaling.original_max_position_embeddings != model.max_position_embeddings:
+        yield Problem(
+            (*_MODEL, "rope_scaling", "factor"),
+            f"factor {scaling.factor:g} x original_max_position_embeddings "
+            f"{scaling.original_max_position_embeddings} is not max_position_embeddings "
+            f"{model.max_position_embeddings}; other software would stretch positions by another factor.",
+        )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token_id = getattr(model, name)
         if token_id is not None and not 0 <= token_id < model.vocab_size:

@@ -46,6 +46,19 @@ class Parallelism(Section):
         return self.dp * self.pp * self.tp
 
 
+class RopeScaling(Section):
+    """YaRN: positions beyond the trained length; the keys are those of transformers' `rope_parameters`."""
+
+    rope_type: Literal["yarn"] = "yarn"
+    factor: float = Field(ge=1, description="Declared length over trained length.")
+    original_max_position_embeddings: int = Field(gt=0, description="Trained length, in tokens.")
+    beta_fast: float = Field(32.0, gt=0, description="Turns within the trained length above which nothing changes.")
+    beta_slow: float = Field(1.0, gt=0, description="Turns below which a frequency is divided by the whole factor.")
+    attention_factor: float | None = Field(
+        None, gt=0, description="Factor on rotated queries and keys; default 0.1 ln(factor) + 1."
+    )
+
+
 class ModelConfig(Section):
     """Architecture; the field names are those of transformers' SmolLM3Config where it has the field."""
 
@@ -56,7 +69,8 @@ class ModelConfig(Section):
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(gt=0, description="Grouped-query attention: key/value heads.")
     max_position_embeddings: int = Field(gt=0, description="Longest position the model is declared for, in tokens.")
-    rope_theta: float = Field(gt=0, description="Base of the rotary frequencies.")
+    rope_theta: float = Field(gt=1, description="Base of the rotary frequencies.")
+    rope_scaling: RopeScaling | None = Field(None, description="YaRN; by default positions are not stretched.")
     no_rope_layer_interval: int = Field(
         4, ge=0, description="Every n-th layer has no positional encoding at all; 0 gives every layer rotary."
     )
