@@ -12,8 +12,8 @@ MODEL ?= $(RUN)/hf/merged
 RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain chat merge merge-sweep eval-data eval report
-.PHONY: cluster-run cluster-status check bench-data test lint format
+.PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
+.PHONY: eval-data eval eval-report report cluster-run cluster-status check bench-data test lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: ## Text to a trained, exported, talking miniature on this machine (see README for what it prints)
-	@$(MAKE) --no-print-directory PROFILE=tiny data pretrain export summary
+demo: setup ## The whole chain in miniature, from text to the report; STAGES="sft merge" for a part of it
+	@$(PY) -m chain recipes/tiny $(STAGES)
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests
 	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml)
@@ -42,8 +42,8 @@ pretrain: setup ## Pretrain the stages in STAGE (1 2 3, long context: 32k 64k), 
 	  $(PY) -m nanotron_ext.launch $(RECIPES)/$$recipe.yaml; \
 	done
 
-export: setup ## Write the last stage's model as a transformers folder
-	$(PY) -m nanotron_ext.export --replace $(RUN)/stage3 $(RUN)/hf/stage3
+export: setup ## Write the model of the run folder FROM (default: the last pretraining stage) as the folder MODEL
+	$(PY) -m nanotron_ext.export --replace $(or $(FROM),$(RUN)/stage3) $(if $(FROM),$(MODEL),$(RUN)/hf/stage3)
 
 summary: setup ## Losses, held-out bits per byte against baselines, and a sample of text
 	$(PY) -m eval.pretraining $(RUN)/stage1 $(RUN)/stage2 $(RUN)/stage3 --model $(RUN)/hf/stage3 \
@@ -57,6 +57,9 @@ posttrain: setup ## Post-train the phases in PHASE: midtrain, sft, apo
 	  echo "== $$phase"; \
 	  $(PY) -m posttrain.train $(RECIPES)/$$phase.yaml; \
 	done
+
+capabilities: setup ## Mode following and the taught tasks of MODELS="folder ..." on held-out prompts
+	$(PY) -m posttrain.evaluate $(MODELS) --prompts $(RUN)/posttrain_data/heldout.jsonl --json $(RUN)/eval/capabilities.json
 
 chat: setup ## Talk to MODEL in the terminal
 	$(PY) -m posttrain.chat $(MODEL)
@@ -75,8 +78,11 @@ eval: setup ## Evaluate MODEL on the recipe's suites (SUITE=name for one)
 	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || $(MAKE) --no-print-directory eval-data
 	$(PY) -m eval $(RECIPES)/eval.yaml --model $(MODEL) $(if $(SUITE),--suite $(SUITE))
 
-report: setup ## Table of all evaluations so far
+eval-report: setup ## Table of all evaluations so far
 	$(PY) -m eval.report $(RUN)/eval
+
+report: setup ## One page about the profile's whole chain: RUN/report/index.html
+	$(PY) -m report $(RECIPES)
 
 cluster-run: setup ## Submit the profile's whole chain to Slurm as one dependency graph; what is done stays done
 	$(PY) -m slurm.cluster_run

@@ -14,9 +14,9 @@ from merge.__main__ import plan_linear
 from merge.average import write_average
 from merge.checkpoint import MergeError
 from merge.evaluate import mean_score, suite_scores
-from merge.plot import Point, line_chart
 from merge.recipe import MergeRecipe, load_merge_recipe
 from nanotron_ext.errors import UserError
+from report.charts import Series, line_chart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,12 +82,12 @@ def _write_results(output: Path, settings: dict[str, Any], rows: list[dict[str, 
     partial = output / "sweep.json.partial"
     partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     partial.replace(output / "sweep.json")
-    curves: dict[str, list[Point]] = {"mean": [(row["soup_weight"], row["mean"], 0.0) for row in rows]}
+    weights = [row["soup_weight"] for row in rows]
+    curves = [Series("mean", weights, [row["mean"] for row in rows], marks=True)]
     for task in rows[0]["scores"]:
-        curves[task] = [
-            (row["soup_weight"], row["scores"][task]["value"], row["scores"][task]["stderr"]) for row in rows
-        ]
-    chart = line_chart("Linear merge: soup against mid-training checkpoint", "share of the soup", "score", curves)
+        scores = [row["scores"][task] for row in rows]
+        curves.append(Series(task, weights, [s["value"] for s in scores], [s["stderr"] for s in scores], marks=True))
+    chart = line_chart(curves, "share of the soup", "score", on_white=True)
     (output / "sweep.svg").write_text(chart, encoding="utf-8")
 
 

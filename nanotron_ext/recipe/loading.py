@@ -71,6 +71,15 @@ def load_as(
     return recipe
 
 
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a recipe of any phase with its bases and variables resolved, not validated.
+
+    Raises:
+        RecipeError: when a file is absent or not YAML.
+    """
+    return _read_with_bases(Path(path), {}, seen=())
+
+
 def _read_with_bases(path: Path, locations: dict[KeyPath, Location], seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(str(path), [Problem(("extends",), f"{path} extends itself through {seen[-1]}.")], {})

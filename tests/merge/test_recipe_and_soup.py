@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from merge.__main__ import main
 from merge.checkpoint import Checkpoint, MergeError
-from merge.plot import line_chart
 from merge.recipe import Ingredient, Soup, load_merge_recipe
 from merge.soup import choose_parent, find_checkpoints, greedy_selection
 from merge.sweep import run_sweep
@@ -133,11 +132,3 @@ def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, 
     assert (tmp_path / "sweep" / "sweep.svg").is_file() and not list((tmp_path / "sweep").glob("soup-*"))
     run_sweep(recipe)
     assert len(evaluated) == 3
-
-
-def test_chart_is_valid_svg_with_every_curve():
-    from xml.etree import ElementTree
-
-    chart = line_chart("t", "x", "y", {"a & b": [(0, 0.1, 0.0), (1, 0.3, 0.1)], "flat": [(0, 0.2, 0), (1, 0.2, 0)]})
-    root = ElementTree.fromstring(chart)
-    assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == 2

@@ -1,0 +1,123 @@
+"""Runs the steps one after the other, as process groups that a Ctrl-C ends in good order."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from chain.state import ChainState, StepRecord, is_done, set_aside, write_state
+from chain.steps import ChainError, Step
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 90.0  # a training step finishes its step and saves
+_TAIL_LINES = 12  # of the log of a step that failed
+
+
+class StepFailed(ChainError):
+    """A step's command ended with an error."""
+
+
+@contextmanager
+def only_one(run: Path) -> Iterator[None]:
+    """Raises ChainError when another chain works in this run folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "chain.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ChainError(
+                f"Another chain is at work in {run}. Wait for it, or choose another folder: RUN=..."
+            ) from None
+        yield
+
+
+def run_step(
+    step: Step, run: Path, keys: Mapping[str, str], state: ChainState, tick: Callable[[Step, float], None]
+) -> None:
+    """Run the step's commands and note in chain.json how it went; output goes to `<run>/logs/<step>.log`.
+
+    `tick(step, seconds)` is called about twice a second, with the time spent on the step in all attempts.
+
+    Raises:
+        StepFailed: with the end of the log.
+        KeyboardInterrupt: after the step was asked to stop, and did.
+    """
+    record = state.steps.get(step.name)
+    if record is None or record.key != keys[step.name]:
+        if record is not None and (folder := set_aside(step, run)):
+            print(f"{step.name}: recipe, code or data changed; what was there lies in {folder}", flush=True)
+        record = StepRecord(key=keys[step.name], state="running", seconds=0.0, started=_now())
+        state.steps[step.name] = record
+    record.state = "running"
+    write_state(run, state)
+    spent, started = record.seconds, time.monotonic()
+
+    def elapsed() -> float:
+        return spent + time.monotonic() - started
+
+    log = run / "logs" / f"{step.name}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
+    record.state = "failed"  # unless the commands succeed
+    try:
+        for command in step.commands:
+            _run(command, log, lambda: tick(step, elapsed()))
+        record.state, record.finished = "done", _now()
+    except KeyboardInterrupt:
+        record.state = "stopped"
+        raise
+    except StepFailed as error:
+        raise StepFailed(f"{step.name} failed. {error}") from None
+    finally:
+        record.seconds = elapsed()
+        write_state(run, state)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _run(arguments: Sequence[str], log: Path, tick: Callable[[], None]) -> None:
+    command = ["make", "--no-print-directory", *arguments]
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        # Its own session: a Ctrl-C reaches this process only, which then asks the whole group to stop.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                tick()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            _end_group(process)
+    if process.returncode:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        shown = "\n".join(tail)
+        raise StepFailed(f"`{' '.join(command)}` ended with status {process.returncode}; {log} ends with:\n{shown}")
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Nothing of the group is left afterwards: make may be gone while torchrun's workers still save."""
+    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, number)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            process.wait()
+            return
+
+
+def pending(steps: Sequence[Step], keys: Mapping[str, str], state: ChainState) -> list[Step]:
+    """The steps that have to run; a step whose predecessor runs again is among them, because its key follows."""
+    return [step for step in steps if not is_done(step, keys, state)]

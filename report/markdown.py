@@ -1,0 +1,51 @@
+"""The report as Markdown; its charts are SVG files in a folder beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from report.blocks import Block, Chart, Missing, Sample, Section, Table, Text
+from report.charts import line_chart
+
+CHART_FOLDER = "charts"
+
+
+def write_markdown(file: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+    """Write the text, and its charts to the folder `charts` beside it."""
+    folder = file.parent / CHART_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {title}", subtitle]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        parts += [_block(block, folder) for block in section.blocks]
+    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _block(block: Block, folder: Path) -> str:
+    match block:
+        case Text():
+            return block.text
+        case Missing():
+            return f"*{block.what}: not there yet. `{block.command}` makes it.*"
+        case Sample():
+            lines = "\n".join(f"    {line}" for line in f"{block.prompt}\n{block.text}".strip().splitlines())
+            return f"{block.label}:\n\n{lines}"
+        case Table():
+            return _table(block)
+        case Chart():
+            svg = line_chart(
+                block.series, block.x_label, block.y_label,
+                boundaries=block.boundaries, y_from_zero=block.y_from_zero, on_white=True,
+            )  # fmt: skip
+            (folder / f"{block.name}.svg").write_text(svg, encoding="utf-8")
+            return f"![{block.caption}]({CHART_FOLDER}/{block.name}.svg)\n\n*{block.caption}*"
+
+
+def _table(table: Table) -> str:
+    columns = len(table.header)
+    rules = ["---"] * table.text_columns + ["---:"] * (columns - table.text_columns)
+    lines = [_row(table.header), _row(rules), *(_row(row) for row in table.rows)]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,143 @@
+"""The chain on a Makefile of its own: what runs again, what does not, and what a failure or a Ctrl-C leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chain.runner import StepFailed, only_one, pending, run_step
+from chain.state import ChainState, read_state, step_keys
+from chain.steps import ChainError, Step, select, steps_of
+from slurm.jobs import Profile
+
+REPOSITORY = Path(__file__).parents[2]
+MAKEFILE = """
+text: ; @mkdir -p run/text && echo text >> run/text/out
+train: ; @mkdir -p run/train && cat run/text/out >> run/train/out
+broken: ; @echo the reason && false
+slow: ; @mkdir -p run/slow && trap 'echo saved > run/slow/saved; exit 1' TERM; echo 1 > run/slow/began; sleep 60 & wait
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("one = 1\n")
+    (tmp_path / "recipe.yaml").write_text("tokens: {train_steps: 4}\n")
+    return tmp_path
+
+
+def chain_of_two() -> list[Step]:
+    run = Path("run")
+    return [
+        Step("text", (("text",),), (), (), (), (run / "text",), 1),
+        Step("train", (("train",),), (Path("recipe.yaml"),), ("code",), ("text",), (run / "train",), 1),
+    ]
+
+
+def execute(steps: list[Step]) -> list[str]:
+    """Run what is pending; returns its names."""
+    run = Path("run")
+    keys, state = step_keys(steps), read_state(run)
+    todo = pending(steps, keys, state)
+    for step in todo:
+        run_step(step, run, keys, state, lambda step, seconds: None)
+    return [step.name for step in todo]
+
+
+def test_second_run_does_nothing(folder: Path) -> None:
+    assert execute(chain_of_two()) == ["text", "train"]
+    assert execute(chain_of_two()) == []
+    state = json.loads((folder / "run" / "chain.json").read_text())
+    assert {step["state"] for step in state["steps"].values()} == {"done"}
+
+
+@pytest.mark.parametrize("change", ["recipe", "code", "output"])
+def test_changed_step_runs_again_and_keeps_what_was_there(folder: Path, change: str) -> None:
+    execute(chain_of_two())
+    if change == "recipe":
+        (folder / "recipe.yaml").write_text("tokens: {train_steps: 5}\n")
+    elif change == "code":
+        (folder / "code" / "a.py").write_text("one = 2\n")
+    else:
+        (folder / "run" / "train" / "out").unlink()
+        (folder / "run" / "train").rmdir()
+    assert execute(chain_of_two()) == ["train"]
+    assert (folder / "run" / "train" / "out").read_text() == "text\n"
+    assert len(list((folder / "run").glob("replaced/*/train/out"))) == (change != "output")
+
+
+def test_comment_in_a_recipe_changes_nothing(folder: Path) -> None:
+    execute(chain_of_two())
+    (folder / "recipe.yaml").write_text("# a remark\ntokens: {train_steps: 4}\n")
+    assert execute(chain_of_two()) == []
+
+
+def test_step_follows_the_steps_that_it_needs(folder: Path) -> None:
+    execute(chain_of_two())
+    first, second = chain_of_two()
+    changed = Step("text", (("text", "COUNT=2"),), (), (), (), first.outputs, 1)
+    assert execute([changed, second]) == ["text", "train"]
+
+
+def test_failure_names_command_log_and_reason(folder: Path) -> None:
+    step = Step("broken", (("broken",),), (), (), (), (), 1)
+    with pytest.raises(StepFailed, match=r"(?s)broken failed.*make --no-print-directory broken.*the reason"):
+        execute([step])
+    assert read_state(Path("run")).steps["broken"].state == "failed"
+
+
+def test_interrupt_lets_the_step_save_and_leaves_no_process(folder: Path) -> None:
+    script = (
+        "from tests.chain.test_chain import *\n"
+        "step = Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)\n"
+        "try:\n    execute([step])\nexcept KeyboardInterrupt:\n    print('stopped')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 30
+    while not (folder / "run" / "slow" / "began").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert output == "stopped\n" and process.returncode == 0
+    assert (folder / "run" / "slow" / "saved").read_text() == "saved\n"
+    assert read_state(Path("run")).steps["slow"].state == "stopped"
+
+
+def test_two_chains_in_one_run_folder_are_refused(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(ChainError, match="Another chain"), only_one(tmp_path):
+        pass
+
+
+def test_tiny_profile_has_all_stages_in_an_order_that_respects_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    steps = steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny")))
+    names = [step.name for step in steps]
+    assert names[0] == "data" and names[-1] == "report" and {"pretrain_stage3", "apo", "merge"} <= set(names)
+    for number, step in enumerate(steps):
+        assert set(step.needs) <= set(names[:number])
+        assert all((REPOSITORY / path).exists() for path in (*step.code, *step.recipes))
+    targets = {line.partition(":")[0] for line in (REPOSITORY / "Makefile").read_text().splitlines()}
+    assert {command[0] for step in steps for command in step.commands} <= targets
+
+
+def test_unknown_stage_is_refused() -> None:
+    with pytest.raises(ChainError, match=r"no stage 'stf'.*text, train"):
+        select(chain_of_two(), ["stf"])
+    assert [step.name for step in select(chain_of_two(), ["train"])] == ["train"]
+
+
+def test_damaged_state_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chain.json").write_text('{"format": "chain/0"}')
+    with pytest.raises(ChainError, match=r"chain\.json"):
+        read_state(tmp_path)
+    assert read_state(tmp_path / "empty") == ChainState()

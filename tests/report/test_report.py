@@ -1,0 +1,135 @@
+"""The report over a run folder written here: its figures are those of the files, and what is absent is said."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from report.blocks import Chart
+from report.collect import ReportError, collect
+from report.html import to_html
+from report.markdown import write_markdown
+from report.sections import build_sections
+from slurm.jobs import Profile
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"
+
+
+def write_stage(folder: Path, first: int, last: int, mixture: dict[str, float], consumed: dict[str, int]) -> None:
+    rows = []
+    for step in range(first, last + 1):
+        rows.append({"step": step, "loss": 8.0 - step / 100, "lr": 1e-3, "grad_norm": 1.0, "tokens": 100 * step,
+                     "tokens_per_second": 50.0})  # fmt: skip
+    rows[-1]["data"] = {name: {"tokens": tokens, "epochs": 0.5} for name, tokens in consumed.items()}
+    rows[-1]["validation_bits_per_byte"] = {"held": 3.0 - last / 100}
+    recipe = {
+        "model": {"model_config": {"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 64}},
+        "parallelism": {"dp": 2, "tp": 1, "pp": 1},
+        "data_stages": [{"start_training_step": first, "mixture": mixture}],
+    }
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    monkeypatch.setenv("RUN", str(tmp_path))
+    write_stage(tmp_path / "stage1", 1, 20, {"web": 0.75, "code": 0.25}, {"web": 1500, "code": 500})
+    write_stage(tmp_path / "stage2", 21, 40, {"web": 0.5, "code": 0.5}, {"web": 2500, "code": 1500})
+    return Profile(RECIPES, tmp_path)
+
+
+def page_of(profile: Profile) -> str:
+    return to_html("Title", "Subtitle", build_sections(collect(profile)))
+
+
+def test_consumed_shares_are_those_of_each_stage_alone(profile: Profile) -> None:
+    mixtures = collect(profile).mixtures
+    shares = {stage: [(s.name, s.planned, s.consumed, s.tokens) for s in mixtures[stage]] for stage in mixtures}
+    assert sorted(shares["stage1"]) == [("code", 0.25, 0.25, 500), ("web", 0.75, 0.75, 1500)]
+    assert sorted(shares["stage2"]) == [("code", 0.5, 0.5, 1000), ("web", 0.5, 0.5, 1000)]
+
+
+def test_stage_table_holds_the_figures_of_the_metrics(profile: Profile) -> None:
+    page = page_of(profile)
+    row = re.search(r"<tr>\s*<td[^>]*>stage2</td>.*?</tr>", page, re.DOTALL)
+    assert row is not None
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", row.group())
+    first_losses, last_losses = (8 - 25.5 / 100), (8 - 35.5 / 100)
+    assert cells == ["stage2", "21-40", "2,000", "dp 2", f"{first_losses:.3f}", f"{last_losses:.3f}", "50", "40 s"]
+
+
+def test_missing_stages_are_named_with_the_command_that_makes_them(profile: Profile) -> None:
+    page = page_of(profile)
+    assert "stage3" in page and "not there yet" in page
+    for command in ("make posttrain", "make merge-sweep", "make capabilities"):
+        assert f"<code>{command}</code>" in page
+
+
+class _Loaded(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+
+
+def test_page_loads_nothing(profile: Profile) -> None:
+    parser = _Loaded()
+    page = page_of(profile)
+    parser.feed(page)
+    assert parser.addresses and all(address.startswith("#") for address in parser.addresses)
+    assert "@import" not in page and "url(" not in page and "fetch(" not in page
+
+
+def test_capabilities_and_sweep_show_their_numbers(profile: Profile) -> None:
+    share: dict[str, Any] = {"value": 0.5, "low": 0.25, "high": 0.75}
+    measures = dict.fromkeys(("correct", "followed_mode", "ended"), share)
+    summary = {"all": {"think": measures, "no_think": measures}}
+    reply = {"task": "sum", "mode": "think", "correct": True, "question": "1+1 < 3?", "text": "<think>2</think> yes"}
+    content = {"seeds": 3, "models": {"hf/apo": {"summary": summary, "replies": [reply]}}}
+    write(profile.run / "eval" / "capabilities.json", content)
+    scores = {"gsm8k": {"value": 0.4, "stderr": 0.1}}
+    sweep_rows = [{"soup_weight": w, "mean": 0.4, "scores": scores} for w in (0.0, 1.0)]
+    write(profile.run / "merge_sweep" / "sweep.json", {"best_soup_weight": 0.9, "rows": sweep_rows})
+    page = page_of(profile)
+    assert page.count("50 [25, 75]") == 6
+    assert "1+1 &lt; 3?" in page and "&lt;think&gt;2" in page
+    assert "The best mean is at 0.9" in page
+
+
+def write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def test_markdown_has_the_same_sections_and_its_charts(profile: Profile, tmp_path: Path) -> None:
+    sections = build_sections(collect(profile))
+    file = tmp_path / "report" / "report.md"
+    write_markdown(file, "Title", "Subtitle", sections)
+    text = file.read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [section.title for section in sections]
+    charts = re.findall(r"\((charts/[^)]+)\)", text)
+    assert charts and all((file.parent / chart).is_file() for chart in charts)
+
+
+def test_empty_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="make demo"):
+        collect(Profile(RECIPES, tmp_path))
+
+
+def test_run_that_starts_from_weights_is_drawn_behind_the_one_before(profile: Profile) -> None:
+    write_stage(profile.run / "long_context_32k", 1, 10, {"web": 1.0}, {"web": 1000})
+    report = collect(profile)
+    assert [training.tokens_before for training in report.pretraining] == [0, 0, 4000]
+    loss = next(
+        b for s in build_sections(report) for b in s.blocks if isinstance(b, Chart) and b.name == "pretraining-loss"
+    )
+    assert list(loss.series[0].x) == [100 * step for step in range(1, 51)]
+    assert [label for _, label in loss.boundaries] == ["stage1", "stage2", "long_context_32k"]
