@@ -17,6 +17,7 @@ from nanotron_ext.train import outcome, startup
 from nanotron_ext.train.outcome import Outcome, StopSignal
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
 from nanotron_ext.train.step import StepResult, TrainState
+from nanotron_ext.train.stragglers import StragglerWatch
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths, step_flops
 from nanotron_ext.train.tracking import Console, MetricsLog, Wandb
 from nanotron_ext.train.validation import Validation
@@ -90,14 +91,19 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSign
     journal = Journal(state, step_done, tracking_mode) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
     writer = CheckpointWriter(state)
+    stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
     for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
-        result = state.train_step(batch, stop.requested, writer.is_busy)
+        result = state.train_step(batch, stop.requested, writer.is_busy, data_wait_seconds)
         step_done = batch.step
         seconds = time.perf_counter() - mark
         if not result.is_saving:
             writer.commit()
         extra: dict[str, Any] = {"data_wait_seconds": data_wait_seconds, "mfu": _flops(state, batch) / seconds / peak}
+        slowest, alarm = stragglers.observe(result.work_seconds)
+        extra |= {"slowest_rank": slowest.rank, "slowest_rank_seconds_behind": slowest.seconds_behind}
+        if alarm is not None:
+            logger.warning(alarm)
         if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
             extra["validation_bits_per_byte"] = validation.bits_per_byte(state)
         if result.stop_requested or _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):

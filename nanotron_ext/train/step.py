@@ -14,6 +14,7 @@ from nanotron_ext.model.documents import Documents
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.optimizer import Optimizer
 from nanotron_ext.train.schedule import learning_rate
+from nanotron_ext.train.stragglers import WorkTimer
 
 
 class NonFiniteError(UserError):
@@ -29,6 +30,7 @@ class StepResult:
     learning_rate: float
     stop_requested: bool  # by any rank
     is_saving: bool  # whether any rank still writes a checkpoint
+    work_seconds: list[float]  # every rank's: waiting for data, and the computation of the step before
 
 
 class TrainState:
@@ -39,8 +41,11 @@ class TrainState:
         self.model = build_model(recipe, context, device)
         self.optimizer = Optimizer(self.model, recipe.optimizer, context)
         self._engine = pipeline_engine(recipe.parallelism.pp_engine)
+        self._work = WorkTimer(device)
 
-    def train_step(self, batch: StepBatch, stop_requested: bool = False, is_saving: bool = False) -> StepResult:
+    def train_step(
+        self, batch: StepBatch, stop_requested: bool = False, is_saving: bool = False, data_wait_seconds: float = 0.0
+    ) -> StepResult:
         """Forward, backward and update with the step's global batch, of which `batch` is this replica's part.
 
         `stop_requested` and `is_saving` are this rank's; the result says whether they hold for any rank, so that all
@@ -52,8 +57,11 @@ class TrainState:
         Raises:
             NonFiniteError: before the update, naming the step and its samples.
         """
+        work_seconds = [0.0] * dist.get_world_size()
+        work_seconds[dist.get_rank()] = data_wait_seconds + self._work.seconds()
         trained_tokens = torch.tensor(float(batch.trained_tokens), device=self.device)
         dist.all_reduce(trained_tokens, group=self.context.dp_pg)
+        self._work.start()
         count = len(batch.micro_batches)
         # The engine divides each micro-batch's loss by their number; the factor takes that back.
         scale = count / trained_tokens.clamp(min=1.0)
@@ -65,10 +73,14 @@ class TrainState:
             nb_microbatches=count,
             grad_accumulator=None,
         )
-        sums = self._sum_over_ranks([output["loss"] for output in outputs], stop_requested, is_saving)
+        self._work.stop()
+        losses = [output["loss"] for output in outputs]
+        sums = self._sum_over_ranks(losses, stop_requested, is_saving, *work_seconds)
         norm = self.optimizer.reduce_gradients()
-        loss, stops, saves, norm_value = torch.cat([sums, norm[None]]).tolist()  # the step's only wait for the device
-        result = StepResult(loss, norm_value, learning_rate(self.recipe, batch.step), stops > 0, saves > 0)
+        # The step's only wait for the device.
+        norm_value, loss, stops, saves, *work_seconds = torch.cat([norm[None], sums]).tolist()
+        lr = learning_rate(self.recipe, batch.step)
+        result = StepResult(loss, norm_value, lr, stops > 0, saves > 0, work_seconds)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self.optimizer.discard_gradients()
             raise NonFiniteError(self._non_finite_message(batch, result))
@@ -100,9 +112,9 @@ class TrainState:
             inputs["label_weights"] = mask.float() * scale
         return inputs
 
-    def _sum_over_ranks(self, losses: list[Any], *flags: bool) -> torch.Tensor:
-        """Sums, the same on every rank: the last stage's losses over micro-batches and replicas, then each flag."""
-        sums = torch.tensor([0.0, *flags], device=self.device)
+    def _sum_over_ranks(self, losses: list[Any], *values: float) -> torch.Tensor:
+        """Sums, the same on every rank: the last stage's losses over micro-batches and replicas, then each value."""
+        sums = torch.tensor([0.0, *values], device=self.device)
         if dist.get_rank(self.context.pp_pg) == self.model.output_pp_rank and dist.get_rank(self.context.tp_pg) == 0:
             sums[0] += torch.stack(losses).sum()
         dist.all_reduce(sums, group=self.context.world_pg)
