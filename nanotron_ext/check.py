@@ -36,7 +36,11 @@ def loader_for(path: Path) -> Callable[[Path], Any]:
         from eval.recipe import load_eval_recipe
 
         return load_eval_recipe
-    phases = "pretrain, long_context, midtrain, sft, apo, merge, eval"
+    if name.startswith("synthetic"):
+        from datapipes.synthetic.recipe import load_recipe as load_synthetic_recipe
+
+        return load_synthetic_recipe
+    phases = "pretrain, long_context, midtrain, sft, apo, synthetic, merge, eval"
     raise UserError(f"{path}: the name of a recipe starts with its phase, one of {phases}. Rename the file.")
 
 
