@@ -16,6 +16,7 @@ from chain.steps import Step
 
 _PLAIN_SECONDS = 20.0  # between two lines where no terminal can be redrawn
 _TAIL_BYTES = 8192
+_PRIOR_SECONDS = 120.0
 _MARKS = {
     "done": "[green]✓[/green]",
     "running": "[yellow]▶[/yellow]",
@@ -100,7 +101,8 @@ class View:
 
     def _eta(self) -> str:
         step, elapsed = self._current or (None, 0.0)
-        pace = self._pace_seconds / self._pace_expected if self._pace_expected else 1.0
+        # The first short stages alone say little about this machine.
+        pace = (self._pace_seconds + _PRIOR_SECONDS) / (self._pace_expected + _PRIOR_SECONDS)
         return duration(seconds_left(step, elapsed, [other for other in self._todo if other is not step], pace))
 
     def _table(self) -> Table:

@@ -1,0 +1,65 @@
+"""What README and docs tell people to type exists: make targets, modules with their options, scripts, recipes."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of indented blocks and inline code that start with a command of this project."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = [line.strip().partition(" #")[0] for line in text.splitlines() if line.startswith("    ")]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"\n(?!\n)", " ", text))
+    starts = ("make ", "python -m ", ".venv/bin/python ", "torchrun ", "slurm/", "sbatch ", "cp ")
+    return [re.sub(r"^[A-Z_]+=\S+ ", "", line) for line in blocks + inline if line.startswith(starts) or " -m " in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_exists(page: Path) -> None:
+    problems = [problem for command in commands(page) for problem in check(command)]
+    assert not problems, "\n".join(problems)
+
+
+def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("    make demmo\n    python -m nanotron_ext.chek\n\n`python -m chain recipes/tny --dri-run`\n")
+    assert len([problem for command in commands(page) for problem in check(command)]) == 4
+
+
+def check(command: str) -> list[str]:
+    """Sentences about what the command names and the repository lacks."""
+    words = command.split()
+    problems = []
+    if words[0] == "make":
+        targets = [word for word in re.sub(r'"[^"]*"', "x", command).split()[1:] if "=" not in word]
+        problems += [f"no target {t!r}: {command}" for t in targets if re.fullmatch(r"[a-z-]+", t) and t not in TARGETS]
+    if " -m " in command:
+        module = command.partition(" -m ")[2].split()[0]
+        if "." in module or (ROOT / module).is_dir():
+            problems += check_module(module, words, command)
+    for path in re.findall(r"(?:recipes|slurm|bench|docs)/[\w./*-]+", command):
+        if not list(ROOT.glob(path.rstrip("."))) and not path.startswith("slurm/site.sh"):
+            problems.append(f"no file {path}: {command}")
+    return problems
+
+
+def check_module(module: str, words: list[str], command: str) -> list[str]:
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None:
+        return [f"no module {module}: {command}"]
+    file = Path(found.origin)
+    source = (file.with_name("__main__.py") if file.name == "__init__.py" else file).read_text()
+    options = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--help"]
+    after = words[words.index(module) :] if module in words else []
+    return [
+        f"{module} has no {option}: {command}" for option in options if option in after and f'"{option}"' not in source
+    ]
