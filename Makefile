@@ -13,7 +13,7 @@ RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
-.PHONY: eval-data eval eval-report report cluster-run cluster-status check bench-data test lint format
+.PHONY: eval-data eval eval-report report cluster-run cluster-status check bench-data chaos test lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ check: setup ## Validate all recipes of the profile
 bench-data: setup ## The mixture loader beside other loaders, and tokenisation beside the tokenizers library
 	$(PY) bench/data.py
 	$(PY) -m datapipes.bench_tokenizer $(RUN)/tokenizer/tokenizer.json
+
+chaos: setup ## Kill COUNT training runs at random moments (SEED), half of them inside a save, and compare the ends
+	$(PY) -m tests.chaos --count $(or $(COUNT),30) --seed $(or $(SEED),1)
 
 test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile

@@ -7,7 +7,7 @@ of the whole tensor the local one is. Any rank of any other layout reads whole t
 model's own weights are the masters rounded to its dtype, so they are not stored twice.
 
 Files are written to `<step>.tmp/`, which is renamed when every rank has finished: a folder without a complete
-`checkpoint.json` is not a checkpoint.
+`checkpoint.json` is not a checkpoint. Files and folders are flushed in this order, so it also holds after a power cut.
 """
 
 import hashlib
@@ -99,10 +99,11 @@ def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[An
     return path
 
 
-def describe_files(folder: Path, rank_name: str, paths: list[Path]) -> None:
-    """Leave what the manifest will say of one rank's files, for `finish_checkpoint`."""
-    content = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
-    (folder / f"{rank_name}.json").write_text(json.dumps(content), encoding="utf-8")
+def describe_files(paths: list[Path]) -> dict[str, Any]:
+    """Flush files to the disk; returns what the manifest says of them."""
+    for path in paths:
+        _flush(path)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
 
 
 def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch.Tensor) -> Path:
@@ -115,37 +116,22 @@ def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch
     return path
 
 
-def finish_checkpoint(temporary: Path, final: Path, content: dict[str, Any]) -> None:
-    """Called by one rank when all have written: manifest, rename, `latest`.
-
-    Beside its files every rank has left `<rank>.json` with their sizes and checksums.
-    """
-    files: dict[str, Any] = {}
-    for path in sorted(temporary.glob("*.json")):
-        files.update(json.loads(path.read_text(encoding="utf-8")))
-        path.unlink()
+def finish_checkpoint(temporary: Path, final: Path, content: dict[str, Any], files: dict[str, Any]) -> None:
+    """Called when all ranks have written: manifest, rename, `latest`. `files` is `describe_files` of all ranks."""
     write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}, indent=1))
-    if final.exists():
-        shutil.rmtree(final)
+    delete_checkpoint(final)  # a damaged one, that the run went behind
     temporary.replace(final)
+    _flush(final.parent)
     write_atomically(final.parent.parent / "latest", final.name)
 
 
-def prune_checkpoints(run_folder: Path, keep_last: int | None, keep_every_steps: int | None) -> list[Path]:
-    """Delete all but the last `keep_last` checkpoints and those of every `keep_every_steps`-th step; which ones.
-
-    None for `keep_last` keeps all.
-    """
-    if keep_last is None:
-        return []
-    old = list_checkpoints(run_folder)[:-keep_last]
-    pruned = [path for path in old if keep_every_steps is None or int(path.name) % keep_every_steps]
-    for path in pruned:
-        # Renamed first: a crash in the middle of the deletion leaves nothing that looks like a checkpoint.
-        doomed = path.with_suffix(".pruned")
-        path.replace(doomed)
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint, if it is there; a crash in the middle leaves nothing that looks like one."""
+    if folder.exists():
+        doomed = folder.with_suffix(".deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.replace(doomed)
         shutil.rmtree(doomed)
-    return pruned
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -156,6 +142,16 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written to a file or, for a folder, its entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -50,7 +50,6 @@ def import_hf(model: Path, out: Path) -> Path:
         if tuple(whole.shape) != shape:
             raise ImportModelError(f"{model}: {name} has shape {list(whole.shape)}, config.json says {list(shape)}.")
         files_written.append(save_whole(temporary, "master", f"import{position:05d}", name, whole))
-    describe_files(temporary, "import", files_written)
     content = {
         "step": 0,
         "recipe_hash": None,
@@ -59,7 +58,7 @@ def import_hf(model: Path, out: Path) -> Path:
         "tokenizer": str(model),
         "data": {},
     }
-    finish_checkpoint(temporary, final, content)
+    finish_checkpoint(temporary, final, content, describe_files(files_written))
     return final
 
 

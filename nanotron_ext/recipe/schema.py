@@ -204,6 +204,9 @@ class Checkpoints(Section):
 class Logging(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     iteration_step_info_interval: int = Field(1, gt=0, description="Print to the console every this many steps.")
+    log_samples: bool = Field(
+        False, description="Write source and window number of every sample to samples.jsonl, one line per step."
+    )
 
 
 class Wandb(Section):

@@ -1,6 +1,8 @@
 """The run's state on disk: every rank writes its share of a checkpoint, and reads what its layout needs of one."""
 
-import os
+import contextlib
+import importlib.metadata
+import platform
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +18,10 @@ from nanotron_ext.checkpoint import (
     checkpoint_folder,
     describe_files,
     finish_checkpoint,
-    prune_checkpoints,
     save_shard,
 )
 from nanotron_ext.engine import dist
+from nanotron_ext.retention import prune_checkpoints
 from nanotron_ext.train.step import TrainState
 
 
@@ -29,24 +31,20 @@ class CheckpointWriter:
     `start` copies this rank's state to host memory and returns; a thread writes it. When no rank is writing any more,
     `commit` makes the checkpoint visible: until then it is `<step>.tmp`, and the one before stays the newest. At most
     one checkpoint is under way.
+
+    Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: Future[dict[str, Any]] | None = None
         self._manifest: dict[str, Any] = {}
 
     def start(self, step: int, data: dict[str, Any]) -> None:
         """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far."""
         self.finish()
         recipe, context = self._state.recipe, self._state.context
-        temporary = self._temporary(step)
-        if torch.distributed.get_rank() == 0:
-            # What a killed attempt left, perhaps in another layout, must not be mixed with ours.
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        torch.distributed.barrier()
         self._manifest = {
             "step": step,
             "recipe_hash": recipe.hash(),
@@ -55,58 +53,75 @@ class CheckpointWriter:
             "dtype": recipe.model.dtype,
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
             "data": data,
+            "versions": versions(),
         }
+        if torch.distributed.get_rank() == 0:
+            with self._disk_errors():
+                # What a killed attempt left, perhaps in another layout, must not be mixed with ours.
+                shutil.rmtree(self._temporary, ignore_errors=True)
+                self._temporary.mkdir(parents=True)
+        torch.distributed.barrier()
         dp_rank = dist.get_rank(context.dp_pg)
         mine: dict[str, list[Any]] = {}
         if self._state.optimizer.sharded or dp_rank == 0:
             mine = {kind: list(_copied(self._state.optimizer.state(kind))) for kind in STATE_KINDS}
         rank_name = f"pp{dist.get_rank(context.pp_pg)}-tp{dist.get_rank(context.tp_pg)}-dp{dp_rank}"
-        self._writing = self._thread.submit(_write, temporary, rank_name, mine)
+        self._writing = self._thread.submit(_write, self._temporary, rank_name, mine)
 
     @property
     def is_busy(self) -> bool:
-        """Whether this rank is still writing.
-
-        Raises:
-            CheckpointError: when the write failed; the checkpoint before stays the newest.
-        """
+        """Whether this rank is still writing."""
         if self._writing is None or not self._writing.done():
             return self._writing is not None
-        self._check_write()
+        self._written_files()
         return False
 
     def commit(self) -> None:
         """Make the checkpoint visible. To be called on all ranks when none of them is busy."""
         if self._writing is None:
             return
+        files: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(files, self._written_files())
         self._writing = None
         if torch.distributed.get_rank() == 0:
-            recipe, step = self._state.recipe, self._manifest["step"]
-            finish_checkpoint(self._temporary(step), checkpoint_folder(recipe.run_folder, step), self._manifest)
-            prune_checkpoints(recipe.run_folder, recipe.checkpoints.keep_last, recipe.checkpoints.keep_every_steps)
+            run_folder, section = self._state.recipe.run_folder, self._state.recipe.checkpoints
+            final = checkpoint_folder(run_folder, self._manifest["step"])
+            with self._disk_errors():
+                all_files = {name: description for of_rank in files for name, description in of_rank.items()}
+                finish_checkpoint(self._temporary, final, self._manifest, all_files)
+                prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps)
 
     def finish(self) -> None:
         """Wait until what is under way is visible. To be called on all ranks."""
-        if self._writing is None:
-            return
-        self._check_write()
-        torch.distributed.barrier()
-        self.commit()
-        torch.distributed.barrier()
+        if self._writing is not None:
+            self.commit()
+            torch.distributed.barrier()
 
-    def _check_write(self) -> None:
+    def _written_files(self) -> dict[str, Any]:
+        """Waits for this rank's write; what the manifest will say of its files."""
         assert self._writing is not None
+        with self._disk_errors():
+            return self._writing.result()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
         try:
-            self._writing.result()
+            yield
         except Exception as error:  # whatever it was, the run must not go on without checkpoints
             raise CheckpointError(
-                f"Rank {torch.distributed.get_rank()} could not write {self._temporary(self._manifest['step'])}: "
-                f"{error}. Free some space or repair the disk, and start the run again: it goes on from the checkpoint "
-                f"before."
+                f"Rank {torch.distributed.get_rank()} could not write {self._temporary}: {error}. Free some space or "
+                f"repair the disk, and start the run again: it goes on from the checkpoint before."
             ) from error
 
-    def _temporary(self, step: int) -> Path:
-        return checkpoint_folder(self._state.recipe.run_folder, step).with_suffix(".tmp")
+    @property
+    def _temporary(self) -> Path:
+        return checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"]).with_suffix(".tmp")
+
+
+def versions() -> dict[str, str]:
+    """Of what may change results: Python and the packages that compute."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "nanotron", "numpy")}
+    return {"python": platform.python_version(), **packages}
 
 
 def _copied(parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Iterator[tuple[Any, int, torch.Tensor]]:
@@ -114,16 +129,9 @@ def _copied(parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Iterator[tuple[An
         yield slot, start, tensor.detach().to("cpu", copy=True)
 
 
-def _write(folder: Path, rank_name: str, parts_by_kind: dict[str, list[Any]]) -> None:
-    """Write and flush one rank's files, and beside them what the manifest will say of them."""
-    paths = []
-    for kind, parts in parts_by_kind.items():
-        path = save_shard(folder, kind, rank_name, iter(parts))
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        paths.append(path)
-    describe_files(folder, rank_name, paths)
+def _write(folder: Path, rank_name: str, parts_by_kind: dict[str, list[Any]]) -> dict[str, Any]:
+    """Write and flush one rank's files; what the manifest will say of them."""
+    return describe_files([save_shard(folder, kind, rank_name, iter(parts)) for kind, parts in parts_by_kind.items()])
 
 
 def verify_together(reader: CheckpointReader) -> list[str]:

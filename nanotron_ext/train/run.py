@@ -19,7 +19,7 @@ from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, lo
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths, step_flops
-from nanotron_ext.train.tracking import Console, MetricsLog, Wandb
+from nanotron_ext.train.tracking import METRICS_FILE, SAMPLES_FILE, Console, StepLog, Wandb
 from nanotron_ext.train.validation import Validation
 
 logger = logging.getLogger("nanotron_ext.train")
@@ -108,8 +108,9 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSign
             extra["validation_bits_per_byte"] = validation.bits_per_byte(state)
         if result.stop_requested or _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):
             extra["data"] = startup.data_state(loader, batch.step)
+        samples = _global_samples(state, loader, batch.step) if recipe.logging.log_samples else []
         if journal is not None:
-            journal.record(batch.step, result, seconds, extra)
+            journal.record(batch.step, result, seconds, extra, samples)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
             writer.start(batch.step, extra["data"])
         if result.stop_requested:
@@ -125,6 +126,13 @@ def _is_due(recipe: Recipe, step: int, interval: int | None) -> bool:
     return interval is not None and (step % interval == 0 or step == recipe.last_step)
 
 
+def _global_samples(state: TrainState, loader: MixtureLoader, step: int) -> list[tuple[str, int]]:
+    """Source and window number of every sample of the step, in the order of the global batch."""
+    parts: list[list[tuple[str, int]]] = [[] for _ in range(state.recipe.parallelism.dp)]
+    dist.all_gather_object(parts, loader.sample_ids(step), group=state.context.dp_pg)
+    return [sample for part in parts for sample in part]
+
+
 def _flops(state: TrainState, batch: StepBatch) -> float:
     """FLOPs of the global step, taking this replica's document lengths for all."""
     recipe = state.recipe
@@ -138,7 +146,10 @@ class Journal:
     def __init__(self, state: TrainState, step_done: int, tracking_mode: str) -> None:
         self.recipe = state.recipe
         startup.save_recipe(self.recipe)
-        self.metrics = MetricsLog(self.recipe.run_folder, step_done)
+        self.metrics = StepLog(self.recipe.run_folder / METRICS_FILE, step_done)
+        self.samples = None
+        if self.recipe.logging.log_samples:
+            self.samples = StepLog(self.recipe.run_folder / SAMPLES_FILE, step_done)
         self.console = Console(self.recipe)
         self.wandb = Wandb(self.recipe, tracking_mode, step_done)
         p, model = self.recipe.parallelism, self.recipe.architecture
@@ -148,7 +159,9 @@ class Journal:
             f"{self.recipe.tokens_per_step:,} tokens per step, wandb {tracking_mode}."
         )
 
-    def record(self, step: int, result: StepResult, seconds: float, extra: dict[str, Any]) -> None:
+    def record(
+        self, step: int, result: StepResult, seconds: float, extra: dict[str, Any], samples: list[tuple[str, int]]
+    ) -> None:
         row = {
             "step": step,
             "loss": result.loss,
@@ -158,10 +171,14 @@ class Journal:
             "tokens_per_second": self.recipe.tokens_per_step / seconds,
             **extra,
         }
+        if self.samples is not None:
+            self.samples.write({"step": step, "samples": samples})
         self.metrics.write(row)
         self.wandb.log(row)
         self.console.show(row, seconds)
 
     def close(self) -> None:
         self.metrics.close()
+        if self.samples is not None:
+            self.samples.close()
         self.wandb.close()

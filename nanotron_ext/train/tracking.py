@@ -13,6 +13,7 @@ from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 _SMOOTHED_STEPS = 20
 
 logger = logging.getLogger("nanotron_ext.train")
@@ -22,17 +23,16 @@ class TrackingError(UserError):
     """wandb was asked for and cannot be used."""
 
 
-class MetricsLog:
+class StepLog:
     """One JSON object per step, in full precision, in order and without repeats after a resume."""
 
-    def __init__(self, run_folder: Path, last_step_kept: int) -> None:
-        """Continue `metrics.jsonl`, dropping what lies behind the checkpoint that the run continues from."""
-        self.path = run_folder / METRICS_FILE
-        kept = [row for row in read_metrics(run_folder) if row["step"] <= last_step_kept]
-        temporary = self.path.with_suffix(".tmp")
+    def __init__(self, path: Path, last_step_kept: int) -> None:
+        """Continue the file, dropping what lies behind the checkpoint that the run continues from."""
+        kept = [row for row in _read_rows(path) if row["step"] <= last_step_kept]
+        temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
@@ -43,8 +43,20 @@ class MetricsLog:
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """Rows of `metrics.jsonl`, oldest first; a last line that was cut by a crash is left out."""
-    path = run_folder / METRICS_FILE
+    """Rows of `metrics.jsonl`, oldest first."""
+    return _read_rows(run_folder / METRICS_FILE)
+
+
+def read_samples(run_folder: Path) -> dict[int, list[tuple[str, int]]]:
+    """Source and window number of each sample of each step, in the order of the global batch; see `log_samples`."""
+    return {
+        row["step"]: [(source, window) for source, window in row["samples"]]
+        for row in _read_rows(run_folder / SAMPLES_FILE)
+    }
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a StepLog, oldest first; a last line that was cut by a crash is left out."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

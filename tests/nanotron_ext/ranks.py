@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 # The server imports torch, nanotron and what it imports late; each rank is a fork of it, ready in milliseconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["nanotron_ext.train.step", "accelerate", "torch._dynamo"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["nanotron_ext.train.run", "accelerate", "torch._dynamo"])
 
 
 def run_ranks(
@@ -26,8 +26,8 @@ def run_ranks(
         port = probe.getsockname()[1]
     workers = []
     for rank in range(world_size):
-        mine, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_rank_main, args=(rank, world_size, port, theirs, function, arguments))
+        mine, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_rank_main, args=(rank, world_size, port, theirs, function, arguments))
         process.start()
         theirs.close()
         workers.append((process, mine))

@@ -10,6 +10,7 @@ from nanotron_ext.recipe import Recipe, load_recipe
 from tests.nanotron_ext.data.prepared_data import random_documents, write_source
 
 VOCAB_SIZE = 4096
+RECIPE_PATH = "recipes/tiny/pretrain.yaml"
 
 
 def prepare(root: Path) -> None:
@@ -55,4 +56,4 @@ def overrides(root: Path, **changes: object) -> list[str]:
 
 
 def tiny_recipe(root: Path, **changes: object) -> Recipe:
-    return load_recipe("recipes/tiny/pretrain.yaml", overrides(root, **changes))
+    return load_recipe(RECIPE_PATH, overrides(root, **changes))

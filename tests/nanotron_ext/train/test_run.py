@@ -258,10 +258,10 @@ def run_with_little_disk(recipe: Recipe) -> str:
     """Files may not exceed 20 kB from the second checkpoint on, as on a full disk."""
     write = persistence._write
 
-    def write_on_a_full_disk(folder: Path, rank_name: str, parts: Any) -> None:
+    def write_on_a_full_disk(folder: Path, rank_name: str, parts: Any) -> Any:
         if folder.name == "8.tmp":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        write(folder, rank_name, parts)
+        return write(folder, rank_name, parts)
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     persistence._write = write_on_a_full_disk
