@@ -93,9 +93,9 @@ def write_sparse_sources(recipe: Recipe, folder: Path) -> int:
             needed[source] = needed.get(source, 0) + int(share * stage_tokens)
     for source, tokens in needed.items():
         (folder / source).mkdir(parents=True)
-        full, rest = divmod(max(tokens, 10 * recipe.tokens.sequence_length), TOKENS_PER_SHARD)
+        full, rest = divmod(max(tokens, 10 * recipe.chunk_tokens), TOKENS_PER_SHARD)
         files = []
-        sizes = [TOKENS_PER_SHARD] * full + [rest] * (rest > recipe.tokens.sequence_length)
+        sizes = [TOKENS_PER_SHARD] * full + [rest] * (rest > recipe.chunk_tokens)
         for number, size in enumerate(sizes):
             path = folder / source / f"{number:05d}.ds"
             documents = size // 900
@@ -204,7 +204,7 @@ def small_recipe(folder: Path, sequence_length: int) -> Recipe:
     return load_recipe(
         SMALL_RECIPE,
         [
-            f"data={{path: {folder}, seed: 1}}",
+            f"data={{path: {folder}, seed: 1, chunk_tokens: {sequence_length}}}",
             f"data_stages=[{{name: all, start_training_step: 1, mixture: {json.dumps(weights)}}}]",
             "parallelism={}",
             "tokenizer.tokenizer_name_or_path=benchmark/tokenizer",

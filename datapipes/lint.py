@@ -26,10 +26,10 @@ class Window:
 
     source: str
     number: int
-    tokens: NDArray[np.int64]
+    tokens: NDArray[np.int32]
     document_ends: NDArray[np.int64]
 
-    def pieces(self) -> list[NDArray[np.int64]]:
+    def pieces(self) -> list[NDArray[np.int32]]:
         """The window cut at the ends of documents."""
         return [piece for piece in np.split(self.tokens, self.document_ends) if len(piece)]
 
@@ -44,17 +44,18 @@ class WindowReader:
     def __init__(self, recipe: Recipe, names: Sequence[str]) -> None:
         self.names = list(names)
         self.sequence_length = recipe.tokens.sequence_length
-        self._shards = ShardSet(open_sources(recipe, names), self.sequence_length)
+        self._shards = ShardSet(open_sources(recipe, names), recipe.chunk_tokens)
 
     def read(self, source: str, number: int) -> Window:
-        tokens, labels = np.empty((2, 1, self.sequence_length), np.int64)
+        tokens = np.empty((1, self.sequence_length + 1), np.int32)
         place = np.array([self.names.index(source)]), np.array([number * self.sequence_length])
-        ends = self._shards.read(*self._shards.locate(*place), tokens, labels)
-        return Window(source, number, tokens[0], ends)
+        ends = self._shards.read(*self._shards.locate(*place), tokens)
+        return Window(source, number, tokens[0, :-1], ends)
 
     def spread(self, source: str, windows: int) -> Iterable[Window]:
         """At most so many windows at equal distances, from the source's first to its last."""
-        available = int(self._shards.chunks[self.names.index(source)])
+        chunks = int(self._shards.chunks[self.names.index(source)])
+        available = chunks * (self._shards.chunk_tokens // self.sequence_length)
         for number in np.unique(np.linspace(0, available - 1, windows).astype(np.int64)).tolist():
             yield self.read(source, number)
 

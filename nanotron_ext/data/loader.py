@@ -1,21 +1,27 @@
 """Micro-batches as a pure function of the recipe and the step; nothing is stored, nothing grows with the run."""
 
+import dataclasses
 import itertools
+import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nanotron_ext.checkpoint import MANIFEST, resolve_checkpoint
 from nanotron_ext.data.errors import DataError
 from nanotron_ext.data.manifest import open_sources
 from nanotron_ext.data.mixture import Mixture, Stage
-from nanotron_ext.data.permutation import permute, source_key
+from nanotron_ext.data.order import TokenOrder
+from nanotron_ext.data.permutation import source_key
 from nanotron_ext.data.shards import ShardSet
 from nanotron_ext.recipe import Recipe
 
@@ -24,18 +30,34 @@ PREFETCHED_STEPS = 2
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples laid end to end: `tokens = micro_batch_size * sequence_length`.
+    """Samples, and where documents end in them.
 
-    input_ids: int64 `[tokens]`.
-    label_ids: int64 `[tokens]`, the token that follows.
-    label_mask: bool `[tokens]`, False where the label opens another document and is not to be predicted.
+    What the model takes are the properties, with the samples laid end to end: `tokens = micro_batch_size *
+    sequence_length`. Inputs and labels are the same tokens but one, so they are held once, and in four bytes.
+
+    samples: int32 `[micro_batch_size, sequence_length + 1]`; the last token of a row is only a label.
+    untrained: int64 `[labels]`, places of the labels that open another document and are not to be predicted.
     lengths: tokens of each piece of a document, in order; no piece spans two samples, and they sum to `tokens`.
     """
 
-    input_ids: Tensor
-    label_ids: Tensor
-    label_mask: Tensor
+    samples: Tensor
+    untrained: Tensor
     lengths: list[int]
+
+    @property
+    def input_ids(self) -> Tensor:
+        """int64 `[tokens]`."""
+        return self.samples[:, :-1].to(torch.int64).flatten()
+
+    @property
+    def label_ids(self) -> Tensor:
+        """int64 `[tokens]`, the token that follows."""
+        return self.samples[:, 1:].to(torch.int64).flatten()
+
+    @property
+    def label_mask(self) -> Tensor:
+        """bool `[tokens]`, False where the label is not to be predicted."""
+        return torch.ones(sum(self.lengths), dtype=torch.bool).index_fill_(0, self.untrained, False)
 
 
 @dataclass(frozen=True)
@@ -50,10 +72,11 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class SourceProgress:
-    """How far a source has been read."""
+    """How far a source has been read by this run and those that it continues, last in windows of `sequence_length`."""
 
     tokens: int
     epochs: float
+    sequence_length: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +100,7 @@ class MixtureLoader:
         plan: for each source, what there is and what the whole run takes.
         share_rounding: for each stage whose shares are too fine to be kept exactly, the largest change of a share.
         fingerprints: for each source, a digest of its files; a change alters which tokens a step gets.
+        carried_over: what the run of `data.continue_from` says of sources that this run does not use, for a later one.
 
     Raises:
         DataError: listing everything that is wrong with the prepared data, training and validation; or the global
@@ -99,54 +123,61 @@ class MixtureLoader:
         self._mixture = Mixture(_stages(recipe))
         names = self._mixture.sources
         sources = open_sources(recipe, dict.fromkeys([*names, *recipe.data.validation]))[: len(names)]
-        self._shards = ShardSet(sources, recipe.tokens.sequence_length)
-        self._keys = np.array([source_key(recipe.data.seed, name) for name in names], np.uint64)
         self.fingerprints = {source.manifest.source: source.fingerprint for source in sources}
+        self._shards = ShardSet(sources, recipe.chunk_tokens)
+        keys = np.array([source_key(recipe.data.seed, name) for name in names], np.uint64)
+        self._order = TokenOrder(self._shards.chunks, recipe.chunk_tokens, keys)
+        left = left_behind(recipe, self.fingerprints)
+        self.carried_over = {source: record for source, record in left.items() if source not in self.fingerprints}
+        self._start_tokens = _start_tokens(left, names, recipe.tokens.sequence_length, self._order)
         self.share_rounding = {
             stage.name: schedule.rounding
             for stage, schedule in zip(self._mixture.stages, self._mixture.schedules, strict=True)
             if schedule.rounding
         }
-        planned = self.consumed(recipe.tokens.train_steps)
+        planned = self._mixture.counts(recipe.tokens.train_steps * recipe.global_batch_size)
+        planned_tokens = planned * recipe.tokens.sequence_length
         self.plan = [
-            SourcePlan(
-                source=source.manifest.source,
-                available_tokens=source.manifest.tokens,
-                dropped_tokens=int(dropped),
-                planned_tokens=planned[source.manifest.source].tokens,
-                planned_epochs=planned[source.manifest.source].epochs,
+            SourcePlan(source.manifest.source, source.manifest.tokens, int(dropped), int(tokens), float(epochs))
+            for source, dropped, tokens, epochs in zip(
+                sources,
+                self._shards.dropped_tokens,
+                planned_tokens,
+                planned_tokens / self._order.epoch_tokens,
+                strict=True,
             )
-            for source, dropped in zip(sources, self._shards.dropped_tokens, strict=True)
         ]
 
     def batch(self, step: int) -> StepBatch:
         """This rank's samples of a step. A pure function, equally fast for every step."""
-        source, start_token, sequence_length = self._windows(step)
         micro_batches = _read_micro_batches(
             self._shards,
-            source,
-            start_token,
-            sequence_length,
+            *self._windows(step),
+            self._recipe.tokens.sequence_length,
             self._recipe.tokens.micro_batch_size,
             self._recipe.architecture.document_mask,
         )
-        trained_tokens = sum(int(np.count_nonzero(micro_batch.label_mask)) for micro_batch in micro_batches)
-        return StepBatch(step, self._first_sample(step), micro_batches, trained_tokens)
+        labels = self._samples_per_rank * self._recipe.tokens.sequence_length
+        untrained = sum(len(micro_batch.untrained) for micro_batch in micro_batches)
+        return StepBatch(step, self._first_sample(step), micro_batches, labels - untrained)
 
     def sample_ids(self, step: int) -> list[tuple[str, int]]:
         """Source and window number of each of this rank's samples."""
-        source, start_token, sequence_length = self._windows(step)
+        source, start_token = self._windows(step)
+        windows = start_token // self._recipe.tokens.sequence_length
         return [
             (self._mixture.sources[number], window)
-            for number, window in zip(source.tolist(), (start_token // sequence_length).tolist(), strict=True)
+            for number, window in zip(source.tolist(), windows.tolist(), strict=True)
         ]
 
     def consumed(self, step: int) -> dict[str, SourceProgress]:
         """How far all ranks together have read each source once `step` steps are done; in closed form."""
-        tokens = self._mixture.position_tokens(step * self._recipe.global_batch_size)
-        epochs = tokens / (self._shards.chunks * self._shards.chunk_tokens)
+        drawn = self._mixture.counts(step * self._recipe.global_batch_size)
+        length = self._recipe.tokens.sequence_length
+        tokens = self._start_tokens + drawn * length
+        epochs = tokens / self._order.epoch_tokens
         return {
-            name: SourceProgress(int(tokens[number]), float(epochs[number]))
+            name: SourceProgress(int(tokens[number]), float(epochs[number]), length)
             for number, name in enumerate(self._mixture.sources)
         }
 
@@ -173,14 +204,54 @@ class MixtureLoader:
             raise ValueError(f"Step {step} lies outside the run's steps 1 to {self._recipe.tokens.train_steps}.")
         return (step - 1) * self._recipe.global_batch_size + self._rank_offset
 
-    def _windows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Source, first token within the source's chunks, and length of this rank's windows."""
-        source, position, sequence_length = self._mixture.draw(self._first_sample(step), self._samples_per_rank)
-        place, offset = np.divmod(position, self._shards.chunk_tokens)
-        chunks = self._shards.chunks[source]
-        epoch, place = np.divmod(place, chunks)
-        chunk = permute(place, chunks, self._keys[source], epoch)
-        return source, chunk * self._shards.chunk_tokens + offset, sequence_length
+    def _windows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Source, and first token among those of the source's chunks, of this rank's windows."""
+        length = self._recipe.tokens.sequence_length
+        source, ordinal = self._mixture.draw(self._first_sample(step), self._samples_per_rank)
+        return source, self._order.window(source, self._start_tokens[source] + ordinal * length, length)
+
+
+def left_behind(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What the run of `data.continue_from` recorded of its sources; empty without one.
+
+    Raises:
+        CheckpointError: there is no such run.
+        DataError: its tokens came in another order, so that there is no place to go on from.
+    """
+    if recipe.data.continue_from is None:
+        return {}
+    folder = resolve_checkpoint(Path(recipe.data.continue_from))
+    left = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    there: dict[str, dict[str, Any]] = left["data"]
+    data_then, tokens_then = left["recipe"]["data"], left["recipe"]["tokens"]
+    problems = [
+        f"data.{key}: It is {now}, but {then} in {folder}, so that this run would not go on with what that one left. "
+        f"Set it to {then}, or remove data.continue_from to begin every source anew."
+        for key, then, now in (
+            ("seed", data_then["seed"], recipe.data.seed),
+            ("chunk_tokens", data_then["chunk_tokens"] or tokens_then["sequence_length"], recipe.chunk_tokens),
+        )
+        if then != now
+    ]
+    problems += [
+        f"{recipe.data.path}/{source}: Its files are not those that {folder} was trained on. Restore them, give the "
+        f"source another name, or remove data.continue_from."
+        for source, files in fingerprints.items()
+        if source in there and there[source]["files"] != files
+    ]
+    if problems:
+        raise DataError(problems)
+    return there
+
+
+def _start_tokens(
+    left: dict[str, dict[str, Any]], sources: list[str], sequence_length: int, order: TokenOrder
+) -> NDArray[np.int64]:
+    """Where in its stream each source begins, in tokens `[sources]`."""
+    records = [left.get(source, {"tokens": 0, "sequence_length": sequence_length}) for source in sources]
+    position = np.array([record["tokens"] for record in records], np.int64)
+    same_windows = np.array([record["sequence_length"] == sequence_length for record in records])
+    return np.where(same_windows, position, order.next_group(position))
 
 
 def validation_batches(
@@ -208,9 +279,11 @@ def validation_batches(
         micro_batch_size,
         recipe.architecture.document_mask,
     )
-    for micro_batch, padding in zip(micro_batches, is_padding.reshape(-1, micro_batch_size), strict=True):
-        micro_batch.label_mask.view(micro_batch_size, sequence_length)[torch.from_numpy(padding)] = False
-    return micro_batches
+    padding = torch.from_numpy(is_padding.repeat(sequence_length)).view(len(micro_batches), -1)
+    return [
+        dataclasses.replace(micro_batch, untrained=torch.nonzero(~micro_batch.label_mask | is_padded).flatten())
+        for micro_batch, is_padded in zip(micro_batches, padding, strict=True)
+    ]
 
 
 def _stages(recipe: Recipe) -> list[Stage]:
@@ -220,7 +293,6 @@ def _stages(recipe: Recipe) -> list[Stage]:
             name=stage.name,
             first_sample=start * recipe.global_batch_size,
             samples=(end - start) * recipe.global_batch_size,
-            sequence_length=recipe.tokens.sequence_length,
             shares=stage.shares(),
         )
         for stage, start, end in zip(recipe.data_stages, starts[:-1], starts[1:], strict=True)
@@ -236,22 +308,20 @@ def _read_micro_batches(
     document_mask: bool,
 ) -> list[MicroBatch]:
     """Read samples `[samples]` and cut them into micro-batches, which share their memory."""
-    samples = len(source)
-    input_ids = np.empty((samples, sequence_length), np.int64)
-    label_ids = np.empty_like(input_ids)
-    document_ends = shards.read(*shards.locate(source, start_token), input_ids, label_ids)
-
-    is_last = np.zeros(samples * sequence_length, np.bool_)
-    if document_mask:
-        is_last[document_ends - 1] = True
-    label_mask = ~is_last
-    is_last[sequence_length - 1 :: sequence_length] = True
-    piece_ends = is_last.nonzero()[0] + 1
+    tokens = np.empty((len(source), sequence_length + 1), np.int32)
+    document_ends = shards.read(*shards.locate(source, start_token), tokens)
+    if not document_mask:
+        document_ends = document_ends[:0]
+    sample_ends = np.arange(1, len(source) + 1) * sequence_length
+    piece_ends = np.unique(np.concatenate([document_ends, sample_ends]))
     lengths = np.diff(piece_ends, prepend=0)
 
-    micro_batches = samples // micro_batch_size
-    tokens = micro_batch_size * sequence_length
-    cuts = piece_ends.searchsorted(np.arange(1, micro_batches) * tokens, side="right")
-    columns = (torch.from_numpy(column).view(-1, tokens) for column in (input_ids, label_ids, label_mask))
-    pieces = (part.tolist() for part in np.split(lengths, cuts))
-    return [MicroBatch(*fields) for fields in zip(*columns, pieces, strict=True)]
+    micro_batches = len(source) // micro_batch_size
+    firsts = np.arange(micro_batches) * (micro_batch_size * sequence_length)
+    samples = torch.from_numpy(tokens).split(micro_batch_size)
+    pieces = np.split(lengths, piece_ends.searchsorted(firsts[1:], side="right"))
+    untrained = np.split(document_ends - 1, document_ends.searchsorted(firsts[1:], side="right"))
+    return [
+        MicroBatch(part, torch.from_numpy(labels - first), part_lengths.tolist())
+        for part, labels, first, part_lengths in zip(samples, untrained, firsts, pieces, strict=True)
+    ]

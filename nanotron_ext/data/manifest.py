@@ -223,11 +223,16 @@ def _check_against_recipe(source: Source, recipe: Recipe) -> Iterator[str]:
             f"{path}: Documents end with token {manifest.eos_token_id}, but model.model_config.eos_token_id is "
             f"{model.eos_token_id}. Correct the recipe, or {_PREPARE} with its tokenizer."
         )
-    longest, sequence_length = max(file.tokens for file in manifest.files), recipe.tokens.sequence_length
-    if longest <= sequence_length:
+    longest = max(file.tokens for file in manifest.files)
+    is_trained_on = any(manifest.source in stage.mixture for stage in recipe.data_stages)
+    needed = recipe.chunk_tokens if is_trained_on else recipe.tokens.sequence_length
+    if longest <= needed:
+        what, key = ("one window", "tokens.sequence_length")
+        if needed > recipe.tokens.sequence_length:
+            what, key = ("one chunk of data.chunk_tokens", "data.chunk_tokens")
         yield (
-            f"{path}: No file holds the {sequence_length + 1} tokens of one window and its last label; the longest "
-            f"has {longest}. Prepare more text for this source, remove it, or lower tokens.sequence_length."
+            f"{path}: No file holds the {needed + 1} tokens of {what} and its last label; the longest has {longest}. "
+            f"Prepare more text for this source, remove it, or lower {key}."
         )
 
 

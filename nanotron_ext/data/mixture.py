@@ -24,12 +24,11 @@ MAX_PERIOD = 2**20
 
 @dataclass(frozen=True)
 class Stage:
-    """A mixture in force for `samples` samples of `sequence_length` tokens, from global sample `first_sample` on."""
+    """A mixture in force for `samples` samples, from global sample `first_sample` on."""
 
     name: str
     first_sample: int
     samples: int
-    sequence_length: int
     shares: Mapping[str, Fraction]
 
 
@@ -83,41 +82,30 @@ class Schedule:
 
 
 class Mixture:
-    """The stages of a run, end to end; every source goes on where the stages before have left it.
-
-    A source is an endless stream of tokens, read in windows of the stage's sequence length. Where that length changes,
-    the source's position moves up to the next multiple of the new one, so that windows never overlap.
-    """
+    """The stages of a run, end to end; every source goes on where the stages before have left it."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = tuple(stages)
         self.sources = list(dict.fromkeys(name for stage in stages for name in stage.shares))
         self.schedules = [Schedule(stage, self.sources) for stage in stages]
-        self._start_tokens: list[NDArray[np.int64]] = []
-        position = np.zeros(len(self.sources), np.int64)
-        for stage, schedule in zip(stages, self.schedules, strict=True):
-            position = -(-position // stage.sequence_length) * stage.sequence_length
-            self._start_tokens.append(position)
-            position = position + schedule.counts(stage.samples) * stage.sequence_length
+        per_stage = [schedule.counts(stage.samples) for stage, schedule in zip(stages, self.schedules, strict=True)]
+        self._before = np.cumsum([np.zeros(len(self.sources), np.int64), *per_stage[:-1]], axis=0)
 
-    def draw(self, first_sample: int, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Source `[samples]`, position in that source's stream in tokens `[samples]`, and sequence length.
+    def draw(self, first_sample: int, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Source of each sample, and how many samples of that source the run drew before; both `[samples]`.
 
         All samples must belong to one stage.
         """
         number = self._stage_of(first_sample)
-        stage = self.stages[number]
-        source, ordinal = self.schedules[number].draw(
-            np.arange(first_sample, first_sample + samples) - stage.first_sample
-        )
-        return source, self._start_tokens[number][source] + ordinal * stage.sequence_length, stage.sequence_length
+        sample = np.arange(first_sample, first_sample + samples) - self.stages[number].first_sample
+        source, ordinal = self.schedules[number].draw(sample)
+        return source, self._before[number][source] + ordinal
 
-    def position_tokens(self, samples: int) -> NDArray[np.int64]:
-        """How far each source has been read, `[sources]`, in tokens, once the first `samples` samples are drawn."""
+    def counts(self, samples: int) -> NDArray[np.int64]:
+        """Samples of each source, `[sources]`, among the first `samples` of the run."""
         number = self._stage_of(max(samples - 1, 0))
-        stage = self.stages[number]
-        drawn = self.schedules[number].counts(samples - stage.first_sample)
-        return self._start_tokens[number] + drawn * stage.sequence_length
+        within: NDArray[np.int64] = self.schedules[number].counts(samples - self.stages[number].first_sample)
+        return self._before[number] + within
 
     def _stage_of(self, sample: int) -> int:
         return max(number for number, stage in enumerate(self.stages) if stage.first_sample <= sample)

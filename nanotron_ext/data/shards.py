@@ -83,30 +83,27 @@ class ShardSet:
         file = np.searchsorted(self._first_chunk, chunk, side="right") - 1
         return file, (chunk - self._first_chunk[file]) * self.chunk_tokens + offset
 
-    def read(
-        self,
-        file: NDArray[np.int64],
-        start: NDArray[np.int64],
-        input_ids: NDArray[np.int64],
-        label_ids: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        """Fill `input_ids` with the tokens from `start` of `file` on, and `label_ids` with those one further.
+    def read(self, file: NDArray[np.int64], start: NDArray[np.int64], tokens: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Fill `tokens` `[windows, sequence_length + 1]` with the windows that begin at `start` of `file`, `[windows]`.
 
-        `file` and `start` are `[windows]`, `input_ids` and `label_ids` `[windows, sequence_length]`. Returns where
-        documents end, int64 `[ends]`, as exclusive ends in the windows laid end to end; the end of a window is among
-        them only if a document ends there.
+        The last token of a row is only the label of the one before. Returns where documents end, int64 `[ends]`, as
+        exclusive ends in the windows of `sequence_length` tokens laid end to end; the end of a window is among them
+        only if a document ends there.
         """
-        windows, sequence_length = input_ids.shape
-        tokens = np.empty(sequence_length + 1, f"<u{self._token_bytes}")
+        windows, sequence_length = tokens.shape[0], tokens.shape[1] - 1
+        row_bytes = tokens.shape[1] * self._token_bytes
         content = tokens.data.cast("B")
+        narrow = None if self._token_bytes == tokens.itemsize else np.empty(tokens.shape[1], f"<u{self._token_bytes}")
         # Of the index's own type: a signed bound would make numpy convert the whole index to floating point.
         bounds = (start[:, None] + np.array([0, sequence_length])).astype(np.uint64)
         ends = []
         for window, (number, first) in enumerate(zip(file.tolist(), start.tolist(), strict=True)):
             shard = self._shard(number)
-            shard.read(first, content)
-            input_ids[window] = tokens[:-1]
-            label_ids[window] = tokens[1:]
+            if narrow is None:  # straight into place: at long windows, copies are all that costs
+                shard.read(first, content[window * row_bytes : (window + 1) * row_bytes])
+            else:
+                shard.read(first, narrow.data.cast("B"))
+                tokens[window] = narrow
             low, high = shard.document_ends.searchsorted(bounds[window], side="right").tolist()
             ends.append(shard.document_ends[low:high])
         shift = np.arange(windows) * sequence_length - start

@@ -101,6 +101,12 @@ def _check_tokens(recipe: Recipe) -> Iterator[Problem]:
             f"sequence_length {tokens.sequence_length} exceeds max_position_embeddings "
             f"{recipe.architecture.max_position_embeddings}.",
         )
+    if recipe.chunk_tokens % tokens.sequence_length:
+        yield Problem(
+            ("data", "chunk_tokens"),
+            f"chunk_tokens {recipe.chunk_tokens} is no multiple of tokens.sequence_length {tokens.sequence_length}; a "
+            f"chunk must hold whole windows.",
+        )
     if tokens.stop_step is not None and tokens.stop_step > tokens.train_steps:
         yield Problem(
             ("tokens", "stop_step"),

@@ -164,6 +164,17 @@ class Optimizer(Section):
 class Data(Section):
     path: str = Field(description="Folder that holds one folder of token shards per source.")
     seed: int = Field(ge=0, description="Seed of the data order.")
+    chunk_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens that shuffling moves as one piece: the longest window in which this run, or a later one "
+        "that goes on with its sources, reads them. Default: tokens.sequence_length.",
+    )
+    continue_from: str | None = Field(
+        None,
+        description="Run folder (or checkpoint) whose sources this run goes on with, each where that run left it; by "
+        "default every source starts at its beginning.",
+    )
     validation: list[str] = Field([], description="Held-out sources for bits per byte.")
 
 
@@ -250,6 +261,11 @@ class Recipe(Section):
         return self.tokens.micro_batch_size * self.tokens.batch_accumulation_per_replica * self.parallelism.dp
 
     @property
+    def chunk_tokens(self) -> int:
+        """Tokens that shuffling moves as one piece."""
+        return self.data.chunk_tokens or self.tokens.sequence_length
+
+    @property
     def tokens_per_step(self) -> int:
         return self.global_batch_size * self.tokens.sequence_length
 
@@ -272,6 +288,7 @@ class Recipe(Section):
                 if key not in ("zero_stage", "torch_adam_is_fused")
             },
             "data_seed": full["data"]["seed"],
+            "chunk_tokens": self.chunk_tokens,
             "data_stages": full["data_stages"],
         }
 

@@ -159,10 +159,11 @@ def check_data(recipe: Recipe, checkpoint: CheckpointReader | None) -> None:
 
 def data_state(loader: MixtureLoader, step: int) -> dict[str, Any]:
     """What each source has given after `step` steps, and a digest of its files, as plain JSON."""
-    return {
+    own = {
         source: {**dataclasses.asdict(progress), "files": loader.fingerprints[source]}
         for source, progress in loader.consumed(step).items()
     }
+    return {**loader.carried_over, **own}
 
 
 def save_recipe(recipe: Recipe) -> None:

@@ -75,9 +75,7 @@ def random_batch(recipe: Recipe, step: int, dp_rank: int = 0) -> StepBatch:
         first = dp_rank * per_micro * count + number * per_micro
         rows = slice(first, first + per_micro)
         lengths = [end - start for cut in cuts[rows] for start, end in zip([0, *cut], [*cut, length], strict=True)]
-        micro_batches.append(
-            MicroBatch(ids[rows, :-1].flatten(), ids[rows, 1:].flatten(), mask[rows].flatten(), lengths)
-        )
+        micro_batches.append(MicroBatch(ids[rows].int(), (~mask[rows].flatten()).nonzero().flatten(), lengths))
     trained = sum(int(micro_batch.label_mask.sum()) for micro_batch in micro_batches)
     return StepBatch(step, (step - 1) * size, micro_batches, trained)
 

@@ -34,6 +34,7 @@ def overrides(root: Path, **changes: object) -> list[str]:
         "general.runs_path": root / "runs",
         "general.run": "run",
         "data.path": root / "data",
+        "data.chunk_tokens": "null",
         "data.validation": "[held]",
         "tokenizer": json.dumps({"tokenizer_name_or_path": str(root / "tokenizer")}),
         "parallelism": "{dp: 2}",

@@ -84,6 +84,7 @@ def make_recipe(
         "recipes/tiny/pretrain.yaml",
         [
             f"data.path={data}",
+            "data.chunk_tokens=null",
             "data.validation=[]",
             "tokens.val_check_interval=null",
             "tokenizer.tokenizer_name_or_path=some/hub-name",

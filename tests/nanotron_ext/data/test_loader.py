@@ -1,5 +1,7 @@
 """The loader against a brute-force reading of the raw documents."""
 
+import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -13,6 +15,9 @@ from hypothesis import strategies as st
 from prepared_data import Documents, make_recipe, random_documents, write_source
 
 from nanotron_ext.data import DataError, MicroBatch, MixtureLoader, StepBatch, validation_batches
+from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train.startup import data_state
 
 STAGES = [(1, {"a": 0.5, "b": 0.3, "c": 0.2}), (11, {"a": 0.15, "c": 0.8, "d": 0.05})]
 TOKENS = {"a": (500, 300), "b": (90,), "c": (400, 9, 170), "d": (60, 41)}
@@ -168,6 +173,76 @@ def test_consumption_and_plan_equal_counting(data: Path) -> None:
         assert plan.available_tokens == sum(TOKENS[plan.source])
         assert plan.dropped_tokens == plan.available_tokens - windows[plan.source] * 8
     assert loader.share_rounding == {}
+
+
+def saved(run: Path, recipe: Recipe, step: int) -> str:
+    """What a checkpoint says of the data, in a run folder; returns the key that continues it."""
+    folder = run / "checkpoints" / str(step)
+    folder.mkdir(parents=True)
+    content = {"recipe": recipe.to_dict(), "data": data_state(MixtureLoader(recipe, 0, 1), step)}
+    (folder / "checkpoint.json").write_text(json.dumps(content))
+    return f"data.continue_from={run}"
+
+
+def tokens_read(recipe: Recipe, steps: int) -> Counter[tuple[str, int]]:
+    """Every token that these steps read as an input: source, and place among the tokens of its chunks."""
+    length = recipe.tokens.sequence_length
+    drawn = [sample for step in range(1, steps + 1) for sample in MixtureLoader(recipe, 0, 1).sample_ids(step)]
+    return Counter((name, window * length + place) for name, window in drawn for place in range(length))
+
+
+def test_a_run_goes_on_with_the_sources_of_another_in_longer_windows(data: Path, tmp_path: Path) -> None:
+    """A short run, a longer-windowed one that continues it, and one that continues that: no token is read twice."""
+    chunks = ["data.chunk_tokens=16"]
+    short = make_recipe(data, [(1, {"a": 0.8, "d": 0.2})], 7, sequence_length=4, micro_batch_size=5, more=chunks)
+    more = [*chunks, saved(tmp_path / "short", short, 7)]
+    long = make_recipe(data, [(1, {"a": 0.5, "c": 0.5})], 20, sequence_length=16, micro_batch_size=2, more=more)
+    more = [*chunks, saved(tmp_path / "long", long, 10)]
+    # Of d nothing came in the second run, but the third must know how far the first got.
+    last = make_recipe(data, [(1, {"a": 0.7, "d": 0.3})], 10, sequence_length=16, more=more)
+
+    read = [tokens_read(short, 7), tokens_read(long, 10), tokens_read(last, 10)]
+    together = sum(read, Counter())
+    assert {name for name, _ in together} == {"a", "c", "d"}
+    assert set(together.values()) == {1}
+    start = MixtureLoader(long, 0, 1).consumed(0)
+    end_of_short = MixtureLoader(short, 0, 1).consumed(7)["a"].tokens
+    assert end_of_short == 28 * 4 and start["a"].tokens == 7 * 16 and start["c"].tokens == 0
+    assert [plan.planned_tokens for plan in MixtureLoader(long, 0, 1).plan] == [20 * 16, 20 * 16]
+
+
+def test_a_run_goes_on_in_the_same_windows_as_if_it_were_one(data: Path, tmp_path: Path) -> None:
+    whole = make_recipe(data, [(1, {"a": 0.5, "b": 0.5})], 30, micro_batch_size=2)
+    first = make_recipe(data, [(1, {"a": 0.5, "b": 0.5})], 11, micro_batch_size=2)
+    second = make_recipe(
+        data, [(1, {"a": 0.5, "b": 0.5})], 19, micro_batch_size=2, more=[saved(tmp_path / "first", first, 11)]
+    )
+    loader, continued = MixtureLoader(whole, 0, 1), MixtureLoader(second, 0, 1)
+    for step in range(1, 20):
+        assert step_samples(continued.batch(step), 8) == step_samples(loader.batch(11 + step), 8)
+        assert continued.consumed(step) == loader.consumed(11 + step)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("data.seed=7", r"data\.seed: It is 7, but 6 in .*/run/checkpoints/5"),
+        ("data.chunk_tokens=16", r"data\.chunk_tokens: It is 16, but 8 in .*Set it to 8"),
+        (None, r"/a: Its files are not those that .* was trained on"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(data: Path, tmp_path: Path, change: str | None, complaint: str) -> None:
+    key = saved(tmp_path / "run", make_recipe(data, STAGES, 20), 5)
+    if change is None:
+        shutil.rmtree(data / "a")
+        write_source(data, "a", [random_documents(RNG, 300)])
+    with pytest.raises(DataError, match=complaint):
+        MixtureLoader(make_recipe(data, STAGES, 20, more=[key, *([change] if change else [])]), 0, 1)
+
+
+def test_a_run_to_continue_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no complete checkpoint in .*/nothing"):
+        MixtureLoader(make_recipe(data, STAGES, 20, more=[f"data.continue_from={tmp_path}/nothing"]), 0, 1)
 
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Exact shares at every prefix, stages that continue, and closed forms that agree with counting."""
 
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from nanotron_ext.data.errors import DataError
 from nanotron_ext.data.mixture import MAX_PERIOD, Mixture, Stage, earliest_deadline_first, integer_quotas
 
 
-def stage(shares: dict[str, Fraction], samples: int, first_sample: int = 0, sequence_length: int = 1) -> Stage:
-    return Stage(f"stage from {first_sample}", first_sample, samples, sequence_length, shares)
+def stage(shares: dict[str, Fraction], samples: int, first_sample: int = 0) -> Stage:
+    return Stage(f"stage from {first_sample}", first_sample, samples, shares)
 
 
 def shares_of(weights: list[int]) -> dict[str, Fraction]:
@@ -62,44 +61,27 @@ def test_sources_go_on_across_stages(stages: list[tuple[list[int], int]]) -> Non
     for current in plan:
         drawn = dict.fromkeys(mixture.sources, 0)
         for sample in range(current.first_sample, current.first_sample + current.samples):
-            source, position, _ = mixture.draw(sample, 1)
+            source, position = mixture.draw(sample, 1)
             name = mixture.sources[source[0]]
             assert position[0] == seen[name]
             seen[name] += 1
             drawn[name] += 1
             done = sample + 1 - current.first_sample
             assert all(abs(drawn[s] - done * current.shares.get(s, Fraction(0))) < 1 for s in drawn)
-            assert mixture.position_tokens(sample + 1).tolist() == list(seen.values())
+            assert mixture.counts(sample + 1).tolist() == list(seen.values())
         whole = mixture.draw(current.first_sample, current.samples)
         singles = [mixture.draw(current.first_sample + i, 1) for i in range(current.samples)]
         assert whole[0].tolist() == [int(single[0][0]) for single in singles]
         assert whole[1].tolist() == [int(single[1][0]) for single in singles]
 
 
-def test_windows_do_not_overlap_when_the_sequence_length_changes() -> None:
-    shares = {"a": Fraction(2, 3), "b": Fraction(1, 3)}
-    lengths = [4, 16, 8]
-    plan = [stage(shares, 31, 31 * number, length) for number, length in enumerate(lengths)]
-    mixture = Mixture(plan)
-    read: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
-    for current in plan:
-        source, position, length = mixture.draw(current.first_sample, current.samples)
-        assert (position % length == 0).all()
-        for s, p in zip(source.tolist(), position.tolist(), strict=True):
-            read[s].append((p, p + length))
-    for windows in read.values():
-        gaps = [start - end for (_, end), (start, _) in pairwise(windows)]
-        assert min(gaps) == 0
-        assert sum(gaps) < max(lengths)
-
-
 def test_sample_2_7_billion_needs_no_history() -> None:
     """Ordinals of the far end against plain arithmetic: 10 slots per period, `a` owns 7 of them."""
     mixture = Mixture([stage({"a": Fraction(7, 10), "b": Fraction(3, 10)}, 2_719_000_000)])
     first = 2_700_000_000
-    source, position, _ = mixture.draw(first, 10)
+    source, position = mixture.draw(first, 10)
     assert sorted(position[source == 0].tolist()) == list(range(first // 10 * 7, first // 10 * 7 + 7))
-    assert mixture.position_tokens(first).tolist() == [first // 10 * 7, first // 10 * 3]
+    assert mixture.counts(first).tolist() == [first // 10 * 7, first // 10 * 3]
 
 
 def test_repeating_decimals_are_taken_as_written() -> None:

@@ -74,8 +74,8 @@ def save_and_evaluate(recipe: Recipe, lengths: list[int]) -> float:
     # What the checkpoint holds is the truth: tensor-parallel copies of norms drew the same noise, shards did not.
     load_checkpoint(state, CheckpointReader(resolve_checkpoint(recipe.run_folder)))
     ids = token_ids(recipe)
-    mask = torch.ones(len(ids), dtype=torch.bool)
-    return state.evaluate([MicroBatch(ids, ids.roll(-1), mask, lengths)])
+    samples = torch.cat([ids, ids[:1]])[None].int()
+    return state.evaluate([MicroBatch(samples, torch.empty(0, dtype=torch.int64), lengths)])
 
 
 def load_and_compute_logits(recipe: Recipe, lengths: list[int]) -> torch.Tensor:
