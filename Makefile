@@ -13,7 +13,7 @@ RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
-.PHONY: eval-data eval eval-report report cluster-run cluster-status check bench-data chaos test lint format
+.PHONY: eval-data eval eval-report report ablations cluster-run cluster-status check bench-data chaos test lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ eval-report: setup ## Table of all evaluations so far
 
 report: setup ## One page about the profile's whole chain: RUN/report/index.html
 	$(PY) -m report $(RECIPES)
+
+ablations: setup ## Train the announcement's four ablations and their base under SEEDS, and compare
+	$(PY) -m chain.ablations $(RECIPES) --seeds $(or $(SEEDS),42 43 44)
 
 cluster-run: setup ## Submit the profile's whole chain to Slurm as one dependency graph; what is done stays done
 	$(PY) -m slurm.cluster_run

@@ -50,7 +50,7 @@ def load_as(
 
     `path` is a YAML file; `extends: other.yaml` (relative to the file) supplies what the file leaves out, section by
     section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are `section.key=value` strings
-    whose values are YAML. `check` finds what is wrong between keys that are each right.
+    whose values are YAML, and overlays: paths of YAML files (ending in .yaml) whose keys replace the recipe's. `check` finds what is wrong between keys that are each right.
 
     Raises:
         RecipeError: naming every wrong key with file, line and fix.
@@ -58,7 +58,12 @@ def load_as(
     path = Path(path)
     locations: dict[KeyPath, Location] = {}
     tree = _read_with_bases(path, locations, seen=())
-    problems = _apply_overrides(tree, overrides, locations)
+    problems = []
+    for override in overrides:
+        if override.endswith(".yaml") and "=" not in override:
+            tree = _merge(tree, _read_with_bases(Path(override), locations, seen=()))
+        else:
+            problems += _apply_override(tree, override, locations)
     if problems:
         raise RecipeError(str(path), problems, locations)
     try:
@@ -161,29 +166,24 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_overrides(
-    tree: dict[str, Any], overrides: Sequence[str], locations: dict[KeyPath, Location]
-) -> list[Problem]:
-    problems = []
-    for override in overrides:
-        dotted, equals, text = override.partition("=")
-        parts: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
-        key = tuple(parts)
-        locations[key] = "command line"
-        if not equals or not dotted:
-            problems.append(Problem(key, f"An override reads section.key=value; got {override!r}."))
-            continue
-        try:
-            value = yaml.load(text, Loader=_Loader)
-            target: Any = tree
-            for part in parts[:-1]:
-                target = target.setdefault(part, {}) if isinstance(target, dict) else target[part]
-            target[parts[-1]] = value
-        except yaml.YAMLError as error:
-            problems.append(Problem(key, f"The value {text!r} is not valid YAML: {error}"))
-        except (TypeError, IndexError, KeyError, AttributeError):
-            problems.append(Problem(key, f"{dotted} is not a place in this recipe."))
-    return problems
+def _apply_override(tree: dict[str, Any], override: str, locations: dict[KeyPath, Location]) -> list[Problem]:
+    dotted, equals, text = override.partition("=")
+    key: KeyPath = tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
+    locations[key] = "command line"
+    if not equals or not dotted:
+        message = f"An override reads section.key=value, or is an overlay's file name.yaml; got {override!r}."
+        return [Problem(key, message)]
+    try:
+        value = yaml.load(text, Loader=_Loader)
+        target: Any = tree
+        for part in key[:-1]:
+            target = target.setdefault(part, {}) if isinstance(target, dict) else target[part]
+        target[key[-1]] = value
+    except yaml.YAMLError as error:
+        return [Problem(key, f"The value {text!r} is not valid YAML: {error}")]
+    except (TypeError, IndexError, KeyError, AttributeError):
+        return [Problem(key, f"{dotted} is not a place in this recipe.")]
+    return []
 
 
 def _explain(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -67,7 +67,9 @@ class ModelConfig(Section):
     intermediate_size: int = Field(gt=0, description="Width of the SiLU-gated MLP.")
     num_hidden_layers: int = Field(gt=0)
     num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0, description="Grouped-query attention: key/value heads.")
+    num_key_value_heads: int = Field(
+        gt=0, description="Grouped-query attention: key/value heads; null: as many as query heads (multi-head)."
+    )
     max_position_embeddings: int = Field(gt=0, description="Longest position the model is declared for, in tokens.")
     rope_theta: float = Field(gt=1, description="Base of the rotary frequencies.")
     rope_scaling: RopeScaling | None = Field(None, description="YaRN; by default positions are not stretched.")
@@ -80,6 +82,13 @@ class ModelConfig(Section):
     bos_token_id: int | None = None
     eos_token_id: int = Field(ge=0)
     pad_token_id: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _multi_head(cls, keys: Any) -> Any:
+        if isinstance(keys, dict) and "num_key_value_heads" in keys and keys["num_key_value_heads"] is None:
+            return keys | {"num_key_value_heads": keys.get("num_attention_heads")}
+        return keys
 
     @property
     def head_dim(self) -> int:

@@ -117,3 +117,24 @@ def test_self_extension_is_refused(tmp_path: Path) -> None:
 def test_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(write(tmp_path / "broken.yaml", "a: [1, 2\n"))
+
+
+@pytest.mark.parametrize("profile", ["tiny", "smollm3-3b"])
+@pytest.mark.parametrize("overlay", sorted(path.name for path in Path("recipes/ablations").glob("*.yaml")))
+def test_ablation_overlays_change_one_key(profile: str, overlay: str) -> None:
+    def leaves(tree: object, key: str = "") -> dict[str, object]:
+        if not isinstance(tree, dict):
+            return {key: tree}
+        return {k: v for name, value in tree.items() for k, v in leaves(value, f"{key}.{name}").items()}
+
+    recipe = f"recipes/{profile}/pretrain_ablation.yaml"
+    base, changed = (
+        leaves(load_recipe(recipe).to_dict()),
+        leaves(load_recipe(recipe, [f"recipes/ablations/{overlay}"]).to_dict()),
+    )
+    assert len([key for key in base if base[key] != changed[key]]) == 1
+
+
+def test_null_kv_heads_are_multi_head_attention() -> None:
+    recipe = load_recipe("recipes/tiny/pretrain.yaml", ["model.model_config.num_key_value_heads=null"])
+    assert recipe.model.model_config_.num_key_value_heads == 6

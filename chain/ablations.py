@@ -1,0 +1,162 @@
+"""The ablations of the announcement: `python -m chain.ablations recipes/tiny`.
+
+Trains `pretrain_ablation.yaml` of the profile as it is, and once with every overlay of recipes/ablations/, under several seeds,
+and compares each overlay with the base, seed by seed. Finished runs are not repeated. Results go to RUN/ablations.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student_t
+
+from chain.steps import ChainError
+from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import load_recipe
+
+OVERLAYS = Path("recipes/ablations")
+BASE = "base"
+_LAST_STEPS = 10  # the training loss is a mean over so many steps
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run's end: losses in nats per token, held-out text in bits per byte (mean over the sources)."""
+
+    variant: str
+    seed: int
+    training_loss: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A variant's mean difference to the base over the seeds, with its 95 % interval; positive is worse."""
+
+    variant: str
+    measure: str
+    base: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def conclusion(self) -> str:
+        if self.low <= 0 <= self.high:
+            return f"{self.variant}: no difference can be concluded from these runs; the interval contains 0"
+        worse = "worse" if self.difference > 0 else "better"
+        return f"{self.variant}: {worse} than the base at this size and length; the interval does not contain 0"
+
+
+def effect_of(variant: str, measure: str, outcomes: Sequence[Outcome]) -> Effect:
+    """Paired by seed: data order and initialisation are the same on both sides. Student's t over the differences.
+
+    Raises:
+        ChainError: with fewer than two seeds, which give no interval.
+    """
+    by_run = {(outcome.variant, outcome.seed): float(getattr(outcome, measure)) for outcome in outcomes}
+    seeds = sorted(seed for name, seed in by_run if name == variant)
+    if len(seeds) < 2:
+        raise ChainError("An interval needs at least two seeds: --seeds 42 43 44")
+    differences = [by_run[variant, seed] - by_run[BASE, seed] for seed in seeds]
+    mean = statistics.fmean(differences)
+    half = float(student_t.ppf(0.975, len(seeds) - 1)) * statistics.stdev(differences) / len(seeds) ** 0.5
+    base = statistics.fmean(by_run[BASE, seed] for seed in seeds)
+    return Effect(variant, measure, base, mean, mean - half, mean + half)
+
+
+def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequence[str]) -> Outcome:
+    """Run one variant under one seed, unless it is done, and read its end.
+
+    Raises:
+        ChainError: when the run fails; its own words stand in the terminal.
+    """
+    run = f"{variant}-{seed}"
+    arguments = [str(OVERLAYS / f"{variant}.yaml")] if variant != BASE else []
+    arguments += [f"general.seed={seed}", f"data.seed={seed}", f"general.runs_path={folder}", f"general.run={run}"]
+    command = [sys.executable, "-m", "nanotron_ext.launch", str(recipe), *arguments, *overrides]
+    if subprocess.run(command).returncode:
+        raise ChainError(f"{run} failed: {' '.join(command[1:])}")
+    rows = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = rows[-1].get("validation_bits_per_byte")
+    if not held_out:
+        raise ChainError(f"{recipe} does not validate at its last step; set tokens.val_check_interval so that it does.")
+    loss = statistics.fmean(row["loss"] for row in rows[-_LAST_STEPS:])
+    return Outcome(variant, seed, loss, statistics.fmean(held_out.values()))
+
+
+def show(effects: Sequence[Effect], seeds: Sequence[int], console: Console) -> None:
+    table = Table(
+        title=f"Difference to the base, seeds {', '.join(map(str, seeds))}", box=box.SIMPLE, title_justify="left"
+    )
+    for heading in ("variant", "measure", "base", "difference", "95 % interval"):
+        table.add_column(heading, justify="left" if heading in ("variant", "measure") else "right")
+    for effect in effects:
+        interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
+        table.add_row(effect.variant, effect.measure, f"{effect.base:.4f}", f"{effect.difference:+.4f}", interval)
+    console.print(table)
+    for effect in effects:
+        if effect.measure == "bits_per_byte":
+            console.print(effect.conclusion)
+
+
+def run_ablations(
+    recipes: Path, run: Path, seeds: Sequence[int], variants: Sequence[str], overrides: Sequence[str]
+) -> None:
+    """Train what is missing, and write RUN/ablations/ablations.json.
+
+    Raises:
+        UserError: an unknown variant or a wrong recipe, before anything runs; or a run that failed.
+    """
+    known = sorted(path.stem for path in OVERLAYS.glob("*.yaml"))
+    unknown = [variant for variant in variants if variant not in known]
+    if unknown:
+        raise ChainError(f"There is no ablation {unknown[0]!r} in {OVERLAYS}; there are {', '.join(known)}.")
+    recipe, folder = recipes / "pretrain_ablation.yaml", run / "ablations"
+    chosen = list(variants) or known
+    for variant in chosen:
+        load_recipe(recipe, [str(OVERLAYS / f"{variant}.yaml"), *overrides])
+    jobs = [(variant, seed) for seed in seeds for variant in (BASE, *chosen)]
+    outcomes = []
+    for number, (variant, seed) in enumerate(jobs, 1):
+        print(f"== [{number}/{len(jobs)}] {variant}, seed {seed}", flush=True)
+        outcomes.append(train(recipe, variant, seed, folder, overrides))
+    effects = [effect_of(v, measure, outcomes) for v in chosen for measure in ("bits_per_byte", "training_loss")]
+    document = {
+        "format": "ablations/1",
+        "seeds": list(seeds),
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+        "effects": [asdict(effect) | {"conclusion": effect.conclusion} for effect in effects],
+    }
+    (folder / "ablations.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    show(effects, seeds, Console())
+    print(f"ablations: {folder / 'ablations.json'}; `make report` draws them.")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m chain.ablations", description=__doc__)
+    parser.add_argument("recipes", type=Path, help="folder of recipes, such as recipes/tiny")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for all runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--variants", nargs="+", default=[], help="names in recipes/ablations; default: all")
+    options = parser.parse_args()
+    run = Path(os.environ.setdefault("RUN", f"runs/{options.recipes.name}"))
+    try:
+        run_ablations(options.recipes, run, options.seeds, options.variants, options.overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
