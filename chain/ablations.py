@@ -1,7 +1,7 @@
 """The ablations of the announcement: `python -m chain.ablations recipes/tiny`.
 
-Trains `pretrain_ablation.yaml` of the profile as it is, and once with every overlay of recipes/ablations/, under several seeds,
-and compares each overlay with the base, seed by seed. Finished runs are not repeated. Results go to RUN/ablations.
+Trains `pretrain_ablation.yaml` of the profile as it is and with each overlay of recipes/ablations/, all under several
+seeds, and compares each overlay with the base, seed by seed. Finished runs are not repeated; see RUN/ablations.
 """
 
 import argparse

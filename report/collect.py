@@ -68,6 +68,7 @@ class Report:
     capabilities: Mapping[str, Any] | None
     sweep: Mapping[str, Any] | None
     plan: Mapping[str, Any] | None
+    ablations: Mapping[str, Any] | None
     missing: Sequence[str]  # stages of the chain without results
 
     @property
@@ -104,6 +105,7 @@ def collect(profile: Profile) -> Report:
         capabilities=_json(run / "eval" / "capabilities.json"),
         sweep=_json(run / "merge_sweep" / "sweep.json"),
         plan=_json(run / "plan.json"),
+        ablations=_json(run / "ablations" / "ablations.json"),
         missing=[name for name in wanted if name not in done],
     )
 

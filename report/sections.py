@@ -1,5 +1,6 @@
 """From what was collected to the sections of the report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def build_sections(report: Report) -> list[Section]:
         Section("Merge", _merge(report)),
         Section("Benchmarks", _benchmarks(report)),
         Section("Samples", _samples(report)),
+        Section("Ablations", _ablations(report)),
         Section("Prediction and measurement", _plan(report)),
         Section("Provenance", _provenance(report)),
     ]
@@ -63,7 +65,7 @@ def _time(report: Report) -> list[Block]:
 def _pretraining(report: Report) -> list[Block]:
     if not report.pretraining:
         return [Missing("Pretraining", "make pretrain")]
-    header = ["stage", "steps", "tokens", "layout", "loss at start", "loss at end", "tokens/s", "time"]
+    header = ["stage", "steps", "tokens", "layout", "loss at start", "loss at end", "tokens/s", "time", "device hours"]
     rows = [_stage_row(training) for training in report.pretraining]
     boundaries = _boundaries(report)
     charts = (
@@ -97,13 +99,14 @@ def _stage_row(training: Training) -> list[str]:
     layout = training.recipe["parallelism"]
     names = {"dp": "dp", "tp": "tp", "pp": "pp", "context_parallel_size": "cp"}
     sizes = [f"{short} {layout[key]}" for key, short in names.items() if layout.get(key, 1) > 1]
+    processes = math.prod(layout.get(key, 1) for key in names)
     losses = [row["loss"] for row in training.rows]
     seconds = sum(training.tokens / len(training.rows) / row["tokens_per_second"] for row in training.rows)
     first, last = training.rows[0]["step"], training.rows[-1]["step"]
     return [
         training.name, f"{first:,}-{last:,}", f"{training.tokens:,}", " x ".join(sizes) or "one process",
         f"{_mean(losses[:_MEAN_STEPS]):.3f}", f"{_mean(losses[-_MEAN_STEPS:]):.3f}",
-        f"{training.tokens / seconds:,.0f}", _duration(seconds),
+        f"{training.tokens / seconds:,.0f}", _duration(seconds), short_number(seconds / 3600 * processes),
     ]  # fmt: skip
 
 
@@ -301,6 +304,25 @@ def _samples(report: Report) -> list[Block]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " ..."
+
+
+def _ablations(report: Report) -> list[Block]:
+    if report.ablations is None:
+        return [Missing("The announcement's ablations", "make ablations")]
+    effects = report.ablations["effects"]
+    rows = []
+    for effect in effects:
+        interval = f"[{effect['low']:+.4f}, {effect['high']:+.4f}]"
+        numbers = [f"{effect['base']:.4f}", f"{effect['difference']:+.4f}", interval]
+        rows.append([effect["variant"], effect["measure"].replace("_", " "), *numbers])
+    seeds = ", ".join(map(str, report.ablations["seeds"]))
+    text = (
+        f"Difference to the base with its 95 % interval (Student's t, paired; seeds {seeds}). Positive is worse. "
+        "A short run of a small model says nothing about a long run of a large one."
+    )
+    table = Table(["variant", "measure", "base", "difference", "interval"], rows, text_columns=2)
+    conclusions = [Text(f"{e['conclusion']}.") for e in effects if e["measure"] == "bits_per_byte"]
+    return [Text(text), table, *conclusions]
 
 
 def _plan(report: Report) -> list[Block]:

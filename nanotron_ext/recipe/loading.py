@@ -50,7 +50,8 @@ def load_as(
 
     `path` is a YAML file; `extends: other.yaml` (relative to the file) supplies what the file leaves out, section by
     section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are `section.key=value` strings
-    whose values are YAML, and overlays: paths of YAML files (ending in .yaml) whose keys replace the recipe's. `check` finds what is wrong between keys that are each right.
+    whose values are YAML, and overlays: names of YAML files (ending in .yaml) whose keys replace the recipe's. `check`
+    finds what is wrong between keys that are each right.
 
     Raises:
         RecipeError: naming every wrong key with file, line and fix.

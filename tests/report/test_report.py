@@ -61,7 +61,17 @@ def test_stage_table_holds_the_figures_of_the_metrics(profile: Profile) -> None:
     assert row is not None
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", row.group())
     first_losses, last_losses = (8 - 25.5 / 100), (8 - 35.5 / 100)
-    assert cells == ["stage2", "21-40", "2,000", "dp 2", f"{first_losses:.3f}", f"{last_losses:.3f}", "50", "40 s"]
+    assert cells == [
+        "stage2",
+        "21-40",
+        "2,000",
+        "dp 2",
+        f"{first_losses:.3f}",
+        f"{last_losses:.3f}",
+        "50",
+        "40 s",
+        "0.02222",
+    ]
 
 
 def test_missing_stages_are_named_with_the_command_that_makes_them(profile: Profile) -> None:
@@ -119,7 +129,8 @@ def test_markdown_has_the_same_sections_and_its_charts(profile: Profile, tmp_pat
     assert charts and all((file.parent / chart).is_file() for chart in charts)
 
 
-def test_empty_run_folder_is_refused(tmp_path: Path) -> None:
+def test_empty_run_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN", str(tmp_path))
     with pytest.raises(ReportError, match="make demo"):
         collect(Profile(RECIPES, tmp_path))
 
