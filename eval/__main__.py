@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.benchmarks import BENCHMARKS
-from eval.data import EvalError, read_dataset
+from eval.data import EvalError, chosen_suites, read_dataset
 from eval.recipe import EvalRecipe, load_eval_recipe
 from nanotron_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.runner import PlannedTask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,15 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[str] | None, *, dry_run: bool) -> None:
-    """Resolve all suites, then run them.
+    """Resolve all suites (default: every suite that the model can take), then run them.
 
     Raises:
         EvalError: before any weights are loaded, if a suite, its data or the model is not usable.
     """
-    chosen = suites or list(recipe.suites)
-    unknown = [suite for suite in chosen if suite not in recipe.suites]
-    if unknown:
-        raise EvalError(f"There is no suite {unknown[0]!r} in this recipe; it has {', '.join(recipe.suites)}.")
+    chosen = chosen_suites(recipe, suites)
     if not folder.is_dir():
         raise EvalError(f"There is no model folder {folder}. Train or export it first.")
     for suite in chosen:
@@ -51,31 +52,55 @@ def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[st
             if dataset is not None:
                 read_dataset(Path(recipe.data), dataset)
     # Imported here: lighteval takes seconds, and wrong recipes or missing data are reported without it.
-    from transformers import AutoTokenizer
+    from eval.model import LocalModel, TransformersModel
+    from eval.runner import inspect_model, plan_suite, run_suite
+    from eval.vllm_model import VllmModel, check_vllm
 
-    from eval.model import TransformersModel
-    from eval.runner import example_prompt, inspect_model, plan_suite, run_suite
-
+    if recipe.backend.engine == "vllm":
+        check_vllm()
     model = inspect_model(folder, name)
     if suites is None and model.chat_template_sha256 is None:
         talking = [suite for suite in chosen if recipe.suites[suite].needs_chat_template]
         chosen = [suite for suite in chosen if suite not in talking]
         print(f"left out, because {folder} has no chat template: {', '.join(talking) or 'nothing'}", flush=True)
     planned = {suite: plan_suite(recipe, suite, model) for suite in chosen}
+    _show_plan(planned, folder, prompts=dry_run)
+    if dry_run:
+        return
+
+    @functools.cache
+    def get_backend() -> LocalModel:
+        return (VllmModel if recipe.backend.engine == "vllm" else TransformersModel)(folder, recipe.backend)
+
+    for suite, tasks in planned.items():
+        run_suite(recipe, suite, model, tasks, get_backend)
+        print(f"written: {Path(recipe.output) / model.name / suite}.json", flush=True)
+    _write_tables(Path(recipe.output))
+
+
+def _show_plan(planned: "dict[str, list[PlannedTask]]", folder: Path, *, prompts: bool) -> None:
+    from transformers import AutoTokenizer
+
+    from eval.runner import example_prompt
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for suite, tasks in planned.items():
         documents = sum(min(len(task.lighteval_task.eval_docs()), task.task.max_documents or 10**9) for task in tasks)
         print(f"suite {suite}: {len(tasks)} tasks, {documents} documents", flush=True)
-        if dry_run:
-            for entry in tasks:
-                prompt = example_prompt(entry, tokenizer)
-                print(f"  {entry.result_name} ({entry.dataset.edition}, {entry.dataset.revision}): ...{prompt[-90:]!r}")
-    if dry_run:
-        return
-    get_backend = functools.cache(lambda: TransformersModel(folder, recipe.backend))
-    for suite, tasks in planned.items():
-        run_suite(recipe, suite, model, tasks, get_backend)
-        print(f"written: {Path(recipe.output) / model.name / suite}.json", flush=True)
+        for task in tasks if prompts else ():
+            prompt = example_prompt(task, tokenizer)
+            print(f"  {task.result_name} ({task.dataset.edition}, {task.dataset.revision}): ...{prompt[-90:]!r}")
+
+
+def _write_tables(output: Path) -> None:
+    from eval.report import ReportError, build_table, read_results, write_tables
+
+    try:
+        write_tables(output, build_table(read_results(output)))
+    except ReportError as error:  # older results beside these; the new ones are written
+        print(f"no table of all models: {error}", flush=True)
+    else:
+        print(f"written: {output / 'table.md'} and table.html, with all models evaluated so far", flush=True)
 
 
 if __name__ == "__main__":

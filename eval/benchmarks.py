@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 Family = Literal["base", "multilingual", "long", "instruct", "code", "tools"]
 
+_MIXEVAL = ("MixEval/MixEval", "MixEval_Hard")
 LANGUAGES = {"fr": "fra", "es": "spa", "de": "deu", "it": "ita", "pt": "por"}  # ISO 639-1 -> ISO 639-3
 RULER_TASKS = ("niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A hub dataset, as it is named there; locally it lies in <data>/<owner>__<name>/<subset>/<split>.jsonl."""
+    """A hub dataset, as it is named there; locally it lies in <data>/<owner>__<name>/<subset>/<split>/*.jsonl."""
 
     repo: str
     subset: str
@@ -20,7 +21,7 @@ class Dataset:
 
     @property
     def folder(self) -> str:
-        return f"{self.repo.replace('/', '__')}/{self.subset}"
+        return f"{self.repo.replace('/', '__')}/{self.subset}/{self.split}"
 
     @property
     def splits(self) -> list[str]:
@@ -29,8 +30,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`builder` is the function of eval.tasks.<family> that makes the task; `dataset` is None if its documents are
-    generated with the model's tokenizer. `chance` is the score of uniform guessing, where that means something."""
+    """`builder` is the function of eval.tasks.<family> that makes the task. With a `generator` the documents are made
+    with the model's tokenizer, out of `dataset` or out of nothing. `chance` is the score of uniform guessing, where
+    that means something. `judged`: a judge model scores the answers, if the recipe names one."""
 
     name: str
     family: Family
@@ -38,7 +40,9 @@ class Benchmark:
     dataset: Dataset | None
     scored_by: Literal["log-likelihood", "answer"]
     chance: float | None = None
+    generator: Literal["ruler", "helmet"] | None = None
     executes_code: bool = False
+    judged: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,12 +75,12 @@ def _benchmarks() -> list[Benchmark]:
         _answer("gpqa_diamond", "instruct", "gpqa", Dataset("Idavidrein/gpqa", "gpqa_diamond", "train"), chance=0.25),
         _answer("ifeval", "instruct", "ifeval", Dataset("google/IFEval", "default", "train")),
         _answer("gsm_plus", "instruct", "gsm_plus", Dataset("qintongli/GSM-Plus", "default", "testmini")),
-        _answer(
-            "mixeval_hard_mc", "instruct", "mixeval", Dataset("MixEval/MixEval", "MixEval_Hard", "multiple_choice")
-        ),
+        _answer("mixeval_hard_mc", "instruct", "mixeval_mc", Dataset(*_MIXEVAL, "multiple_choice")),
+        _answer("mixeval_hard_freeform", "instruct", "mixeval_freeform", Dataset(*_MIXEVAL, "free_form"), judged=True),
         _answer("bfcl_simple", "tools", "bfcl", Dataset("bfcl", "simple", "test")),
         _answer("bfcl_multiple", "tools", "bfcl", Dataset("bfcl", "multiple", "test")),
         _answer("bfcl_parallel", "tools", "bfcl", Dataset("bfcl", "parallel", "test")),
+        _answer("bfcl_parallel_multiple", "tools", "bfcl", Dataset("bfcl", "parallel_multiple", "test")),
         _answer("bfcl_irrelevance", "tools", "bfcl", Dataset("bfcl", "irrelevance", "test")),
     ]
     code = {
@@ -85,9 +89,34 @@ def _benchmarks() -> list[Benchmark]:
         "livecodebench_v4": ("livecodebench", Dataset("lighteval/code_generation_lite", "release_v4", "test")),
     }
     found += [_answer(name, "code", builder, data, executes_code=True) for name, (builder, data) in code.items()]
-    found += [_answer(f"ruler_{task}", "long", "ruler", None, arguments={"kind": task}) for task in RULER_TASKS]
+    for task in RULER_TASKS:
+        found.append(_answer(f"ruler_{task}", "long", "ruler", None, generator="ruler", arguments={"kind": task}))
+    found += _helmet()
     for short, iso3 in LANGUAGES.items():
         found += _multilingual(short, iso3)
+    return found
+
+
+def _helmet() -> list[Benchmark]:
+    recall = _answer("helmet_recall", "long", "helmet_answer", None, generator="helmet", arguments={"kind": "recall"})
+    icl = {
+        "trec_coarse": ("coarse_label", Dataset("CogComp/trec", "default", "test", "train")),
+        "trec_fine": ("fine_label", Dataset("CogComp/trec", "default", "test", "train")),
+        "banking77": ("label", Dataset("PolyAI/banking77", "default", "test", "train")),
+        "clinc150": ("intent", Dataset("clinc/clinc_oos", "plus", "validation", "train")),
+    }
+    found = [recall]
+    for name, (label, dataset) in icl.items():
+        arguments = {"kind": "icl", "label": label}
+        found.append(
+            _answer(f"helmet_icl_{name}", "long", "helmet_label", dataset, generator="helmet", arguments=arguments)
+        )
+    for name in ("nq", "triviaqa", "hotpotqa", "popqa"):
+        dataset = Dataset("princeton-nlp/HELMET", f"kilt_{name}", "test", "demos")
+        arguments = {"kind": "rag"}
+        found.append(
+            _answer(f"helmet_rag_{name}", "long", "helmet_answer", dataset, generator="helmet", arguments=arguments)
+        )
     return found
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from eval.recipe import EvalRecipe, load_eval_recipe
 from nanotron_ext.errors import UserError
 
 MANIFEST_NAME = "dataset.json"
-Rows = dict[str, list[dict[str, Any]]]  # split -> rows
+Row = dict[str, Any]
+Rows = dict[str, list[Row]]  # split -> rows
 
 
 class EvalError(UserError):
@@ -81,33 +83,51 @@ def read_dataset(data: Path, dataset: Dataset) -> LocalDataset:
     return LocalDataset(rows, manifest["edition"], manifest["revision"], hashlib.sha256(hashes.encode()).hexdigest())
 
 
-def recipe_datasets(recipe: EvalRecipe) -> list[tuple[Benchmark, str | None]]:
-    """One benchmark per distinct dataset, with the revision that the recipe asks for."""
+def recipe_datasets(recipe: EvalRecipe, suites: Sequence[str] | None = None) -> list[tuple[Benchmark, str | None]]:
+    """One benchmark per distinct dataset of the suites (default: all), with the revision that the recipe asks for.
+
+    Raises:
+        EvalError: if the recipe has no suite of that name.
+    """
     found: dict[str, tuple[Benchmark, str | None]] = {}
-    for suite in recipe.suites.values():
-        for name, task in suite.tasks.items():
+    for suite_name in chosen_suites(recipe, suites):
+        for name, task in recipe.suites[suite_name].tasks.items():
             benchmark = BENCHMARKS[task.benchmark or name]
             if benchmark.dataset is not None:
                 found.setdefault(benchmark.dataset.folder, (benchmark, task.revision))
     return list(found.values())
 
 
-def write_small_edition(recipe: EvalRecipe) -> int:
-    """Our own items for every dataset of the recipe; returns how many datasets there are."""
+def chosen_suites(recipe: EvalRecipe, suites: Sequence[str] | None) -> list[str]:
+    """`suites`, or all of the recipe.
+
+    Raises:
+        EvalError: if the recipe has no suite of that name.
+    """
+    unknown = [suite for suite in suites or () if suite not in recipe.suites]
+    if unknown:
+        raise EvalError(f"There is no suite {unknown[0]!r} in this recipe; it has {', '.join(recipe.suites)}.")
+    return list(suites or recipe.suites)
+
+
+def write_small_edition(recipe: EvalRecipe, suites: Sequence[str] | None = None) -> None:
+    """Our own items for every dataset of the suites (default: all)."""
     from eval.editions import small_rows
 
-    datasets = recipe_datasets(recipe)
-    for benchmark, _ in datasets:
+    for benchmark, _ in recipe_datasets(recipe, suites):
         assert benchmark.dataset is not None
         rows = small_rows(benchmark)
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12]
         write_dataset(Path(recipe.data) / benchmark.dataset.folder, benchmark.dataset, rows, "small", f"ours-{digest}")
-    return len(datasets)
 
 
-def write_full_edition(recipe: EvalRecipe, fetch: Callable[[Dataset, str | None], tuple[Rows, str]]) -> int:
+def write_full_edition(
+    recipe: EvalRecipe,
+    fetch: Callable[[Dataset, str | None], tuple[Rows, str]],
+    suites: Sequence[str] | None = None,
+) -> None:
     """The real sets through `fetch`; sets that are there already, in full and at the wanted revision, are kept."""
-    datasets = recipe_datasets(recipe)
+    datasets = recipe_datasets(recipe, suites)
     for number, (benchmark, revision) in enumerate(datasets, 1):
         dataset = benchmark.dataset
         assert dataset is not None
@@ -124,42 +144,22 @@ def write_full_edition(recipe: EvalRecipe, fetch: Callable[[Dataset, str | None]
             f"[{number}/{len(datasets)}] {dataset.repo} {dataset.subset}{' (there already)' if kept else ''}",
             flush=True,
         )
-    return len(datasets)
 
 
-def fetch_from_hub(dataset: Dataset, revision: str | None) -> tuple[Rows, str]:
-    """Rows and commit of a hub dataset; the tool-calling sets are files of their own layout."""
-    from huggingface_hub import HfApi
+def pack(recipe: EvalRecipe, datasets: Sequence[tuple[Benchmark, str | None]], file: Path) -> None:
+    """All folders of `datasets` as one tar file, laid out as under `recipe.data`: unpack it there on the other machine.
 
-    repo = BFCL_REPO if dataset.repo == "bfcl" else dataset.repo
-    commit = str(HfApi().dataset_info(repo, revision=revision).sha)
-    if dataset.repo == "bfcl":
-        return {"test": _fetch_bfcl(dataset.subset, commit)}, commit
-    import datasets
-
-    subset = None if dataset.subset == "default" else dataset.subset
-    rows = {
-        split: [dict(row) for row in datasets.load_dataset(repo, subset, split=split, revision=commit)]
-        for split in dataset.splits
-    }
-    return rows, commit
-
-
-BFCL_REPO = "gorilla-llm/Berkeley-Function-Calling-Leaderboard"
-
-
-def _fetch_bfcl(subset: str, commit: str) -> list[dict[str, Any]]:
-    from huggingface_hub import hf_hub_download
-
-    def lines(name: str) -> list[dict[str, Any]]:
-        path = hf_hub_download(BFCL_REPO, name, repo_type="dataset", revision=commit)
-        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-    questions = lines(f"BFCL_v3_{subset}.json")
-    if subset == "irrelevance":
-        return [{**question, "ground_truth": []} for question in questions]
-    answers = {row["id"]: row["ground_truth"] for row in lines(f"possible_answer/BFCL_v3_{subset}.json")}
-    return [{**question, "ground_truth": answers[question["id"]]} for question in questions]
+    Raises:
+        EvalError: if one of them is missing or was changed.
+    """
+    partial = file.with_name(file.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(partial, "w") as archive:
+        for benchmark, _ in datasets:
+            assert benchmark.dataset is not None
+            read_dataset(Path(recipe.data), benchmark.dataset)
+            archive.add(Path(recipe.data) / benchmark.dataset.folder, arcname=benchmark.dataset.folder)
+    partial.replace(file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,20 +167,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="evaluation recipe, for example recipes/tiny/eval.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
     parser.add_argument("--edition", choices=["small", "full"], default="small", help="our items, or the real sets")
-    parsed = parser.parse_args(arguments)
+    parser.add_argument("--suite", action="append", help="only this suite's data (may be repeated); default: all")
+    parser.add_argument("--mirror", type=Path, help="folder with copies of the hub's repositories, <owner>/<name>")
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="also write everything into one tar file")
+    parsed = parser.parse_intermixed_args(arguments)
     try:
         recipe = load_eval_recipe(parsed.recipe, parsed.overrides)
-        count = write_small_edition(recipe) if parsed.edition == "small" else write_full_edition(recipe, fetch_from_hub)
+        datasets = recipe_datasets(recipe, parsed.suite)
+        if parsed.edition == "small":
+            write_small_edition(recipe, parsed.suite)
+        else:
+            from eval.hub import Hub
+
+            write_full_edition(recipe, Hub(parsed.mirror).fetch, parsed.suite)
+        if parsed.pack:
+            pack(recipe, datasets, parsed.pack)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(
-            f"The hub could not be read: {error}\nRun this where there is a network, then copy the folder.",
-            file=sys.stderr,
-        )
-        return 2
-    print(f"{count} datasets, edition {parsed.edition}, in {recipe.data}")
+    print(f"{len(datasets)} datasets, edition {parsed.edition}, in {recipe.data}")
+    if parsed.pack:
+        print(f"packed: {parsed.pack}. On a machine without network: mkdir -p DATA && tar -xf {parsed.pack} -C DATA")
     return 0
 
 

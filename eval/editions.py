@@ -228,15 +228,43 @@ def _instruction(prompt: str, instruction_id: str, arguments: Row) -> Row:
     return {"prompt": prompt, "instruction_id_list": [instruction_id], "kwargs": [arguments]}
 
 
-def _mixeval(rng: random.Random, benchmark: Benchmark) -> Row:
+def _mixeval_mc(rng: random.Random, benchmark: Benchmark) -> Row:
     question, options, index = _choices(rng, 4)
     return {
         "prompt": f"{question}?",
         "options": options,
         "target": [str(index)],
         "context": None,
+        "problem_type": "single-choice",
         "benchmark_name": "ours",
     }
+
+
+def _mixeval_freeform(rng: random.Random, benchmark: Benchmark) -> Row:
+    question, options, index = _choices(rng, 4)
+    row = {"prompt": f"{question}?", "target": [options[index]], "context": None}
+    return {**row, "problem_type": "free-form", "benchmark_name": "ours"}
+
+
+def _helmet_icl(rng: random.Random, benchmark: Benchmark) -> Row:
+    """What a sentence is about; classes are numbers, as the hub's sets have them."""
+    classes = {0: ("apples", "pears", "plums"), 1: ("rain", "snow", "fog"), 2: ("a train", "a bus", "a boat")}
+    label = rng.randrange(len(classes))
+    verb = rng.choice(["likes", "sees", "draws", "remembers", "waits for"])
+    name = rng.choice(["Anna", "Ben", "Clara", "David", "Emma", "Felix"])
+    return {"text": f"{name} {verb} {rng.choice(classes[label])}.", **dict.fromkeys(_ICL_LABELS, label)}
+
+
+_ICL_LABELS = ("label", "intent", "coarse_label", "fine_label")
+
+
+def _helmet_rag(rng: random.Random, benchmark: Benchmark) -> Row:
+    cities = ["Paris", "Rome", "Lisbon", "Madrid", "Berlin", "Vienna", "Oslo", "Dublin"]
+    people = rng.sample(["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"], 4)
+    homes = dict(zip(people, rng.sample(cities, 4), strict=True))
+    ctxs = [{"title": person, "text": f"{person} lives in {city} with a cat."} for person, city in homes.items()]
+    asked = rng.choice(people)
+    return {"question": f"In which city does {asked} live?", "answers": [homes[asked]], "ctxs": ctxs}
 
 
 def _belebele(rng: random.Random, benchmark: Benchmark) -> Row:
@@ -287,7 +315,8 @@ def _humaneval(rng: random.Random, benchmark: Benchmark) -> Row:
         "prompt": f'def {name}(x: int) -> int:\n    """Return {description}."""\n',
         "canonical_solution": f"    {body}\n",
         "entry_point": name,
-        "test": f"def check(candidate):\n{tests}\n",
+        # numpy, as the real set's tests
+        "test": f"import numpy as np\n\ndef check(candidate):\n    assert np.isfinite(candidate(1))\n{tests}\n",
     }
 
 
@@ -330,6 +359,9 @@ def _bfcl(rng: random.Random, benchmark: Benchmark) -> Row:
     elif kind == "parallel":
         request = f"What will the weather be for the next {days} days in {city} and in {other}?"
         calls.append({"get_weather": {"city": [other], "days": [days]}})
+    elif kind == "parallel_multiple":
+        request, functions = f"{request} And set a timer of {days} minutes.", [timer, weather]
+        calls.append({"set_timer": {"minutes": [days]}})
     elif kind == "irrelevance":
         request, functions, calls = f"Who wrote the song about {city} and the {days} bridges?", [timer], []
     return {
@@ -342,7 +374,7 @@ def _bfcl(rng: random.Random, benchmark: Benchmark) -> Row:
 
 def _schema(name: str, description: str, arguments: dict[str, str]) -> Row:
     properties = {argument: {"type": kind, "description": argument} for argument, kind in arguments.items()}
-    parameters = {"type": "object", "properties": properties, "required": list(arguments)}
+    parameters = {"type": "dict", "properties": properties, "required": list(arguments)}
     return {"name": name, "description": description, "parameters": parameters}
 
 
@@ -363,7 +395,10 @@ _MAKERS: dict[str, Callable[[random.Random, Benchmark], Row]] = {
     "gsm_plus": _gsm_plus,
     "gpqa": _gpqa,
     "ifeval": _ifeval,
-    "mixeval": _mixeval,
+    "mixeval_mc": _mixeval_mc,
+    "mixeval_freeform": _mixeval_freeform,
+    "helmet_label": _helmet_icl,
+    "helmet_answer": _helmet_rag,
     "belebele": _belebele,
     "global_mmlu": _global_mmlu,
     "global_mmlu_instruct": _global_mmlu,

@@ -98,6 +98,9 @@ class SuitePipeline(Pipeline):
                 prompt = response.input if isinstance(response.input, str) else ""
                 response.text_post_processed = [split_answer(text, prompt).text for text in response.text]
             self.responses = responses
+            for metric in self._task.metrics:
+                if hasattr(metric.sample_level_fn, "score_all"):
+                    metric.sample_level_fn.score_all(self.docs, responses)
 
     @property
     def docs(self) -> list[Doc]:

@@ -6,16 +6,50 @@ lighteval's own backend keeps a prediction cache inside the model folder that su
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from eval.engine import Doc, LightevalModel, ModelConfig, ModelResponse
 from eval.recipe import Backend, Mode, Sampling
 
 Progress = Callable[[int, int, float], None]  # done, total, seconds
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One choice of a document: how likely is `continuation` (token ids) after `context`?"""
+
+    response: ModelResponse
+    choice: int
+    context: list[int]
+    continuation: list[int]
+
+    def ids(self, max_length: int) -> list[int]:
+        return (self.context + self.continuation)[-max_length:]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer that is wanted to a document's prompt."""
+
+    response: ModelResponse
+    sample: int
+    prompt_ids: list[int]
+    max_new_tokens: int
+    stops: list[str]
+
+
+Request = TypeVar("Request", Scored, Generated)
 
 
 class PromptBuilder:
@@ -51,25 +85,20 @@ def _joined(query: str, answer: str) -> str:
     return f" {answer}" if needs_space else answer
 
 
-class TransformersModel(LightevalModel):
-    """Runs a model folder in one process.
+class LocalModel(LightevalModel):
+    """What every backend shares: the tokenizer, exact prompts, and what does not fit.
 
     `over_length` counts documents that did not fit: log-likelihood contexts are cut from the left, generation prompts
     that leave no room for an answer get an empty one.
     """
 
-    def __init__(self, folder: Path, backend: Backend) -> None:
+    def __init__(self, folder: Path, backend: Backend, max_length: int, eos_ids: list[int]) -> None:
         self.config = ModelConfig(model_name=folder.name)
         self._cache = _NoCache()
         self._backend = backend
-        cuda = torch.cuda.is_available() if backend.device == "auto" else backend.device == "cuda"
-        self._device = torch.device("cuda" if cuda else "cpu")
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, backend.dtype))
-        self._model = model.to(self._device).eval()
-        self._max_length = backend.max_length_tokens or int(self._model.config.max_position_embeddings)
-        self._eos_ids = _eos_ids(self._model, self._tokenizer)
-        self._pad_id = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._eos_ids[0]
+        self._max_length = backend.max_length_tokens or max_length
+        self._eos_ids = eos_ids
         self.start_task("plain", Sampling(), lambda done, total, seconds: None)
 
     def start_task(self, mode: Mode, sampling: Sampling, progress: Progress) -> None:
@@ -95,12 +124,11 @@ class TransformersModel(LightevalModel):
     def loglikelihood_rolling(self, docs: list[Doc]) -> list[ModelResponse]:
         raise NotImplementedError("No benchmark of the suites measures perplexity.")
 
-    @torch.no_grad()
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         """Sum of the log-probabilities of each choice's tokens after the prompt."""
-        requests: list[tuple[int, list[int], list[int]]] = []
+        requests: list[Scored] = []
         responses = []
-        for number, doc in enumerate(docs):
+        for doc in docs:
             prompt = self.prompt(doc)
             contexts, continuations = self.tok_encode_pair(prompt, doc.choices)
             response = ModelResponse(input=prompt, logprobs=[0.0] * len(doc.choices))
@@ -111,23 +139,68 @@ class TransformersModel(LightevalModel):
             self.over_length += any(
                 len(context) + len(continuation) > self._max_length for context, continuation in pairs
             )
-            requests += [(number, context, continuation) for context, continuation in pairs]
-        position_in_doc: dict[int, int] = {}
-        places = []
-        for number, _, _ in requests:
-            places.append(position_in_doc.setdefault(number, 0))
-            position_in_doc[number] += 1
-        order = sorted(range(len(requests)), key=lambda index: -len(requests[index][1]) - len(requests[index][2]))
-        for batch in self._batches(order):
-            scored = self._score_batch([requests[index][1:] for index in batch])
-            for index, (logprob, is_greedy) in zip(batch, scored, strict=True):
-                responses[requests[index][0]].logprobs[places[index]] = logprob
-                responses[requests[index][0]].argmax_logits_eq_gold[places[index]] = is_greedy
+            requests += [
+                Scored(response, choice, context, continuation) for choice, (context, continuation) in enumerate(pairs)
+            ]
+        requests.sort(key=lambda request: -len(request.context) - len(request.continuation))
+        for batch in self._batches(requests):
+            for request, (logprob, is_greedy) in zip(batch, self._score_batch(batch), strict=True):
+                request.response.logprobs[request.choice] = logprob
+                request.response.argmax_logits_eq_gold[request.choice] = is_greedy
         return responses
 
-    def _score_batch(self, batch: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        rows = [(context + continuation)[-self._max_length :] for context, continuation in batch]
-        longest_continuation = max(len(continuation) for _, continuation in batch)
+    def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
+        """One or more answers per document, by the recipe's sampling; text stops before a stop sequence."""
+        torch.manual_seed(self._backend.seed)
+        responses = [ModelResponse(input=self.prompt(doc), text=[""] * doc.num_samples) for doc in docs]
+        requests = []
+        for doc, response in zip(docs, responses, strict=True):
+            prompt_ids = list(self.tok_encode(str(response.input)))
+            if len(prompt_ids) >= self._max_length:
+                self.over_length += 1
+                continue
+            room = min(doc.generation_size or self._max_length, self._max_length - len(prompt_ids))
+            stops = list(doc.stop_sequences or [])
+            requests += [Generated(response, sample, prompt_ids, room, stops) for sample in range(doc.num_samples)]
+        requests.sort(key=lambda request: -len(request.prompt_ids))
+        for batch in self._batches(requests):
+            for request, text in zip(batch, self._generate_batch(batch), strict=True):
+                request.response.text[request.sample] = text
+        return responses
+
+    def _score_batch(self, batch: list[Scored]) -> list[tuple[float, bool]]:
+        """(log-probability of the continuation, whether greedy decoding would write it) per request."""
+        raise NotImplementedError
+
+    def _generate_batch(self, batch: list[Generated]) -> list[str]:
+        raise NotImplementedError
+
+    def _batches(self, requests: list[Request]) -> Iterator[list[Request]]:
+        size = self._batch_size(len(requests))
+        started = time.monotonic()
+        for start in range(0, len(requests), size):
+            yield requests[start : start + size]
+            self._progress(min(start + size, len(requests)), len(requests), time.monotonic() - started)
+
+    def _batch_size(self, num_requests: int) -> int:
+        return self._backend.batch_size
+
+
+class TransformersModel(LocalModel):
+    """Runs a model folder in this process with transformers."""
+
+    def __init__(self, folder: Path, backend: Backend) -> None:
+        cuda = torch.cuda.is_available() if backend.device == "auto" else backend.device == "cuda"
+        self._device = torch.device("cuda" if cuda else "cpu")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, backend.dtype))
+        self._model = model.to(self._device).eval()
+        super().__init__(folder, backend, int(model.config.max_position_embeddings), stop_ids(folder))
+        self._pad_id = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._eos_ids[0]
+
+    @torch.no_grad()
+    def _score_batch(self, batch: list[Scored]) -> list[tuple[float, bool]]:
+        rows = [request.ids(self._max_length) for request in batch]
+        longest_continuation = max(len(request.continuation) for request in batch)
         input_ids, mask = self._left_padded(rows)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         # With padding on the left every continuation ends at the last position: only these logits are computed.
@@ -140,40 +213,18 @@ class TransformersModel(LightevalModel):
         ).logits.float()
         logprobs = torch.log_softmax(logits[:, :-1], dim=-1)
         results = []
-        for row, (_, continuation) in enumerate(batch):
-            target = torch.tensor(continuation[-(input_ids.shape[1] - 1) :], device=self._device)
+        for row, request in enumerate(batch):
+            target = torch.tensor(request.continuation[-(input_ids.shape[1] - 1) :], device=self._device)
             part = logprobs[row, -len(target) :]
             chosen = part.gather(-1, target[:, None]).sum()
             results.append((float(chosen), bool((part.argmax(-1) == target).all())))
         return results
 
     @torch.no_grad()
-    def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
-        """One or more answers per document, by the recipe's sampling; text stops before a stop sequence."""
-        torch.manual_seed(self._backend.seed)
-        responses = [ModelResponse(input=self.prompt(doc), text=[""] * doc.num_samples) for doc in docs]
-        encoded = [list(self.tok_encode(str(response.input))) for response in responses]
-        requests = []
-        for number, doc in enumerate(docs):
-            if len(encoded[number]) >= self._max_length:
-                self.over_length += 1
-                continue
-            requests += [(number, sample) for sample in range(doc.num_samples)]
-        requests.sort(key=lambda request: -len(encoded[request[0]]))
-        for batch in self._batches(range(len(requests))):
-            chosen = [requests[index] for index in batch]
-            texts = self._generate_batch(
-                [docs[number] for number, _ in chosen], [encoded[number] for number, _ in chosen]
-            )
-            for (number, sample), text in zip(chosen, texts, strict=True):
-                responses[number].text[sample] = text
-        return responses
-
-    def _generate_batch(self, docs: list[Doc], rows: list[list[int]]) -> list[str]:
-        input_ids, mask = self._left_padded(rows)
+    def _generate_batch(self, batch: list[Generated]) -> list[str]:
+        input_ids, mask = self._left_padded([request.prompt_ids for request in batch])
         width = input_ids.shape[1]
-        stops = [list(doc.stop_sequences or []) for doc in docs]
-        wanted = max(doc.generation_size or self._max_length for doc in docs)
+        stops = [request.stops for request in batch]
         arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if self._sampling.temperature > 0:
             arguments = {"do_sample": True, "temperature": self._sampling.temperature, "top_p": self._sampling.top_p}
@@ -181,17 +232,17 @@ class TransformersModel(LightevalModel):
         sequences = self._model.generate(
             input_ids=input_ids,
             attention_mask=mask,
-            max_new_tokens=min(wanted, self._max_length - width),
+            max_new_tokens=min(max(request.max_new_tokens for request in batch), self._max_length - width),
             eos_token_id=self._eos_ids,
             pad_token_id=self._pad_id,
             stopping_criteria=StoppingCriteriaList([_StopSequences(self._tokenizer, stops, width)]),
             **arguments,
         )
         texts = []
-        for row, doc_stops in zip(sequences[:, width:].tolist(), stops, strict=True):
+        for row, request in zip(sequences[:, width:].tolist(), batch, strict=True):
             ends = [position for position, token in enumerate(row) if token in self._eos_ids]
             text = self._tokenizer.decode(row[: ends[0]] if ends else row, skip_special_tokens=True)
-            texts.append(cut_at(text, doc_stops))
+            texts.append(cut_at(text, request.stops))
         return texts
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,15 +251,6 @@ class TransformersModel(LightevalModel):
         ids = [[self._pad_id] * (width - len(row)) + row for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids, device=self._device), torch.tensor(mask, device=self._device)
-
-    def _batches(self, order: Any) -> Iterator[list[int]]:
-        indices = list(order)
-        started = time.monotonic()
-        for start in range(0, len(indices), self._backend.batch_size):
-            yield indices[start : start + self._backend.batch_size]
-            self._progress(
-                min(start + self._backend.batch_size, len(indices)), len(indices), time.monotonic() - started
-            )
 
 
 class _NoCache:
@@ -242,7 +284,8 @@ def cut_at(text: str, stops: list[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    configured = model.generation_config.eos_token_id
+def stop_ids(folder: Path) -> list[int]:
+    """The end tokens of the generation config and of the tokenizer."""
+    configured = GenerationConfig.from_pretrained(folder).eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+    return sorted({token for token in [*ids, AutoTokenizer.from_pretrained(folder).eos_token_id] if token is not None})

@@ -13,13 +13,33 @@ Mode = Literal["think", "no_think", "plain"]
 
 
 class Backend(Section):
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="vllm: for GPUs, needs the vllm package; prompts and scoring are the same."
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the weights while evaluating.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
-    batch_size: int = Field(8, ge=1, description="Sequences per forward pass.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto takes the GPU if there is one; vllm has its own device."
+    )
+    batch_size: int = Field(8, ge=1, description="Sequences per forward pass; vllm makes its own batches.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model, with vllm.")
+    gpu_memory_utilization: float = Field(0.8, gt=0, le=1, description="Share of GPU memory that vllm may take.")
     max_length_tokens: int | None = Field(
         None, ge=16, description="Prompt and answer together; default: max_position_embeddings of the model."
     )
     seed: int = Field(0, ge=0, description="Of sampled answers; each task starts from it.")
+
+    @model_validator(mode="after")
+    def _several_gpus_need_vllm(self) -> Self:
+        if self.engine == "transformers" and self.tensor_parallel_size > 1:
+            raise ValueError("tensor_parallel_size above 1 needs engine: vllm")
+        return self
+
+
+class Judge(Section):
+    url: str = Field(description="OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1 (vllm serve).")
+    model: str = Field(description="Name of the model there.")
+    threads: int = Field(8, ge=1, description="Requests at once.")
+    timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for one reply.")
 
 
 class Sampling(Section):
@@ -63,6 +83,9 @@ class EvalRecipe(Section):
     output: str = Field(description="Folder of the results, <output>/<model>/<suite>.json.")
     data: str = Field(description="Folder of the data, written by python -m eval.data.")
     backend: Backend = Backend()
+    judge: Judge | None = Field(
+        None, description="Model that scores free-form answers; default: whether a reference answer occurs in them."
+    )
     execute_code: bool = Field(False, description="Allow the code benchmarks to run model code, in a sandbox.")
     suites: dict[str, Suite] = Field(min_length=1)
 

@@ -1,7 +1,8 @@
-"""`python -m eval.report RESULTS`: models side by side as a Markdown table, and as a sortable page with --html.
+"""`python -m eval.report RESULTS`: models side by side, and beside the announced scores, as Markdown and as a page.
 
-RESULTS is the output folder of an evaluation recipe (runs/<profile>/eval). With `--reference MODEL` every other model
-is held against that one, and the exit code is 2 if a score lies more than `--tolerance` standard errors below it.
+RESULTS is the output folder of an evaluation recipe (runs/<profile>/eval); table.md and table.html are written there.
+With `--reference MODEL` every other model is held against that one, and the exit code is 1 if a score lies more than
+`--tolerance` standard errors below it.
 """
 
 import argparse
@@ -9,28 +10,17 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from eval.published import published_score
+from eval.page import Cell, Sheet, to_html, to_markdown
+from eval.published import BASE_MODELS, CARD, CardRow
 from eval.results import SuiteResult, TaskResult, read_suite
 from nanotron_ext.errors import UserError
 
-# The twelve whose ranks make the win rate of base models.
-WIN_RATE_TASKS: tuple[str, ...] = (
-    "hellaswag",
-    "arc_easy",
-    "arc_challenge",
-    "winogrande",
-    "commonsense_qa",
-    "mmlu",
-    "mmlu_pro",
-    "piqa",
-)
-WIN_RATE_TASKS += ("openbookqa", "boolq", "gsm8k", "math")
-_FRACTION_METRICS_ABOVE_ONE = ("chrf++", "bleu")  # already in 0 ... 100
+_PERCENT_METRICS = ("chrf++",)  # already on a scale of 0 to 100
+_EDITION_MARKS = {"small": " †", "generated": " ‡"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,9 @@ def read_results(folder: Path) -> list[SuiteResult]:
         try:
             results.append(read_suite(file))
         except ValidationError as error:
-            raise ReportError(f"{file} is not a result of this version: {error.errors()[0]['msg']}") from None
+            raise ReportError(
+                f"{file} is not a result of this version ({error.errors()[0]['msg']}). Remove it or evaluate again."
+            ) from None
     if not results:
         raise ReportError(f"There are no results in {folder}. Run: python -m eval RECIPE --model FOLDER")
     return results
@@ -83,24 +75,66 @@ def build_table(results: Sequence[SuiteResult]) -> Table:
 def percent(task: TaskResult) -> tuple[float, float | None]:
     """(value, standard error) of the main metric, both on a scale of 0 to 100."""
     metric = task.main_metric
-    scale = 1.0 if metric.name in _FRACTION_METRICS_ABOVE_ONE else 100.0
+    scale = 1.0 if metric.name in _PERCENT_METRICS else 100.0
     return metric.value * scale, None if metric.stderr is None else metric.stderr * scale
 
 
-def win_rates(table: Table) -> dict[str, float]:
-    """Per model, the share of (task, other model) pairs that it wins on the base tasks, in percent; ties count half."""
-    rows = [row for (_, task), row in table.cells.items() if task in WIN_RATE_TASKS]
-    rates = {}
-    for model in table.models:
-        points = []
-        for row in rows:
-            for other in row.keys() - {model}:
-                if model in row:
-                    ours, theirs = percent(row[model])[0], percent(row[other])[0]
-                    points.append(0.5 if ours == theirs else float(ours > theirs))
-        if points:
-            rates[model] = 100 * sum(points) / len(points)
-    return rates
+@dataclass(frozen=True)
+class CardScore:
+    """Mean over the tasks of a row of the card; `comparable` if all of them ran on the real data in full."""
+
+    value: float
+    stderr: float
+    comparable: bool
+
+
+def card_score(table: Table, row: CardRow, model: str) -> CardScore | None:
+    """Our score for a row of the card; None if the model lacks one of the row's tasks that another model has."""
+    rows = [
+        entry
+        for (_, name), entry in table.cells.items()
+        if row.tasks.fullmatch(name.removesuffix(f".{row.mode}"))
+        and any(task.mode == row.mode for task in entry.values())
+    ]
+    if not rows or any(model not in entry for entry in rows):
+        return None
+    tasks = [entry[model] for entry in rows]
+    scores = [percent(task) for task in tasks]
+    return CardScore(
+        value=sum(value for value, _ in scores) / len(scores),
+        stderr=math.hypot(*(error or 0.0 for _, error in scores)) / len(scores),
+        comparable=all(
+            task.dataset.edition == "generated"
+            or (task.dataset.edition == "full" and task.settings["max_documents"] is None)
+            for task in tasks
+        ),
+    )
+
+
+def base_scores(table: Table) -> dict[str, dict[str, float]]:
+    """Row of the card -> model -> score, for the twelve benchmarks of the win rate. The card's models ("card NAME") are
+    in it where our scores compare with theirs."""
+    found = {}
+    for row in CARD:
+        ours = {model: score for model in table.models if (score := card_score(table, row, model)) is not None}
+        if row.in_win_rate and ours:
+            found[row.label] = {model: score.value for model, score in ours.items()}
+            if all(score.comparable for score in ours.values()):
+                found[row.label] |= {f"card {model}": value for model, value in row.scores.items()}
+    return found
+
+
+def win_rates(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Per model, the share of (task, other model) pairs that it wins, in percent; ties count half.
+
+    `scores[task][model]`: a pair counts where both models have the task.
+    """
+    points: dict[str, list[float]] = {}
+    for row in scores.values():
+        for model, ours in row.items():
+            wins = [0.5 if ours == theirs else float(ours > theirs) for other, theirs in row.items() if other != model]
+            points.setdefault(model, []).extend(wins)
+    return {model: 100 * sum(wins) / len(wins) for model, wins in points.items() if wins}
 
 
 def regressions(table: Table, reference: str, tolerance: float) -> list[str]:
@@ -122,79 +156,78 @@ def regressions(table: Table, reference: str, tolerance: float) -> list[str]:
     return found
 
 
-def _rows(table: Table) -> list[list[str]]:
-    """Cells as text, header first."""
-    header = ["suite", "task", "metric", "documents", "chance", *table.models, "SmolLM3-3B"]
-    rows = [header]
+def task_sheet(table: Table) -> Sheet:
+    """Every task of every suite, one column per model."""
+    header = ["suite", "task", "metric", "documents", "chance", *table.models]
+    rows = []
     for (suite, task), row in table.cells.items():
         first = next(iter(row.values()))
-        chance = "" if first.chance is None else f"{100 * first.chance:.0f}"
-        small = {"small": " †", "generated": " ‡"}.get(first.dataset.edition, "")
-        published = published_score(first.benchmark, first.mode) if first.dataset.edition == "full" else None
-        cells = [_cell(row[model]) if model in row else "" for model in table.models]
-        last = "" if published is None else f"{published:.2f}"
-        rows.append([suite, task + small, first.main_metric.name, str(first.num_documents), chance, *cells, last])
-    rates = win_rates(table)
-    if len(rates) > 1:
-        rows.append(
-            ["base", "win rate", "", "", "50", *(f"{rates.get(model, math.nan):.1f}" for model in table.models), ""]
-        )
-    return rows
+        chance = Cell("") if first.chance is None else Cell(f"{100 * first.chance:.0f}", 100 * first.chance)
+        documents = f"{first.num_documents}" + (f" x {first.num_samples}" if first.num_samples > 1 else "")
+        mark = _EDITION_MARKS.get(first.dataset.edition, "")
+        cells = [_score_cell(row[model]) if model in row else Cell("") for model in table.models]
+        names = [Cell(suite), Cell(task + mark), Cell(first.main_metric.name)]
+        rows.append([*names, Cell(documents, first.num_documents), chance, *cells])
+    note = (
+        "Percent ± standard error. † our own small edition of the set, not comparable with published numbers. "
+        "‡ generated prompts. documents: x answers per document. unclosed: answers that never left their reasoning, "
+        "counted as wrong. too long: documents that did not fit into the window."
+    )
+    return Sheet("Tasks", header, rows, note)
 
 
-def _cell(task: TaskResult) -> str:
+def _score_cell(task: TaskResult) -> Cell:
     value, error = percent(task)
     text = f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
     if task.num_unclosed_reasoning:
         text += f" (unclosed {task.num_unclosed_reasoning}/{task.num_documents * task.num_samples})"
     if task.num_over_length:
         text += f" (too long {task.num_over_length}/{task.num_documents})"
-    return text
+    return Cell(text, value)
 
 
-_NOTES = (
-    "Percent ± standard error. † our own small edition of the set: not comparable with published numbers. "
-    "‡ generated prompts. 'unclosed': answers that never left their reasoning, counted as wrong."
-)
+def _card_cell(score: CardScore | None) -> Cell:
+    if score is None:
+        return Cell("")
+    return Cell(f"{score.value:.2f} ± {score.stderr:.2f}{'' if score.comparable else ' †'}", score.value)
 
 
-def to_markdown(table: Table) -> str:
-    header, *rows = _rows(table)
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", _NOTES, ""])
-
-
-_STYLE = (
-    "body{font:15px system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#222}"
-    ".scroll{overflow-x:auto}table{border-collapse:collapse}"
-    "th,td{padding:.35rem .7rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-    "th{cursor:pointer;background:#f4f4f4;position:sticky;top:0}th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}"
-)
-_SCRIPT = """
-document.querySelectorAll("th").forEach((head, column) => head.addEventListener("click", () => {
-  const body = document.querySelector("tbody"), rows = [...body.rows], up = head.dataset.up !== "1";
-  const key = row => { const text = row.cells[column].textContent, value = parseFloat(text);
-    return isNaN(value) ? text : value; };
-  rows.sort((a, b) => { const x = key(a), y = key(b);
-    const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? 1 : -1;
-    return up ? order : -order; });
-  head.dataset.up = up ? "1" : "0";
-  rows.forEach(row => body.append(row));
-}));
-"""
-
-
-def to_html(table: Table) -> str:
-    header, *rows = _rows(table)
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
-        f"<title>Evaluation</title><style>{_STYLE}</style>\n<h1>Evaluation</h1>\n<p>{escape(_NOTES)}</p>\n"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
-        f"<script>{_SCRIPT}</script></html>\n"
+def card_sheet(table: Table) -> Sheet | None:
+    """Our models beside the announced scores, with the win rate over the twelve base benchmarks; None if no task of
+    ours is on the card."""
+    rows = []
+    for row in CARD:
+        ours = {model: score for model in table.models if (score := card_score(table, row, model)) is not None}
+        if not ours:
+            continue
+        cells = [Cell(row.label), Cell(row.mode)]
+        cells += [_card_cell(ours.get(model)) for model in table.models]
+        for model in BASE_MODELS:
+            cells.append(Cell(f"{row.scores[model]:.2f}", row.scores[model]) if model in row.scores else Cell(""))
+        rows.append(cells)
+    if not rows:
+        return None
+    counted = base_scores(table)
+    rates = win_rates(counted)
+    if rates:
+        columns = [*table.models, *(f"card {model}" for model in BASE_MODELS)]
+        cells = [Cell(f"{rates[name]:.1f}", rates[name]) if name in rates else Cell("") for name in columns]
+        rows.append([Cell(f"Win rate over {len(counted)} of the 12 base benchmarks"), Cell("plain"), *cells])
+    header = ["benchmark", "mode", *table.models, *(f"{model} (card)" for model in BASE_MODELS)]
+    note = (
+        "Means over the tasks of each row of the SmolLM3 model card, beside the scores announced there. † on our small "
+        "edition, or on a part of the documents: not comparable with the card, and left out of the win rate against it."
     )
+    return Sheet("Beside the announced scores", header, rows, note)
+
+
+def write_tables(folder: Path, table: Table) -> str:
+    """Write table.md and table.html into `folder`; returns the Markdown."""
+    sheets = [sheet for sheet in (task_sheet(table), card_sheet(table)) if sheet is not None]
+    markdown = to_markdown(sheets)
+    (folder / "table.md").write_text(markdown, encoding="utf-8")
+    (folder / "table.html").write_text(to_html("Evaluation", sheets), encoding="utf-8")
+    return markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,7 +236,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("results", type=Path, help="output folder of an evaluation recipe")
     parser.add_argument("--model", action="append", help="only this model (may be repeated)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page as well")
     parser.add_argument("--reference", metavar="MODEL", help="fail if another model scores below this one")
     parser.add_argument("--tolerance", type=float, default=2.0, help="in standard errors of the difference (default 2)")
     parsed = parser.parse_args(arguments)
@@ -214,12 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(to_markdown(table))
-    if parsed.html:
-        parsed.html.write_text(to_html(table), encoding="utf-8")
+    print(write_tables(parsed.results, table))
     for failure in failures:
         print(failure, file=sys.stderr)
-    return 2 if failures else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ class TaskResult(_Record):
 class ModelInfo(_Record):
     name: str
     path: str
-    weights_sha256: str
+    weights_sha256: str  # of config.json and the weight files
+    tokenizer_sha256: str
     chat_template_sha256: str | None
     num_parameters: int
 
@@ -65,6 +66,31 @@ class SuiteResult(_Record):
     versions: dict[str, str]
     command: str
     created: str
+
+
+class Score(_Record):
+    """In percent."""
+
+    value: float
+    stderr: float
+    edition: Literal["small", "full", "generated"]
+
+
+class CurvePoint(_Record):
+    run: str
+    step: int
+    tokens: int
+    checkpoint_sha256: str  # of checkpoint.json, which holds the hash of every file
+    scores: dict[str, Score]  # "suite/task" -> main metric
+
+
+class Curve(_Record):
+    """Scores over the checkpoints of one or several runs that continue each other, by tokens."""
+
+    format: Literal["eval-curve/1"] = "eval-curve/1"
+    suites: list[str]
+    settings_sha256: str  # of the suites in the recipe: points of other settings do not compare
+    points: list[CurvePoint]
 
 
 def write_json(record: BaseModel, file: Path) -> None:

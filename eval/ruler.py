@@ -5,17 +5,21 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.benchmarks import RULER_TASKS
+from eval.filling import fill_to_length
 
 _NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 _ADJECTIVES = "amber brave calm dusty eager fancy gentle hollow icy jolly keen lively misty noble odd plain"
 _NOUNS = "anchor bridge candle desert engine forest garden harbor island jacket kettle ladder meadow needle"
 _WORDS = [f"{adjective}-{noun}" for adjective in _ADJECTIVES.split() for noun in _NOUNS.split()]
 
+Row = dict[str, Any]
 Draft = tuple[Callable[[int], str], list[str]]  # prompt text as a function of the amount of filling, wanted strings
 
 
-def generate(kind: str, tokenizer: Any, context_tokens: int, documents: int, seed: int) -> list[dict[str, Any]]:
-    """`documents` rows {input, outputs, length} of task `kind` (see RULER_TASKS).
+def generate(
+    kind: str, rows: dict[str, list[Row]], tokenizer: Any, context_tokens: int, documents: int, seed: int
+) -> list[Row]:
+    """`documents` rows {input, outputs, length} of task `kind` (see RULER_TASKS); none of them uses source `rows`.
 
     The filling is as large as fits into `context_tokens`; the tokenizer decides, special tokens not counted.
 
@@ -23,29 +27,13 @@ def generate(kind: str, tokenizer: Any, context_tokens: int, documents: int, see
         ValueError: if the task does not fit into `context_tokens` even without filling.
     """
     assert kind in RULER_TASKS
-    rows = []
+    generated = []
     for number in range(documents):
         # Text as seed: the stream depends on nothing but these values.
         build, outputs = _DRAFTS[kind](random.Random(f"{kind}/{context_tokens}/{seed}/{number}"))
-        text = _fill(build, tokenizer, context_tokens, kind)
-        length = len(tokenizer.encode(text, add_special_tokens=False))
-        rows.append({"input": text, "outputs": outputs, "length": length})
-    return rows
-
-
-def _fill(build: Callable[[int], str], tokenizer: Any, context_tokens: int, kind: str) -> str:
-    def fits(amount: int) -> bool:
-        return len(tokenizer.encode(build(amount), add_special_tokens=False)) <= context_tokens
-
-    if not fits(0):
-        raise ValueError(f"ruler_{kind} does not fit into {context_tokens} tokens; raise context_tokens.")
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return build(low)
+        text, length = fill_to_length(build, tokenizer, context_tokens)
+        generated.append({"input": text, "outputs": outputs, "length": length})
+    return generated
 
 
 def _scattered(facts: list[str], amount: int, rng_seed: float) -> str:

@@ -1,5 +1,8 @@
 """Runs the tasks of a suite: resolve everything first, load the model once, write each result when it is done."""
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -8,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,16 @@ from transformers import AutoTokenizer
 from eval.benchmarks import BENCHMARKS, Benchmark
 from eval.data import EvalError, LocalDataset, read_dataset
 from eval.engine import Doc, LightevalModel, LightevalTask, LightevalTaskConfig, ModelResponse, SuitePipeline
-from eval.model import PromptBuilder, TransformersModel
+from eval.judge import check_judge, judge_score
+from eval.model import LocalModel, PromptBuilder
 from eval.reasoning import split_answer
 from eval.recipe import EvalRecipe, Mode, Sampling, Suite, Task
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
-from eval.ruler import generate
 from eval.sandbox import SandboxError, check_sandbox
-from eval.tasks.common import TaskPlan
+from eval.tasks.common import TaskPlan, answer_metric
 
-RULER_DOCUMENTS = 24
-_VERSIONED = ("lighteval", "transformers", "torch", "datasets")
+GENERATED_DOCUMENTS = 24
+_VERSIONED = ("lighteval", "transformers", "torch", "datasets", "vllm")
 
 
 @dataclass
@@ -76,6 +79,7 @@ def inspect_model(folder: Path, name: str | None) -> ModelInfo:
         name=name or folder.resolve().name,
         path=str(folder),
         weights_sha256=digest.hexdigest(),
+        tokenizer_sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
         chat_template_sha256=template_hash,
         num_parameters=parameters,
     )
@@ -95,6 +99,8 @@ def plan_suite(recipe: EvalRecipe, suite_name: str, model: ModelInfo) -> list[Pl
     for name, task in suite.tasks.items():
         benchmark = BENCHMARKS[task.benchmark or name]
         _check_code_execution(recipe, name, benchmark)
+        if benchmark.judged and recipe.judge is not None:
+            check_judge(recipe.judge)
         dataset = _load_rows(recipe, name, benchmark, task, tokenizer)
         for mode in suite.modes:
             planned.append(_plan_task(recipe, suite, name, mode, benchmark, task, dataset, model))
@@ -113,17 +119,39 @@ def _check_code_execution(recipe: EvalRecipe, name: str, benchmark: Benchmark) -
 
 
 def _load_rows(recipe: EvalRecipe, name: str, benchmark: Benchmark, task: Task, tokenizer: Any) -> LocalDataset:
-    if benchmark.dataset is not None:
-        return read_dataset(Path(recipe.data), benchmark.dataset)
+    source = None if benchmark.dataset is None else read_dataset(Path(recipe.data), benchmark.dataset)
+    if benchmark.generator is None:
+        assert source is not None
+        return source
     if task.context_tokens is None:
         raise EvalError(f"Task {name} generates its prompts and needs context_tokens.")
-    documents = task.max_documents or RULER_DOCUMENTS
+    documents = task.max_documents or GENERATED_DOCUMENTS
+    generate = importlib.import_module(f"eval.{benchmark.generator}").generate
     try:
-        rows = generate(benchmark.arguments["kind"], tokenizer, task.context_tokens, documents, recipe.backend.seed)
+        rows = generate(
+            **benchmark.arguments,
+            rows=_generator_rows(benchmark, source),
+            tokenizer=tokenizer,
+            context_tokens=task.context_tokens,
+            documents=documents,
+            seed=recipe.backend.seed,
+        )
     except ValueError as error:
-        raise EvalError(f"Task {name}: {error}") from None
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return LocalDataset({"test": rows}, "generated", "ruler/1", digest)
+        raise EvalError(
+            f"Task {name} does not fit into context_tokens={task.context_tokens}: {error}. Raise it."
+        ) from None
+    if source is None or benchmark.dataset is None:
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return LocalDataset({"test": rows}, "generated", f"{benchmark.generator}/1", digest)
+    return LocalDataset({benchmark.dataset.split: rows}, source.edition, source.revision, source.sha256)
+
+
+def _generator_rows(benchmark: Benchmark, source: LocalDataset | None) -> dict[str, list[dict[str, Any]]]:
+    """What generators know as the splits test and demos."""
+    dataset = benchmark.dataset
+    if source is None or dataset is None:
+        return {}
+    return {"test": source.rows[dataset.split], "demos": source.rows[dataset.fewshot_split or dataset.split]}
 
 
 def _plan_task(
@@ -138,6 +166,9 @@ def _plan_task(
 ) -> PlannedTask:
     build = getattr(importlib.import_module(f"eval.tasks.{benchmark.family}"), benchmark.builder)
     plan: TaskPlan = build(benchmark, task)
+    if benchmark.judged and recipe.judge is not None:
+        judged = answer_metric("judge_score", functools.partial(judge_score, recipe.judge), recipe.judge.threads)
+        plan = dataclasses.replace(plan, metrics=[judged, *plan.metrics])
     source = benchmark.dataset
     split = source.split if source else "test"
     config = LightevalTaskConfig(
@@ -148,7 +179,7 @@ def _plan_task(
         metrics=list(plan.metrics),
         hf_avail_splits=list(dataset.rows),
         evaluation_splits=[split],
-        few_shots_split=(source.fewshot_split if source else None) or split,
+        few_shots_split=(source.fewshot_split if source and benchmark.generator is None else None) or split,
         few_shots_select="sequential",
         generation_size=task.generation_tokens,
         # A chat answer ends by itself; stop strings belong to continued text.
@@ -161,23 +192,28 @@ def _plan_task(
     _check_documents(name, lighteval_task, task)
     settings = {
         "model": model.weights_sha256,
+        "tokenizer": model.tokenizer_sha256,
         "template": model.chat_template_sha256 if mode != "plain" else None,
         "data": dataset.sha256,
         "task": task.model_dump(exclude={"revision"}),
         "mode": mode,
         "sampling": suite.sampling.model_dump(),
-        "backend": recipe.backend.model_dump(exclude={"batch_size"}),
-        "versions": {package: version(package) for package in _VERSIONED},
-        "code": _code_sha256(benchmark.family),
+        "backend": recipe.backend.model_dump(exclude={"batch_size", "gpu_memory_utilization"}),
+        "judge": recipe.judge.model_dump() if benchmark.judged and recipe.judge else None,
+        "versions": _versions(),
+        "code": _code_sha256(benchmark),
     }
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return PlannedTask(name, mode, benchmark, task, plan, dataset, lighteval_task, fingerprint)
 
 
-def _code_sha256(family: str) -> str:
+def _code_sha256(benchmark: Benchmark) -> str:
     """Of the files that make prompts and scores: a result of other code is not taken for finished."""
     here = Path(__file__).parent
-    files = [here / "tasks" / f"{family}.py", here / "tasks" / "common.py", here / "model.py", here / "reasoning.py"]
+    files = [here / "tasks" / f"{benchmark.family}.py", here / "tasks" / "common.py", here / "model.py"]
+    files += [here / "reasoning.py"]
+    if benchmark.generator:
+        files += [here / f"{benchmark.generator}.py", here / "filling.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -229,12 +265,20 @@ def run_suite(
         model=model,
         tasks=results,
         seconds=round(time.monotonic() - started, 2),
-        versions={package: version(package) for package in _VERSIONED},
+        versions=_versions(),
         command=" ".join(["python -m eval", *sys.argv[1:]]),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     write_json(suite, folder.with_suffix(".json"))
     return suite
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _finished(file: Path, fingerprint: str) -> TaskResult | None:
@@ -247,7 +291,7 @@ def _finished(file: Path, fingerprint: str) -> TaskResult | None:
 def _run_task(
     planned: PlannedTask, backend: LightevalModel, folder: Path, label: str, recipe: EvalRecipe, sampling: Sampling
 ) -> TaskResult:
-    if isinstance(backend, TransformersModel):
+    if isinstance(backend, LocalModel):
         backend.start_task(planned.mode, sampling, _ProgressPrinter(label))
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,6 +5,7 @@ the code benchmarks refuse to run without it.
 """
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import numpy
 
 from eval.sandbox_inside import COMPLETED, ENDED_EARLY
 
@@ -42,7 +45,7 @@ class Outcome:
 
 
 def run_python(program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
-    """Run `program` with this interpreter's standard library in the sandbox.
+    """Run `program` with this interpreter's standard library and numpy in the sandbox.
 
     Leaving early, also with exit code 0, does not count as completed.
 
@@ -58,10 +61,12 @@ def run_python(program: str, stdin: str = "", limits: Limits | None = None) -> O
         (work / "program.py").write_text(program, encoding="utf-8")
         (work / "stdin").write_text(stdin, encoding="utf-8")
         (work / "root").mkdir()
-        # Root needs no user namespace; it becomes nobody once the walls stand (limits on processes spare root).
+        # Root needs no user namespace; it becomes another user once the walls stand (limits on processes spare root).
         user_namespace = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         command = [unshare, *user_namespace, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-        command += [sys.executable, "-I", "-S", str(_INSIDE), folder, str(int(os.geteuid() == 0))]
+        user_id = 1 << 30 | secrets.randbits(28) if os.geteuid() == 0 else 0
+        site_packages = str(Path(numpy.__file__).parents[1])
+        command += [sys.executable, "-I", "-S", str(_INSIDE), folder, site_packages, str(user_id)]
         command += [str(limits.cpu_seconds), str(limits.memory_bytes), str(limits.processes), str(limits.file_bytes)]
         with (work / "output").open("wb") as output, (work / "errors").open("wb") as errors:
             process = subprocess.Popen(
@@ -70,7 +75,7 @@ def run_python(program: str, stdin: str = "", limits: Limits | None = None) -> O
                 stdout=output,
                 stderr=errors,
                 cwd="/",
-                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
             )
             try:
@@ -95,8 +100,9 @@ def check_sandbox() -> None:
     Raises:
         SandboxError: naming the wall that does not hold.
     """
-    if not run_python("assert 1 + 1 == 2").completed:
-        raise SandboxError("The sandbox does not run a simple program: " + run_python("assert 1 + 1 == 2").reason)
+    simple = run_python("import numpy\nassert numpy.arange(3).sum() == 3")
+    if not simple.completed:
+        raise SandboxError(f"The sandbox does not run a simple program: {simple.reason}")
     attacks = {
         "network": "import socket; socket.create_connection(('127.0.0.1', 9), 1)",
         "memory": "x = bytearray(4 << 30)",

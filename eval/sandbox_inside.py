@@ -11,7 +11,7 @@ from pathlib import Path
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
-_NOBODY = 65534
+_PACKAGES = "/packages"
 COMPLETED, ENDED_EARLY, SETUP_FAILED = 0, 96, 97
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -27,14 +27,16 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
     _call("mount", *encoded, ctypes.c_ulong(flags), None if data is None else data.encode())
 
 
-def build_root(folder: Path) -> None:
-    """A tmpfs root with the interpreter and the system libraries read-only, and an empty /work."""
+def build_root(folder: Path, site_packages: Path) -> None:
+    """A tmpfs root with the interpreter, numpy and the system libraries read-only, and an empty /work."""
     root = folder / "root"
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", str(root), "tmpfs", _MS_NOSUID | _MS_NODEV, "size=64m,mode=755")
     prefixes = {Path(sys.base_prefix), Path(sys.base_prefix).resolve()}
-    for path in [Path("/usr"), Path("/lib"), Path("/lib64"), Path("/bin"), *sorted(prefixes)]:
-        target = root / path.relative_to("/")
+    shown = {path: root / path.relative_to("/") for path in (*map(Path, ("/usr", "/lib", "/lib64", "/bin")), *prefixes)}
+    # The tests of HumanEval+ and MBPP+ import numpy.
+    shown |= {site_packages / name: root / _PACKAGES[1:] / name for name in ("numpy", "numpy.libs")}
+    for path, target in shown.items():
         if path.is_symlink():
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.is_symlink():
@@ -54,14 +56,18 @@ def build_root(folder: Path) -> None:
     os.chdir("/work")
 
 
-def drop_privileges(real_root: bool) -> None:
-    """No capability in the namespace, and none to be gained: the read-only mounts cannot be undone."""
+def drop_privileges(user_id: int) -> None:
+    """No capability in the namespace, and none to be gained: the read-only mounts cannot be undone.
+
+    `user_id` is 0 where the process is not really root. Else it is one that no other process has, because the limit on
+    processes counts all of a user's.
+    """
     for capability in range(64):
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-    if real_root:
+    if user_id:
         os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresgid(user_id, user_id, user_id)
+        os.setresuid(user_id, user_id, user_id)
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)())
@@ -77,13 +83,14 @@ def set_limits(cpu_seconds: int, memory_bytes: int, processes: int, file_bytes: 
 
 
 def main() -> None:
-    folder, (real_root, *limits) = Path(sys.argv[1]), sys.argv[2:]
+    folder, site_packages = Path(sys.argv[1]), Path(sys.argv[2])
+    user_id, *limits = map(int, sys.argv[3:])
     try:
         program = (folder / "program.py").read_text(encoding="utf-8")
         os.dup2(os.open(folder / "stdin", os.O_RDONLY), 0)
-        build_root(folder)
+        build_root(folder, site_packages)
         os.closerange(3, 256)
-        drop_privileges(real_root == "1")
+        drop_privileges(user_id)
     except OSError as error:
         print(error, file=sys.stderr)
         os._exit(SETUP_FAILED)
@@ -93,8 +100,9 @@ def main() -> None:
     child = os.fork()
     if child == 0:
         os.close(finished)
-        set_limits(*(int(limit) for limit in limits))
+        set_limits(*limits)
         sys.argv = ["program.py"]
+        sys.path.append(_PACKAGES)
         exec(compile(program, "program.py", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
         sys.stdout.flush()
         os.write(finish, b"1")

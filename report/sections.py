@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.report import Table as EvaluationTable
-from eval.report import build_table, percent, win_rates
+from eval.report import base_scores, build_table, percent, win_rates
 from eval.results import SuiteResult, TaskResult
 from report.blocks import Block, Chart, Missing, Sample, Section, Table, Text
 from report.charts import Series, short_number
@@ -270,7 +270,7 @@ def _benchmarks(report: Report) -> list[Block]:
 
 
 def _win_rate_block(table: EvaluationTable, models: Sequence[str]) -> list[Block]:
-    rates = win_rates(table)
+    rates = win_rates(base_scores(table))
     if len(rates) < 2:
         return []
     return [Table(["win rate on the base tasks", "percent"], [[m, f"{rates[m]:.1f}"] for m in models if m in rates])]

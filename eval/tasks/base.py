@@ -115,14 +115,17 @@ def math(benchmark: Benchmark, task: Task) -> TaskPlan:
 
 
 def last_boxed(text: str) -> str:
-    """The content of the last \\boxed{...}, braces balanced.
+    """The content of the last \\boxed{...} or \\fbox{...}, braces balanced; some solutions write `\\boxed 3` instead.
 
     Raises:
         ValueError: if there is none.
     """
-    starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
-    if not starts:
+    marks = list(re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(\w+))", text))
+    if not marks:
         raise ValueError(f"This solution boxes no answer: {text[-80:]!r}")
+    if marks[-1][1] is not None:
+        return str(marks[-1][1])
+    starts = [marks[-1].end()]
     depth, position = 1, starts[-1]
     while depth and position < len(text):
         depth += {"{": 1, "}": -1}.get(text[position], 0)

@@ -2,17 +2,20 @@
 
 import base64
 import json
+import os
 import pickle
 import re
 import zlib
 from io import BytesIO
 from typing import Any
 
+from lighteval.metrics.utils.metric_utils import Metric
+
 from eval.benchmarks import Benchmark
 from eval.engine import Doc
 from eval.recipe import Task
 from eval.sandbox import run_python
-from eval.tasks.common import Row, TaskPlan, answer_metric
+from eval.tasks.common import Row, ScoreAnswer, TaskPlan, answer_metric
 
 _BLOCK = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 
@@ -21,6 +24,10 @@ def extract_code(answer: str) -> str:
     """The last fenced block, or the whole answer if there is none."""
     blocks = _BLOCK.findall(answer)
     return str(blocks[-1]) if blocks else answer
+
+
+def _pass_metric(score: ScoreAnswer) -> Metric:
+    return answer_metric("pass@1", score, threads=os.cpu_count() or 1)
 
 
 def humaneval(benchmark: Benchmark, task: Task) -> TaskPlan:
@@ -39,7 +46,7 @@ def humaneval(benchmark: Benchmark, task: Task) -> TaskPlan:
 
     stops = ["\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\nassert "]
     # Stop sequences cut completions after the function; chat answers are whole replies with a fenced block.
-    return TaskPlan(prompt, [answer_metric("pass@1", score)], stops)
+    return TaskPlan(prompt, [_pass_metric(score)], stops)
 
 
 def mbpp(benchmark: Benchmark, task: Task) -> TaskPlan:
@@ -50,7 +57,7 @@ def mbpp(benchmark: Benchmark, task: Task) -> TaskPlan:
     def score(answer: str, doc: Doc) -> float:
         return float(run_python(f"{extract_code(answer)}\n\n{(doc.specific or {})['test']}\n").completed)
 
-    return TaskPlan(prompt, [answer_metric("pass@1", score)], ['\n"""', "\nassert ", "\nprint(", "\nif __name__"])
+    return TaskPlan(prompt, [_pass_metric(score)], ['\n"""', "\nassert ", "\nprint(", "\nif __name__"])
 
 
 def livecodebench(benchmark: Benchmark, task: Task) -> TaskPlan:
@@ -71,7 +78,7 @@ def livecodebench(benchmark: Benchmark, task: Task) -> TaskPlan:
         function = json.loads(row["metadata"]).get("func_name")
         return float(all(_passes(code, test, function) for test in contest_tests(row)))
 
-    return TaskPlan(prompt, [answer_metric("pass@1", score)])
+    return TaskPlan(prompt, [_pass_metric(score)])
 
 
 def _passes(code: str, test: dict[str, Any], function: str | None) -> bool:

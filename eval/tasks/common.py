@@ -1,6 +1,7 @@
 """What every task needs: a prompt function, metrics with the main one first, and stop sequences."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,24 +39,39 @@ class TaskPlan:
 
 
 class AnswerScore(SampleLevelComputation):
-    """Mean score of a document's answers; reasoning is taken out, and unclosed reasoning scores 0."""
+    """Mean score of a document's answers; reasoning is taken out, and unclosed reasoning scores 0.
 
-    def __init__(self, score: ScoreAnswer) -> None:
-        self._score = score
+    With `threads` above 1 all documents are scored at once before lighteval asks for them one by one: running programs
+    and asking a judge is waiting, mostly.
+    """
+
+    def __init__(self, score: ScoreAnswer, threads: int) -> None:
+        self._score, self._threads = score, threads
+        self._prepared: dict[int, float] = {}
+
+    def score_all(self, docs: Sequence[Doc], responses: Sequence[ModelResponse]) -> None:
+        if self._threads > 1:
+            with ThreadPoolExecutor(self._threads) as pool:
+                scores = pool.map(self._mean_score, docs, responses)
+                self._prepared = {id(response): score for response, score in zip(responses, scores, strict=True)}
 
     def compute(self, doc: Doc, model_response: ModelResponse, **kwargs: Any) -> float:
+        prepared = self._prepared.pop(id(model_response), None)
+        return self._mean_score(doc, model_response) if prepared is None else prepared
+
+    def _mean_score(self, doc: Doc, model_response: ModelResponse) -> float:
         prompt = model_response.input if isinstance(model_response.input, str) else ""
         answers = [split_answer(text, prompt) for text in model_response.text]
         return float(np.mean([0.0 if answer.unclosed else self._score(answer.text, doc) for answer in answers]))
 
 
-def answer_metric(name: str, score: ScoreAnswer) -> Metric:
+def answer_metric(name: str, score: ScoreAnswer, threads: int = 1) -> Metric:
     """A metric over generated answers, averaged over samples and documents."""
     return SampleLevelMetric(
         metric_name=name,
         higher_is_better=True,
         category=SamplingMethod.GENERATIVE,
-        sample_level_fn=AnswerScore(score),
+        sample_level_fn=AnswerScore(score, threads),
         corpus_level_fn=np.mean,
     )
 

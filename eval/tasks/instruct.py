@@ -8,6 +8,7 @@ from eval.benchmarks import Benchmark
 from eval.engine import Doc, ModelResponse, import_ifeval
 from eval.recipe import Task
 from eval.tasks.common import LETTERS, Row, TaskPlan, answer_metric, letter_doc, letter_score, math_score
+from eval.tasks.long import match_any
 
 _BOXED = "Solve the problem below. Work step by step and put the final answer in \\boxed{}."
 _LETTER = (
@@ -59,7 +60,7 @@ def gpqa(benchmark: Benchmark, task: Task) -> TaskPlan:
 
 def global_mmlu_instruct(benchmark: Benchmark, task: Task) -> TaskPlan:
     def prompt(row: Row, task_name: str) -> Doc | None:
-        if row.get("cultural_sensitivity_label") == "CS":
+        if row["cultural_sensitivity_label"] != "CA":
             return None
         options = [row[f"option_{letter}"] for letter in "abcd"]
         instruction = _LETTER_IN[benchmark.arguments["language"]]
@@ -68,16 +69,30 @@ def global_mmlu_instruct(benchmark: Benchmark, task: Task) -> TaskPlan:
     return TaskPlan(prompt, [answer_metric("accuracy", letter_score)])
 
 
-def mixeval(benchmark: Benchmark, task: Task) -> TaskPlan:
-    """The multiple-choice half of MixEval-Hard; the free-form half needs a judge model."""
+def _mixeval_question(row: Row) -> str:
+    context = row.get("context") or ""
+    return f"{context}\n\n{row['prompt']}" if context.strip().lower() not in ("", "none", "null") else row["prompt"]
 
+
+def mixeval_mc(benchmark: Benchmark, task: Task) -> TaskPlan:
     def prompt(row: Row, task_name: str) -> Doc:
-        context = f"{row['context']}\n\n" if row.get("context") else ""
-        gold_index = int(row["target"][0])
         options = row["options"][: len(LETTERS)]
-        return letter_doc(_LETTER, f"{context}{row['prompt']}", options, gold_index, task_name)
+        return letter_doc(_LETTER, _mixeval_question(row), options, int(row["target"][0]), task_name)
 
     return TaskPlan(prompt, [answer_metric("accuracy", letter_score)])
+
+
+def mixeval_freeform(benchmark: Benchmark, task: Task) -> TaskPlan:
+    """Without a judge the score is whether a reference answer occurs in the reply, under a name of its own."""
+
+    def prompt(row: Row, task_name: str) -> Doc:
+        question = _mixeval_question(row)
+        targets = [str(target) for target in row["target"]]
+        specific = {"outputs": targets, "question": question}
+        query = f"{question}\n\nEnd your reply with the answer in a few words."
+        return Doc(query=query, choices=targets, gold_index=0, task_name=task_name, specific=specific)
+
+    return TaskPlan(prompt, [answer_metric("reference_in_reply", match_any)])
 
 
 def ifeval(benchmark: Benchmark, task: Task) -> TaskPlan:

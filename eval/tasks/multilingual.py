@@ -57,10 +57,10 @@ def mlmm_hellaswag(benchmark: Benchmark, task: Task) -> TaskPlan:
 
 
 def global_mmlu(benchmark: Benchmark, task: Task) -> TaskPlan:
-    """The culturally agnostic questions ("CA"), as SmolLM3 was measured."""
+    """The questions that annotators found culturally agnostic ("CA"; "-" is unannotated), as SmolLM3 was measured."""
 
     def adapter(row: Row) -> Any:
-        if row.get("cultural_sensitivity_label") == "CS":
+        if row["cultural_sensitivity_label"] != "CA":
             return None
         return {
             "question": row["question"],

@@ -17,10 +17,26 @@ def bfcl(benchmark: Benchmark, task: Task) -> TaskPlan:
 
     def prompt(row: Row, task_name: str) -> Doc:
         request = "\n".join(message["content"] for message in row["question"][0])
-        specific = {"tools": row["function"], "expected": row["ground_truth"]}
+        specific = {"tools": [json_schema(tool) for tool in row["function"]], "expected": row["ground_truth"]}
         return Doc(query=request, choices=[""], gold_index=0, task_name=task_name, specific=specific)
 
     return TaskPlan(prompt, [answer_metric("ast_accuracy", call_score)])
+
+
+# BFCL writes its schemas in Python's type names; templates and models know JSON Schema's.
+_JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
+
+
+def json_schema(part: Any) -> Any:
+    """`part` of a BFCL function description with JSON Schema's type names."""
+    if isinstance(part, list):
+        return [json_schema(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: _JSON_TYPES.get(value, value) if key == "type" and isinstance(value, str) else json_schema(value)
+        for key, value in part.items()
+    }
 
 
 def call_score(answer: str, doc: Doc) -> float:
@@ -53,13 +69,17 @@ def parse_calls(answer: str) -> list[dict[str, Any]] | None:
 
 def _call_matches(call: dict[str, Any], wanted: dict[str, dict[str, list[Any]]]) -> bool:
     ((name, allowed),) = wanted.items()
-    if call["name"] != name or call["arguments"].keys() - allowed.keys():
+    return bool(call["name"] == name) and _arguments_match(call["arguments"], allowed)
+
+
+def _arguments_match(given: dict[str, Any], allowed: dict[str, list[Any]]) -> bool:
+    if given.keys() - allowed.keys():
         return False
     for argument, values in allowed.items():
-        if argument not in call["arguments"]:
+        if argument not in given:
             if "" not in values:  # an empty string among the allowed values marks an optional argument
                 return False
-        elif not any(_value_matches(call["arguments"][argument], value) for value in values):
+        elif not any(_value_matches(given[argument], value) for value in values):
             return False
     return True
 
@@ -69,6 +89,8 @@ def _value_matches(given: Any, allowed: Any) -> bool:
         return _normalised(given) == _normalised(allowed)
     if isinstance(given, bool) != isinstance(allowed, bool):
         return False
+    if isinstance(given, dict) and isinstance(allowed, dict):  # an object lists the allowed values of each of its keys
+        return _arguments_match(given, allowed)
     if isinstance(given, list) and isinstance(allowed, list):
         return len(given) == len(allowed) and all(map(_value_matches, given, allowed))
     return bool(given == allowed)

@@ -57,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> EvalRecipe:
             choices[name] = {}
         else:
             answers[name] = {"max_documents": 2 if benchmark.executes_code else 6}
-        if benchmark.dataset is None:
+        if benchmark.generator is not None:
             answers[name] = {"context_tokens": 1500, "max_documents": 2}
     # One language and one needle stand for the others, which differ in their data only.
     chat = {name: task for name, task in answers.items() if name[-3:] not in ("_de", "_es", "_it", "_pt", "_en", "key")}

@@ -89,4 +89,4 @@ def test_code_is_refused_unless_it_is_allowed(recipe_file, model_folder):
 def test_data_command_writes_what_the_recipe_needs(recipe_file, tmp_path, capsys):
     assert main([str(recipe_file), f"data={tmp_path}"]) == 0
     assert "3 datasets, edition small" in capsys.readouterr().out
-    assert (tmp_path / "openai__gsm8k" / "main" / "train.jsonl").is_file()
+    assert (tmp_path / "openai__gsm8k" / "main" / "test" / "train.jsonl").is_file()

@@ -82,6 +82,8 @@ def perfect_answer(doc: Doc) -> str:
         factor = re.search(r"times (\d+)", doc.query)
         assert factor
         return f"Here it is:\n```python\nprint(int(input()) * {factor[1]})\n```"
+    if name.startswith("helmet_icl"):
+        return f" {specific['outputs'][0]}"
     if "instructions_id_list" in specific:
         text = (
             "here is a text about it without any of the marks and with far more than twenty words in it so it is long"

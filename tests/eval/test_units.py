@@ -63,21 +63,21 @@ def test_reasoning_is_split_off(generated, prompt, text, unclosed):
 @pytest.mark.parametrize("kind", RULER_TASKS)
 def test_ruler_prompts_fill_the_length_and_hold_their_answers(kind, model_folder):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    rows = generate(kind, tokenizer, 6000, 2, seed=3)
-    assert rows == generate(kind, tokenizer, 6000, 2, seed=3) and rows[0] != rows[1]
+    rows = generate(kind, {}, tokenizer, 6000, 2, seed=3)
+    assert rows == generate(kind, {}, tokenizer, 6000, 2, seed=3) and rows[0] != rows[1]
     for row in rows:
         length = len(tokenizer.encode(row["input"]))
         assert 6000 - 1000 < length == row["length"] <= 6000
         for output in row["outputs"]:
             assert output in row["input"]
-    with pytest.raises(ValueError, match="does not fit"):
-        generate(kind, tokenizer, 100, 1, seed=3)
+    with pytest.raises(ValueError, match="the question alone has"):
+        generate(kind, {}, tokenizer, 100, 1, seed=3)
 
 
 def test_ruler_frequent_words_really_are_the_most_frequent(model_folder):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     for kind, separator in (("cwe", " "), ("fwe", " ... ")):
-        (row,) = generate(kind, tokenizer, 6000, 1, seed=0)
+        (row,) = generate(kind, {}, tokenizer, 6000, 1, seed=0)
         words = row["input"].split("\n")[1].split(separator)
         words = [word for word in words if not word.rstrip(".").isdigit()]
         counted = sorted(set(words), key=lambda word: -words.count(word))

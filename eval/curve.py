@@ -1,0 +1,197 @@
+"""`python -m eval.curve RECIPE RUN...`: a suite over all checkpoints of pretraining runs, plotted against tokens.
+
+Each checkpoint is exported, evaluated and removed again; what is evaluated already is not repeated, so the same
+command follows a run that is still going. curve.json, curve.svg and curve.md lie in <recipe's output>_curve. With
+`--reference curve.json` of another run the exit code is 1 if a score lies below its band at the same number of tokens.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from eval.__main__ import evaluate
+from eval.data import EvalError, chosen_suites, read_dataset, recipe_datasets
+from eval.recipe import EvalRecipe, load_eval_recipe
+from eval.report import percent
+from eval.results import Curve, CurvePoint, Score, read_suite, write_json
+from nanotron_ext.errors import UserError
+from report.charts import Series, line_chart
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="evaluation recipe, for example recipes/tiny/eval.yaml")
+    parser.add_argument(
+        "runs", nargs="+", help="pretraining run folders in order; section.key=value overrides the recipe"
+    )
+    parser.add_argument("--suite", action="append", help="suite to evaluate (may be repeated); default: base")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="curve.json of the run to be held against")
+    parser.add_argument(
+        "--tolerance", type=float, default=2.0, help="width of the band, in standard errors (default 2)"
+    )
+    parsed = parser.parse_intermixed_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    overrides = [entry for entry in parsed.runs if "=" in entry]
+    try:
+        reference = _read_curve(parsed.reference) if parsed.reference else None
+        recipe = load_eval_recipe(parsed.recipe, overrides)
+        runs = [Path(entry) for entry in parsed.runs if entry not in overrides]
+        curve = follow(recipe, runs, parsed.suite or ["base"])
+        failures = below_band(curve, reference, parsed.tolerance) if reference else []
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: list[str]) -> Curve:
+    """Evaluate every checkpoint of `runs` that has no point yet, and write the curve.
+
+    Raises:
+        EvalError: if a run has no checkpoint, or one cannot be exported or evaluated.
+    """
+    folder = Path(f"{recipe.output}_curve")
+    file = folder / "curve.json"
+    settings = _settings_sha256(recipe, suites)
+    known = _read_curve(file) if file.is_file() else Curve(suites=suites, settings_sha256=settings, points=[])
+    same = known.settings_sha256 == settings and known.suites == suites
+    points = {point.checkpoint_sha256: point for point in known.points} if same else {}
+    checkpoints = [checkpoint for run in runs for checkpoint in _checkpoints(run)]
+    found = []
+    for number, checkpoint in enumerate(checkpoints, 1):
+        digest = hashlib.sha256((checkpoint / "checkpoint.json").read_bytes()).hexdigest()
+        print(f"[{number}/{len(checkpoints)}] {checkpoint}{' (there already)' if digest in points else ''}", flush=True)
+        found.append(points.get(digest) or _evaluate_checkpoint(recipe, checkpoint, digest, suites, folder))
+        found.sort(key=lambda point: point.tokens)
+        curve = Curve(suites=suites, settings_sha256=settings, points=found)
+        write_json(curve, file)
+    _draw(curve, folder)
+    print(f"written: {file}, curve.svg and curve.md", flush=True)
+    return curve
+
+
+def _settings_sha256(recipe: EvalRecipe, suites: list[str]) -> str:
+    """Of the suites and of their data."""
+    content = json.dumps([recipe.suites[name].model_dump() for name in chosen_suites(recipe, suites)])
+    for benchmark, _ in recipe_datasets(recipe, suites):
+        assert benchmark.dataset is not None
+        content += read_dataset(Path(recipe.data), benchmark.dataset).sha256
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoint folders of a run, by step: those whose checkpoint.json, written last, is there."""
+    folders = [file.parent for file in run.glob("checkpoints/*/checkpoint.json") if file.parent.name.isdigit()]
+    if not folders:
+        raise EvalError(f"There is no complete checkpoint in {run}/checkpoints. Give the folder of a pretraining run.")
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def _evaluate_checkpoint(
+    recipe: EvalRecipe, checkpoint: Path, digest: str, suites: list[str], folder: Path
+) -> CurvePoint:
+    run, step = checkpoint.parents[1], int(checkpoint.name)
+    name = f"{run.name}-{step}"
+    model = folder / "models" / name
+    # Its own process: nothing here may import nanotron, which breaks lighteval.
+    export = [sys.executable, "-m", "nanotron_ext.export", str(checkpoint), str(model), "--replace"]
+    if subprocess.run(export, check=False, stdout=subprocess.DEVNULL).returncode != 0:
+        raise EvalError(f"{checkpoint} could not be exported (command: {' '.join(export)}).")
+    here = recipe.model_copy(update={"output": str(folder / "results")})
+    evaluate(here, model, name, suites, dry_run=False)
+    shutil.rmtree(model)
+    scores = {}
+    for suite in suites:
+        for task in read_suite(folder / "results" / name / f"{suite}.json").tasks:
+            value, stderr = percent(task)
+            scores[f"{suite}/{task.task}"] = Score(value=value, stderr=stderr or 0.0, edition=task.dataset.edition)
+    return CurvePoint(run=str(run), step=step, tokens=_tokens(run, step), checkpoint_sha256=digest, scores=scores)
+
+
+def _tokens(run: Path, step: int) -> int:
+    """Tokens trained up to `step`, from the run's own log."""
+    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["step"] == step:
+                return int(row["tokens"])
+    raise EvalError(f"{run / 'metrics.jsonl'} has no line of step {step}.")
+
+
+def _read_curve(file: Path) -> Curve:
+    try:
+        return Curve.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise EvalError(f"{file} is not a curve of python -m eval.curve: {error}") from None
+
+
+def below_band(curve: Curve, reference: Curve, tolerance: float) -> list[str]:
+    """Sentences about every score that lies more than `tolerance` combined standard errors below the reference.
+
+    The reference is interpolated between its points; outside of their range of tokens nothing is compared.
+    """
+    found = []
+    for point in curve.points:
+        for task, score in point.scores.items():
+            wanted = _interpolated(reference, task, point.tokens)
+            if wanted is None:
+                continue
+            margin = tolerance * math.hypot(score.stderr, wanted.stderr)
+            if score.value < wanted.value - margin:
+                found.append(
+                    f"{point.run} at step {point.step} ({point.tokens:,} tokens): {task} is {score.value:.2f}, "
+                    f"more than {margin:.2f} below the reference ({wanted.value:.2f})."
+                )
+    return found
+
+
+def _interpolated(reference: Curve, task: str, tokens: int) -> Score | None:
+    points = [(point.tokens, point.scores[task]) for point in reference.points if task in point.scores]
+    for (left, low), (right, high) in zip(points, points[1:] or points, strict=False):
+        if left <= tokens <= right:
+            share = (tokens - left) / (right - left) if right > left else 0.0
+            return Score(
+                value=low.value + share * (high.value - low.value),
+                stderr=max(low.stderr, high.stderr),
+                edition=low.edition,
+            )
+    return None
+
+
+def _draw(curve: Curve, folder: Path) -> None:
+    tasks = list(dict.fromkeys(task for point in curve.points for task in point.scores))
+    lines = []
+    for task in tasks:
+        points = [(point.tokens / 1e6, point.scores[task]) for point in curve.points if task in point.scores]
+        values, errors = [score.value for _, score in points], [score.stderr for _, score in points]
+        lines.append(Series(task, [tokens for tokens, _ in points], values, errors, marks=True))
+    small = any(score.edition == "small" for point in curve.points for score in point.scores.values())
+    title = "Scores over training" + (" (our small editions of the sets)" if small else "")
+    chart = line_chart(lines, "million tokens", "percent", on_white=True)
+    (folder / "curve.svg").write_text(chart, encoding="utf-8")
+    header = ["run", "step", "tokens", *tasks]
+    rows = [
+        [Path(point.run).name, str(point.step), f"{point.tokens:,}"]
+        + [f"{score.value:.2f} ± {score.stderr:.2f}" if (score := point.scores.get(task)) else "" for task in tasks]
+        for point in curve.points
+    ]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+    (folder / "curve.md").write_text(f"# {title}\n\n{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

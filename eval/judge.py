@@ -1,0 +1,66 @@
+"""A judge model behind an OpenAI-compatible endpoint, for answers that no rule can score (MixEval's free-form half)."""
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from eval.data import EvalError
+from eval.engine import Doc
+from eval.recipe import Judge
+
+_PROMPT = """Grade an answer to a question against the reference answers.
+
+Question:
+{question}
+
+Reference answers:
+{references}
+
+Answer to grade:
+{answer}
+
+Say in one sentence whether the answer agrees with a reference answer. Then write its grade from 0.0 (wrong, or no
+answer) to 1.0 (right and complete) in double square brackets, for example [[0.5]]."""
+_GRADE = re.compile(r"\[\[\s*([01](?:\.\d+)?)\s*\]\]")
+_ATTEMPTS = 3
+
+
+def check_judge(judge: Judge) -> None:
+    """Raises EvalError if the endpoint does not answer or does not serve the model."""
+    served = [entry["id"] for entry in _request(judge, "/models", None)["data"]]
+    if judge.model not in served:
+        raise EvalError(f"The judge at {judge.url} serves {', '.join(served)}, not {judge.model}. Correct judge.model.")
+
+
+def judge_score(judge: Judge, answer: str, doc: Doc) -> float:
+    """The grade of `answer`, 0 if the judge gives none or gives it in no readable form.
+
+    Raises:
+        EvalError: if the judge does not answer.
+    """
+    specific = doc.specific or {}
+    references = "\n".join(f"- {output}" for output in specific["outputs"])
+    prompt = _PROMPT.format(question=specific["question"], references=references, answer=answer.strip())
+    message = {"role": "user", "content": prompt}
+    reply = _request(
+        judge, "/chat/completions", {"model": judge.model, "messages": [message], "temperature": 0, "max_tokens": 512}
+    )
+    grades = _GRADE.findall(str(reply["choices"][0]["message"]["content"]))
+    return min(float(grades[-1]), 1.0) if grades else 0.0
+
+
+def _request(judge: Judge, path: str, body: dict[str, Any] | None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(judge.url.rstrip("/") + path, data, {"Content-Type": "application/json"})
+    for attempt in range(_ATTEMPTS):
+        try:
+            with urllib.request.urlopen(request, timeout=judge.timeout_seconds) as response:
+                return json.load(response)
+        except (OSError, ValueError) as error:
+            if attempt == _ATTEMPTS - 1 or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
+                raise EvalError(f"The judge at {judge.url}{path} does not answer: {error}.") from None
+            time.sleep(2**attempt)
+    raise AssertionError("the loop returns or raises")

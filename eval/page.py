@@ -1,0 +1,89 @@
+"""Tables as Markdown, and as one self-contained page whose columns sort on a click."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`value` is what a numeric cell is sorted by."""
+
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    title: str
+    header: list[str]
+    rows: list[list[Cell]]
+    note: str
+
+
+def to_markdown(sheets: Sequence[Sheet]) -> str:
+    parts = []
+    for sheet in sheets:
+        lines = [f"## {sheet.title}", "", "| " + " | ".join(sheet.header) + " |", "|" + "---|" * len(sheet.header)]
+        lines += ["| " + " | ".join(cell.text for cell in row) + " |" for row in sheet.rows]
+        parts.append("\n".join([*lines, "", sheet.note, ""]))
+    return "\n".join(parts)
+
+
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:15px/1.4 system-ui,sans-serif;margin:2rem auto;max-width:90rem;padding:0 1rem}
+.scroll{overflow:auto;max-height:85vh;border:1px solid #8884}
+table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .7rem;border-bottom:1px solid #8883;text-align:right;white-space:nowrap}
+th{position:sticky;top:0;background:light-dark(#f2f2f2,#333)}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:light-dark(#fafafa,#262626)}
+th:first-child{z-index:1}
+td.text{text-align:left}
+th button{all:unset;cursor:pointer;font-weight:600}
+th button:focus-visible{outline:2px solid}
+th[aria-sort] button::after{content:" ▲"}
+th[aria-sort=descending] button::after{content:" ▼"}
+p{max-width:70rem;color:light-dark(#555,#bbb)}
+"""
+# Numbers before texts before empty cells, whatever the direction.
+_SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const rank = cell => cell.dataset.value ? 0 : cell.textContent ? 1 : 2;
+  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+    const order = head.ariaSort === "descending" ? "ascending" : head.ariaSort ? "descending" :
+      body.rows[0].cells[column].dataset.value ? "descending" : "ascending";
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    const rows = [...body.rows].sort((first, second) => {
+      const a = first.cells[column], b = second.cells[column];
+      if (rank(a) !== rank(b)) return rank(a) - rank(b);
+      return sign * (rank(a) ? a.textContent.localeCompare(b.textContent) : a.dataset.value - b.dataset.value);
+    });
+    body.append(...rows);
+  }));
+}
+"""
+
+
+def to_html(title: str, sheets: Sequence[Sheet]) -> str:
+    parts = [
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>\n<h1>{escape(title)}</h1>",
+    ]
+    for sheet in sheets:
+        head = "".join(f'<th scope="col"><button>{escape(name)}</button></th>' for name in sheet.header)
+        body = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in sheet.rows)
+        parts.append(f"<h2>{escape(sheet.title)}</h2>\n<p>{escape(sheet.note)}</p>")
+        parts.append(
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+        )
+    return "\n".join([*parts, f"<script>{_SCRIPT}</script></html>\n"])
+
+
+def _html_cell(cell: Cell) -> str:
+    if cell.value is None:
+        return f'<td class="text">{escape(cell.text)}</td>'
+    return f'<td data-value="{cell.value!r}">{escape(cell.text)}</td>'

@@ -1,0 +1,62 @@
+"""The vLLM backend against the transformers backend, over a stand-in for vLLM's offline interface.
+
+What only vLLM itself can show (its kernels, speed and memory) is not tested here.
+"""
+
+import sys
+
+import pytest
+
+from eval.data import EvalError
+from eval.engine import Doc
+from eval.model import TransformersModel
+from eval.recipe import Backend, Sampling
+from eval.vllm_model import VllmModel
+from tests.eval import fake_vllm
+
+DOCS = [
+    Doc(query="Question: What do bees make?\nAnswer:", choices=[" Honey", " A very long other thing"], gold_index=0),
+    Doc(query="The other father there", choices=["er", " other"], gold_index=1),
+]
+
+
+@pytest.fixture
+def backends(model_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module())
+    settings = {"dtype": "float32", "device": "cpu", "batch_size": 2, "max_length_tokens": 96}
+    return (
+        TransformersModel(model_folder, Backend(**settings)),
+        VllmModel(model_folder, Backend(**settings, engine="vllm")),
+    )
+
+
+def test_scores_and_greedy_text_are_those_of_the_transformers_backend(backends):
+    ours, theirs = (backend.loglikelihood(DOCS) for backend in backends)
+    for expected, response in zip(ours, theirs, strict=True):
+        assert response.logprobs == pytest.approx(expected.logprobs, abs=2e-4)
+        assert response.argmax_logits_eq_gold == expected.argmax_logits_eq_gold
+    docs = [Doc(query=doc.query, choices=[""], gold_index=0, generation_size=12) for doc in DOCS]
+    whole = [response.text for response in backends[0].greedy_until(docs)]
+    assert [response.text for response in backends[1].greedy_until(docs)] == whole
+    docs[0].stop_sequences = [whole[0][0][4]]
+    cut, free = (response.text for response in backends[1].greedy_until(docs))
+    assert cut == [whole[0][0].split(whole[0][0][4])[0]] and free == whole[1]
+
+
+def test_samples_differ_and_repeat(backends):
+    doc = Doc(query="Question:", choices=[""], gold_index=0, generation_size=8, num_samples=4)
+    backends[1].start_task("plain", Sampling(temperature=1.0), lambda *arguments: None)
+    first, second = (backends[1].greedy_until([doc])[0].text for _ in range(2))
+    assert first == second and len(set(first)) > 1
+
+
+def test_what_does_not_fit_is_cut_or_left_empty_and_counted(backends):
+    _, vllm = backends
+    long = Doc(query="word " * 40, choices=[" a", " b"], gold_index=0, generation_size=4)
+    assert vllm.greedy_until([long])[0].text == [""] and vllm.over_length == 1
+    assert len(vllm.loglikelihood([long])[0].logprobs) == 2 and vllm.over_length == 2
+
+
+def test_without_the_package_it_is_refused(model_folder):
+    with pytest.raises(EvalError, match="pip install vllm"):
+        VllmModel(model_folder, Backend(engine="vllm"))
