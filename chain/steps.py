@@ -155,11 +155,11 @@ def _evaluation_steps(profile: Profile, base: Sequence[str], posttrained: Sequen
     hf, recipe = profile.run / "hf", profile.recipes / "eval.yaml"
     merged = [hf / name for name in ("soup", "merged") if "merge" in profile.jobs]
     final = merged[-1] if merged else hf / [*base, *posttrained][-1]
-    pretrained = base[-1:] if "long_context_32k" not in profile.jobs else base[-3:]
-    retrieval = [hf / name for name in (*pretrained, *posttrained)] + merged
+    extended = [job for job in profile.pretraining if job.startswith("long_context")]
+    retrieval = [hf / name for name in (*base[-1 - len(extended) :], *posttrained[-1:])] + merged
     steps = [
         _evaluation("eval_long", [(model, "long") for model in retrieval], recipe, before),
-        _evaluation("eval_base", [(hf / name, "base") for name in base] + [(final, "")], recipe, before),
+        _evaluation("eval_base", [(hf / base[-1], "base"), (final, "")] if base else [(final, "")], recipe, before),
     ]
     if posttrained:
         models = " ".join(str(model) for model in [hf / base[-1], *(hf / name for name in posttrained), *merged])
