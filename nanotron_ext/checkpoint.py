@@ -217,6 +217,17 @@ class CheckpointReader:
             if sha256_of_file(self.folder / name) != self.manifest["files"][name]["sha256"]
         ]
 
+    def incomplete_parameters(self) -> list[str]:
+        """Parameters of which a part of the state is missing, as sentences. Reads everything."""
+        problems = []
+        for kind in STATE_KINDS if self.manifest["recipe_hash"] else ("master",):  # an import has no Adam state
+            for name in self.names():
+                try:
+                    self.read(kind, name)
+                except CheckpointError as error:
+                    problems.append(str(error))
+        return problems
+
     def _local_tensors(self, kind: str, name: str, parts: list[StoredPart]) -> Iterator[tuple[torch.Tensor, Any]]:
         """Local tensors put together from their flat ranges; of copies on several ranks only one."""
         # Copies lie at other places of their ranks' flat buffers and are cut elsewhere: their parts must not mix.

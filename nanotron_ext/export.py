@@ -18,6 +18,7 @@ from nanotron_ext.errors import UserError
 from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
 from nanotron_ext.recipe import ModelConfig
 from nanotron_ext.recipe.schema import RopeScaling
+from nanotron_ext.retention import in_use
 
 MAX_SHARD_BYTES = 2 * 1024**3
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -65,7 +66,8 @@ def export(
             shutil.copyfile(tokenizer / name, temporary / name)
     _write_json(temporary / "config.json", hf_config(config, dtype))
     _write_json(temporary / "generation_config.json", generation_config(config))
-    _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
+    with in_use(reader.folder):
+        _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
     if out.exists():
         shutil.rmtree(out)
     temporary.rename(out)

@@ -110,6 +110,8 @@ def _what_happened(
         return "finished", step, ""
     if outcome.get("outcome") == "failed":
         return "failed", step, outcome["message"]
+    if outcome.get("outcome") == "crashed" and not interrupted:
+        return "crashed", step, outcome["message"]
     if interrupted:
         return "interrupted", step, "Slurm ended the attempt: preempted, requeued or cancelled."
     if stop_requested or outcome.get("outcome") == "stopped":

@@ -37,6 +37,12 @@ class Parallelism(Section):
         description="Overlap tensor-parallel communication with the matrix products (REDUCE_SCATTER only).",
     )
     recompute_layer: bool = Field(False, description="Recompute each decoder layer's activations in the backward.")
+    hang_timeout_seconds: float = Field(
+        35.0,
+        gt=0,
+        description="End the job, and name the rank, when one is silent or makes no progress for this long; steps that "
+        "take longer by themselves get five times their own length, the start twenty times this.",
+    )
     layers_per_stage: list[int] | None = Field(
         None, description="Decoder layers on each pipeline stage; by default balanced by compute."
     )

@@ -19,9 +19,11 @@ OUTCOME_FILE = "outcome.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """finished: the last step is done; stopped: on request, with a checkpoint; failed: an error that a user mends."""
+    """finished: the last step is done; stopped: on request, with a checkpoint; failed: an error that a user mends;
+    crashed: a rank died or hung, which another attempt may not.
+    """
 
-    outcome: Literal["finished", "stopped", "failed"]
+    outcome: Literal["finished", "stopped", "failed", "crashed"]
     step: int  # the last one done
     message: str = ""
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from nanotron_ext.errors import UserError
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome, startup
+from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.outcome import Outcome, StopSignal
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
 from nanotron_ext.train.step import StepResult, TrainState
@@ -43,10 +45,11 @@ def run(recipe: Recipe) -> Outcome:
         outcome.clear(recipe)
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp)
     try:
-        state = TrainState(recipe, context, launch.device)
-        step_done = _restore(state, found, launch.rank)
-        if step_done < recipe.last_step:
-            step_done = _train(state, step_done, found.tracking_mode, stop, is_writer)
+        with Heartbeat(recipe, launch) as heartbeat:
+            state = TrainState(recipe, context, launch.device)
+            step_done = _restore(state, found)
+            if step_done < recipe.last_step:
+                step_done = _train(state, step_done, found.tracking_mode, stop, heartbeat, is_writer)
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
         if is_writer:
             outcome.write(recipe, result)
@@ -60,29 +63,26 @@ def run(recipe: Recipe) -> Outcome:
         torch.distributed.destroy_process_group()
 
 
-def _restore(state: TrainState, found: startup.Preflight, rank: int) -> int:
+def _restore(state: TrainState, found: startup.Preflight) -> int:
     """Load what the run goes on from; returns the last step done."""
-    try:
-        for checkpoint in found.checkpoints:
-            if damaged := verify_together(checkpoint):
-                logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
-                continue
-            load_checkpoint(state, checkpoint)
-            logger.info(f"Continuing {checkpoint.folder} after step {checkpoint.step}.")
-            return checkpoint.step
-        if found.checkpoints:
-            raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
-        if found.weights is not None:
-            load_weights(state, found.weights)
-            logger.info(f"Starting from the weights of {found.weights.folder}.")
-    except CheckpointError as error:
-        if rank > 0:  # other errors strike all ranks alike, and the first one reports them; this may strike one alone
-            logger.error(f"rank {rank}: {error}")
-        raise
+    for checkpoint in found.checkpoints:
+        if damaged := verify_together(checkpoint):
+            logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
+            continue
+        load_checkpoint(state, checkpoint)
+        logger.info(f"Continuing {checkpoint.folder} after step {checkpoint.step}.")
+        return checkpoint.step
+    if found.checkpoints:
+        raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
+    if found.weights is not None:
+        load_weights(state, found.weights)
+        logger.info(f"Starting from the weights of {found.weights.folder}.")
     return 0
 
 
-def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSignal, is_writer: bool) -> int:
+def _train(
+    state: TrainState, step_done: int, tracking_mode: str, stop: StopSignal, heartbeat: Heartbeat, is_writer: bool
+) -> int:
     """Train up to the last step or a stop request; returns the last step done."""
     recipe, parallelism = state.recipe, state.recipe.parallelism
     dp_rank = dist.get_rank(state.context.dp_pg)
@@ -94,6 +94,7 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSign
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
     for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
+        heartbeat.progress(batch.step, "training")
         result = state.train_step(batch, stop.requested, writer.is_busy, data_wait_seconds)
         step_done = batch.step
         seconds = time.perf_counter() - mark
@@ -105,16 +106,19 @@ def _train(state: TrainState, step_done: int, tracking_mode: str, stop: StopSign
         if alarm is not None:
             logger.warning(alarm)
         if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
-            extra["validation_bits_per_byte"] = validation.bits_per_byte(state)
+            evaluating = partial(heartbeat.progress, batch.step, "validation")
+            extra["validation_bits_per_byte"] = validation.bits_per_byte(state, evaluating)
         if result.stop_requested or _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):
             extra["data"] = startup.data_state(loader, batch.step)
         samples = _global_samples(state, loader, batch.step) if recipe.logging.log_samples else []
         if journal is not None:
             journal.record(batch.step, result, seconds, extra, samples)
+        heartbeat.progress(batch.step, "bookkeeping")
         if "data" in extra:  # after the record: a checkpoint's step always has its row
             writer.start(batch.step, extra["data"])
         if result.stop_requested:
             break
+        heartbeat.progress(batch.step + 1, "reading data")
         mark = time.perf_counter()
     writer.finish()
     if journal is not None:

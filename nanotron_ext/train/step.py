@@ -1,6 +1,7 @@
 """One training step on this rank: forward and backward through nanotron's pipeline, then the optimizer."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,7 @@ class TrainState:
         return result
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: list[MicroBatch]) -> float:
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> float:
         """Summed cross-entropy in nats over the trained tokens of all replicas' micro-batches."""
         one = torch.ones((), device=self.device)
         # Without the engine: its validation requires a gradient and leaves its queues dirty.

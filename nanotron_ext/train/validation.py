@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -24,19 +25,25 @@ class Validation:
         }
         self._tokenizer_folder = Path(recipe.tokenizer.tokenizer_name_or_path)
 
-    def bits_per_byte(self, state: TrainState) -> dict[str, float]:
-        """Source name -> bits that the model needs per byte of the source's text."""
+    def bits_per_byte(self, state: TrainState, on_batch: Callable[[], None]) -> dict[str, float]:
+        """Source name -> bits that the model needs per byte of the source's text. `on_batch`: before each batch."""
         result = {}
         for source, batches in self._batches.items():
             trained = sum(int(self._token_bytes[batch.label_ids][batch.label_mask].sum()) for batch in batches)
             text_bytes = torch.tensor(float(trained), device=state.device)
             dist.all_reduce(text_bytes, group=state.context.dp_pg)
-            result[source] = state.evaluate(batches) / math.log(2) / max(float(text_bytes), 1.0)
+            result[source] = state.evaluate(_announced(batches, on_batch)) / math.log(2) / max(float(text_bytes), 1.0)
         return result
 
     @cached_property
     def _token_bytes(self) -> torch.Tensor:
         return token_bytes(self._tokenizer_folder)
+
+
+def _announced(batches: list[MicroBatch], on_batch: Callable[[], None]) -> Iterator[MicroBatch]:
+    for batch in batches:
+        on_batch()
+        yield batch
 
 
 def token_bytes(tokenizer_folder: Path) -> torch.Tensor:

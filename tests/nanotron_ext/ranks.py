@@ -21,9 +21,7 @@ def run_ranks(
 
     An exception on any rank is raised here with that rank's traceback.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     workers = []
     for rank in range(world_size):
         mine, theirs = CONTEXT.Pipe()
@@ -39,6 +37,27 @@ def run_ranks(
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def set_rank(rank: int, world_size: int, port: int) -> None:
+    """Make this process a rank, as torchrun does."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
 
 
 def _result(rank: int, connection: Connection, timeout_seconds: float) -> Any:
@@ -58,14 +77,7 @@ def _rank_main(
 ) -> None:
     import torch
 
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    set_rank(rank, world_size, port)
     try:
         connection.send_bytes(pickle.dumps((True, function(*arguments))))
     except BaseException:

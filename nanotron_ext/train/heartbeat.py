@@ -1,0 +1,247 @@
+"""A dead or hung rank ends the whole job within a minute, with its name, its step and its Python stack.
+
+Beside the training, a thread of every rank tells the job's store every few seconds how far the main thread has come.
+The first rank watches all others, and all others watch the first. Whoever finds a rank that is silent (killed, its
+machine lost) or stuck (no progress for `timeout_seconds`) raises the alarm: every rank writes its stacks to
+`<run>/logs/stacks-rank<n>.txt` and ends; one of them first says which rank was the cause. Waiting for others in a
+collective operation is no cause.
+
+The main thread pays for one assignment per phase of a step.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+
+import torch.distributed
+
+from nanotron_ext.engine import Launch
+from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train import outcome
+from nanotron_ext.train.outcome import Outcome
+
+BEATS_PER_TIMEOUT = 10
+START_UP_FACTOR = 20  # loading a checkpoint, compiling, the first step
+SLOW_STEP_FACTOR = 5  # steps that take long by themselves are not stuck
+EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
+USER_ERROR_EXIT_CODE = 2
+_WAITING_PLACES = ("/torch/distributed/", "/nanotron/distributed.py", "/nanotron_ext/engine.py", "/autograd/graph.py")
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a rank says of itself; `beat` grows as long as its process lives."""
+
+    beat: int
+    step: int
+    activity: str
+    stuck_seconds: float  # since the main thread's last progress
+    limit_seconds: float  # of that
+    host: str
+    pid: int
+    is_done: bool = False
+
+    def __str__(self) -> str:
+        return f"in step {self.step} ({self.activity}) on {self.host}, process {self.pid}"
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Why the job ends. Without `message` a rank is stuck, and the reporter finds out which."""
+
+    reporter: int
+    message: str = ""
+    is_user_error: bool = False
+
+
+class Heartbeat:
+    """The thread of one rank; a context manager around everything that all ranks do together."""
+
+    def __init__(self, recipe: Recipe, launch: Launch) -> None:
+        self._recipe, self._rank, self._world_size = recipe, launch.rank, launch.world_size
+        self._timeout = recipe.parallelism.hang_timeout_seconds
+        self._interval = self._timeout / BEATS_PER_TIMEOUT
+        self._main_thread = threading.get_ident()
+        self._mark = (0, "starting", time.monotonic())
+        self._slowest = 0.0
+        self._is_training = False
+        self._beat = 0
+        self._last_heard: dict[int, tuple[Pulse, float]] = {}  # with the time of its last new beat
+        self._closing = threading.Event()
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        limit = timedelta(seconds=self._timeout / 2)
+        store = torch.distributed.TCPStore(*address, is_master=False, timeout=limit, wait_for_workers=False)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives its attempts
+        self._store = torch.distributed.PrefixStore(f"heartbeat{attempt}", store)
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+
+    def progress(self, step: int, activity: str) -> None:
+        """The main thread goes on to something else."""
+        now = time.monotonic()
+        if self._is_training:
+            self._slowest = max(self._slowest, now - self._mark[2])
+        self._is_training = self._is_training or self._mark[1] == "training"
+        self._mark = (step, activity, now)
+
+    def __enter__(self) -> "Heartbeat":
+        faulthandler.enable()
+        self._tell()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Silence is no alarm from here on; an exception is one for the others."""
+        if isinstance(error, Exception):
+            self._on_exception(error)
+        self._closing.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        with contextlib.suppress(torch.distributed.DistError):
+            self._tell(is_done=True)
+
+    def _on_exception(self, error: Exception) -> None:
+        """Tell the others; of broken connections, wait for the news whose death it was."""
+        if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+            with contextlib.suppress(torch.distributed.DistError):  # gone with the first rank
+                self._store.set("broken", "")
+            self._thread.join(2 * self._timeout)  # it ends this process when it knows
+            return
+        step, activity, _ = self._mark
+        message = str(error)
+        if not isinstance(error, UserError):
+            message = f"Rank {self._rank} raised {type(error).__name__} in step {step} ({activity}): {error}"
+        with contextlib.suppress(torch.distributed.DistError):
+            self._raise_alarm(Alarm(0, message, isinstance(error, UserError)))
+
+    def _watch(self) -> None:
+        last_contact = time.monotonic()
+        while not self._closing.wait(self._interval):
+            # Not even this thread runs while the main thread hangs in a call that keeps the interpreter's lock.
+            faulthandler.dump_traceback_later(2 * self._timeout, exit=True)
+            try:
+                self._tell()
+                if self._store.check(["alarm"]):
+                    self._end(Alarm(**json.loads(self._store.get("alarm"))))
+                    return
+                self._look_at_others()
+                last_contact = time.monotonic()
+            except torch.distributed.DistError as error:
+                if time.monotonic() - last_contact > self._timeout:
+                    self._end(Alarm(self._rank, f"Rank {self._rank} lost the first node's store: {error}"))
+                    return
+
+    def _tell(self, is_done: bool = False) -> None:
+        self._beat += 1
+        step, activity, since = self._mark
+        limit = max(self._timeout, SLOW_STEP_FACTOR * self._slowest)
+        if not self._is_training:
+            limit = START_UP_FACTOR * self._timeout
+        stuck_seconds = time.monotonic() - since
+        pulse = Pulse(self._beat, step, activity, stuck_seconds, limit, socket.gethostname(), os.getpid(), is_done)
+        self._store.set(f"pulse/{self._rank}", json.dumps(dataclasses.asdict(pulse)))
+
+    def _look_at_others(self) -> None:
+        now = time.monotonic()
+        watched = range(self._world_size) if self._rank == 0 else [0]
+        keys = [f"pulse/{rank}" for rank in watched]
+        if not self._store.check(keys):  # some rank has not come so far; a group of all exists, so it will or it dies
+            return
+        silence_limit = 3 * self._interval if self._store.check(["broken"]) else self._timeout
+        for rank, text in zip(watched, self._store.multi_get(keys), strict=True):
+            pulse = Pulse(**json.loads(text))
+            last, heard = self._last_heard.get(rank, (None, now))
+            if last is None or pulse.beat != last.beat:
+                self._last_heard[rank] = pulse, now
+                heard = now
+            if pulse.is_done:
+                continue
+            if now - heard > silence_limit:
+                self._raise_alarm(Alarm(self._rank if rank == 0 else 0, _silence(rank, pulse, now - heard)))
+            elif pulse.stuck_seconds > pulse.limit_seconds:
+                self._raise_alarm(Alarm(0))
+
+    def _raise_alarm(self, alarm: Alarm) -> None:
+        """The first alarm counts."""
+        self._store.compare_set("alarm", "", json.dumps(dataclasses.asdict(alarm)))
+
+    def _end(self, alarm: Alarm) -> None:
+        """Leave the stacks, let the reporter speak, and end this process, unless it is coming to its end by itself."""
+        if alarm.message and self._closing.wait(2 * self._interval):
+            return
+        frames = traceback.extract_stack(sys._current_frames()[self._main_thread])
+        self._write_stacks()
+        with contextlib.suppress(torch.distributed.DistError):
+            stack = "".join(traceback.format_list(frames[-8:]))
+            self._store.set(f"stack/{self._rank}", json.dumps([_waits_for_others(frames), stack]))
+        if self._rank == alarm.reporter:
+            self._report(alarm)
+        with contextlib.suppress(torch.distributed.DistError):
+            if self._rank == alarm.reporter:
+                self._store.set("reported", "")
+            else:
+                self._store.wait(["reported"], timedelta(seconds=4 * self._interval))
+        sys.stderr.flush()
+        os._exit(USER_ERROR_EXIT_CODE if alarm.is_user_error else EXIT_CODE)
+
+    def _write_stacks(self) -> None:
+        with contextlib.suppress(OSError):
+            folder = self._recipe.run_folder / "logs"
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"stacks-rank{self._rank}.txt").open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+
+    def _report(self, alarm: Alarm) -> None:
+        time.sleep(2 * self._interval)  # all have heard by then
+        message = alarm.message or "\n".join(self._suspects())
+        with contextlib.suppress(OSError):
+            step = outcome.last_recorded_step(self._recipe)
+            outcome.write(self._recipe, Outcome("failed" if alarm.is_user_error else "crashed", step, message))
+        where = "" if alarm.is_user_error else f" All stacks: {self._recipe.run_folder}/logs/stacks-rank*.txt"
+        print(f"error: {message}{where}", file=sys.stderr)
+
+    def _suspects(self) -> Iterator[str]:
+        """The ranks that do not wait for others, and where they are."""
+        found, is_silent = {}, False
+        for rank in range(self._world_size):
+            if self._store.check([f"stack/{rank}"]):
+                waits, stack = json.loads(self._store.get(f"stack/{rank}"))
+                found[rank] = waits, stack
+            elif rank in self._last_heard:
+                pulse, heard = self._last_heard[rank]
+                is_silent = True
+                yield _silence(rank, pulse, time.monotonic() - heard)
+        culprits = [rank for rank, (waits, _) in found.items() if not waits]
+        if not culprits and not is_silent:
+            least = min(self._last_heard[rank][0].step for rank in found)
+            culprits = [rank for rank in found if self._last_heard[rank][0].step == least]
+        for rank in culprits:
+            pulse = self._last_heard[rank][0]
+            idle = f"no progress for {pulse.stuck_seconds:.0f} s"
+            yield f"Rank {rank} is stuck {pulse}: {idle}. Its stack:\n{found[rank][1]}"
+        if others := len(found) - len(culprits):
+            yield f"The others ({others}) wait for it in collective operations."
+
+
+def _silence(rank: int, pulse: Pulse, seconds: float) -> str:
+    return (
+        f"Rank {rank} was killed, or hangs in a call that holds Python's lock, or its machine is lost: {seconds:.0f} s "
+        f"ago it was {pulse}."
+    )
+
+
+def _waits_for_others(frames: traceback.StackSummary) -> bool:
+    """Whether the main thread waits in a collective operation, for a peer's message, or for the device's results."""
+    innermost = frames[-1]
+    return any(place in innermost.filename for place in _WAITING_PLACES) or ".tolist()" in (innermost.line or "")
