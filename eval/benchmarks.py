@@ -75,7 +75,7 @@ def _benchmarks() -> list[Benchmark]:
         _answer("gpqa_diamond", "instruct", "gpqa", Dataset("Idavidrein/gpqa", "gpqa_diamond", "train"), chance=0.25),
         _answer("ifeval", "instruct", "ifeval", Dataset("google/IFEval", "default", "train")),
         _answer("gsm_plus", "instruct", "gsm_plus", Dataset("qintongli/GSM-Plus", "default", "testmini")),
-        _answer("mixeval_hard_mc", "instruct", "mixeval_mc", Dataset(*_MIXEVAL, "multiple_choice")),
+        _answer("mixeval_hard_mc", "instruct", "mixeval_mc", Dataset(*_MIXEVAL, "multiple_choice"), chance=0.25),
         _answer("mixeval_hard_freeform", "instruct", "mixeval_freeform", Dataset(*_MIXEVAL, "free_form"), judged=True),
         _answer("bfcl_simple", "tools", "bfcl", Dataset("bfcl", "simple", "test")),
         _answer("bfcl_multiple", "tools", "bfcl", Dataset("bfcl", "multiple", "test")),

@@ -19,11 +19,11 @@ from eval.runner import inspect_model, plan_suite, run_suite
 class Scripted(LightevalModel):
     """Answers from the documents' gold: `knowledge` is perfect, wrong, guessing or endless (never stops thinking)."""
 
-    def __init__(self, knowledge: str, reasons: bool) -> None:
+    def __init__(self, knowledge: str, reasons: bool, seed: int = 1) -> None:
         self.config = ModelConfig(model_name=knowledge)
         self._cache = _Cache()
         self._knowledge, self._reasons = knowledge, reasons
-        self._rng = random.Random(1)
+        self._rng = random.Random(seed)
         self.calls = 0
 
     tokenizer = None
@@ -49,7 +49,9 @@ class Scripted(LightevalModel):
         responses = []
         for doc in docs:
             gold = perfect_answer(doc)
-            text = gold if self._knowledge in ("perfect", "endless") else wrong_answer(doc)
+            if self._knowledge == "guessing":
+                gold = f"Answer: {self._rng.choice(doc.choices)}"
+            text = gold if self._knowledge in ("perfect", "endless", "guessing") else wrong_answer(doc)
             if self._knowledge == "endless":
                 text = f"<think>\nMaybe it is this: {text}"
             elif self._reasons:
@@ -73,7 +75,7 @@ def perfect_answer(doc: Doc) -> str:
         if not specific["expected"]:
             return "None of the functions can do that."
         calls = [
-            {"name": function, "arguments": {key: allowed[0] for key, allowed in arguments.items()}}
+            {"name": function, "arguments": {key: _first(allowed) for key, allowed in arguments.items()}}
             for call in specific["expected"]
             for function, arguments in call.items()
         ]
@@ -95,6 +97,11 @@ def perfect_answer(doc: Doc) -> str:
         gold = doc.gold_index[0] if isinstance(doc.gold_index, list) else doc.gold_index
         return f"Because it is so.\nAnswer: {doc.choices[gold]}"
     return doc.get_golds()[0]
+
+
+def _first(allowed: list[Any]) -> Any:
+    value = allowed[0]
+    return {key: _first(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def wrong_answer(doc: Doc) -> str:
@@ -157,12 +164,27 @@ def test_unclosed_reasoning_is_wrong_and_counted(recipe, model_folder):
         assert task.num_unclosed_reasoning == task.num_documents, task.task
 
 
-def test_guessing_scores_at_chance(recipe, model_folder):
-    tasks = evaluate(recipe, model_folder, "choices", "guessing").tasks
-    expected = sum(task.chance * task.num_documents for task in tasks)
-    variance = sum(task.chance * (1 - task.chance) * task.num_documents for task in tasks)
-    right = sum(task.main_metric.value * task.num_documents for task in tasks)
-    assert len(tasks) == 25 and abs(right - expected) < 3.5 * variance**0.5
+def test_guessing_scores_at_chance_on_every_task(recipe, model_folder):
+    """Ten guessers per task: each task within 4 standard errors of its chance level, all of them together within 3."""
+    right, expected, variance = 0.0, 0.0, 0.0
+    for suite, scored in (("choices", "choices"), ("letters", "answers")):
+        model = inspect_model(model_folder, "guess")
+        planned = [task for task in plan_suite(recipe, scored, model) if task.benchmark.chance is not None]
+        assert len(planned) == (25 if suite == "choices" else 7)
+        for task in planned:
+            chance, count, hits = task.benchmark.chance, 0, 0.0
+            for seed in range(10):
+                docs = task.lighteval_task.get_docs(task.task.max_documents)
+                guesser = Scripted("guessing", reasons=False, seed=seed)
+                method = guesser.loglikelihood if suite == "choices" else guesser.greedy_until
+                for doc, response in zip(docs, method(docs), strict=True):
+                    response.text_post_processed = response.text
+                    (score,) = task.plan.metrics[0].compute_sample(doc=doc, model_response=response).values()
+                    hits, count = hits + score, count + 1
+            error = (chance * (1 - chance) * count) ** 0.5
+            assert abs(hits - chance * count) < 4 * error, task.name
+            right, expected, variance = right + hits, expected + chance * count, variance + error**2
+    assert abs(right - expected) < 3 * variance**0.5
 
 
 def test_finished_tasks_are_not_repeated_and_changed_weights_are(recipe, model_folder, tmp_path):

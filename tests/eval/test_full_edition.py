@@ -1,0 +1,108 @@
+"""The real sets' way from repository to score, over copies with their columns, types and oddities."""
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.benchmarks import BENCHMARKS, Dataset
+from eval.data import EvalError, main, read_dataset
+from eval.hub import CONVERTED, Hub
+from eval.recipe import load_eval_recipe
+from eval.runner import inspect_model, plan_suite, run_suite
+from tests.eval.real_schemas import write_mirror
+from tests.eval.test_scripted_models import Scripted, best
+
+# One language stands for the others, one set of passages for its family, which differ in nothing but names.
+LEFT_OUT = re.compile(r".*_(de|es|it|pt)(_en)?|helmet_rag_(triviaqa|hotpotqa|popqa)")
+
+
+@pytest.fixture(scope="module")
+def prefetched(tmp_path_factory):
+    """(recipe, mirror) after `python -m eval.data --edition full --mirror --pack`, run as a user would."""
+    folder = tmp_path_factory.mktemp("full")
+    chosen = [b for b in BENCHMARKS.values() if b.dataset is not None and not LEFT_OUT.fullmatch(b.name)]
+    write_mirror(folder / "mirror", chosen)
+    tasks = {b.name: {"context_tokens": 600} if b.generator else {} for b in chosen}
+    recipe = {
+        "output": str(folder / "results"),
+        "data": str(folder / "data"),
+        "backend": {"dtype": "float32", "device": "cpu"},
+        "execute_code": True,
+        "suites": {"all": {"tasks": tasks}},
+    }
+    (folder / "eval.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    arguments = [str(folder / "eval.yaml"), "--edition", "full", "--mirror", str(folder / "mirror")]
+    assert main([*arguments, "--pack", str(folder / "all.tar")]) == 0
+    return load_eval_recipe(folder / "eval.yaml"), folder
+
+
+def test_a_perfect_model_scores_one_hundred_on_the_real_schemas(prefetched, model_folder):
+    recipe, _ = prefetched
+    model = inspect_model(model_folder, "perfect")
+    result = run_suite(recipe, "all", model, plan_suite(recipe, "all", model), lambda: Scripted("perfect", False))
+    for task in result.tasks:
+        assert task.main_metric.value == pytest.approx(best(task)), task.task
+        assert task.dataset.edition == "full" and task.dataset.revision == "mirror"
+    documents = {task.task: task.num_documents for task in result.tasks}
+    # The unannotated and the culturally sensitive question, the one without an answer, the one asked at two depths.
+    assert documents["global_mmlu_fr"] == documents["global_mmlu_instruct_fr"] == 1
+    assert documents["gsm_plus"] == documents["helmet_rag_nq"] == 1
+    assert documents["math"] == 3 and documents["arc_easy"] == 2
+
+
+def test_the_pack_holds_the_whole_suite(prefetched, model_folder, tmp_path):
+    recipe, folder = prefetched
+    with tarfile.open(folder / "all.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    moved = recipe.model_copy(update={"data": str(tmp_path)})
+    model = inspect_model(model_folder, "m")
+    assert len(plan_suite(moved, "all", model)) == len(recipe.suites["all"].tasks)
+
+
+def test_one_suite_alone_and_unknown_suites(prefetched, tmp_path, capsys):
+    _, folder = prefetched
+    arguments = [str(folder / "eval.yaml"), f"data={tmp_path}", "--suite"]
+    assert main([*arguments, "all"]) == 0
+    assert main([*arguments, "al"]) == 2 and "no suite 'al'" in capsys.readouterr().err
+
+
+def test_what_the_mirror_lacks_is_named(tmp_path):
+    with pytest.raises(EvalError, match=r"Copy the repository owner/name there"):
+        Hub(tmp_path).fetch(Dataset("owner/name", "default", "test"), None)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "train.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(EvalError, match=r"owner/name \(default\) could not be read"):
+        Hub(tmp_path).fetch(Dataset("owner/name", "default", "test"), None)
+    (tmp_path / "owner" / "name" / "name.py").write_text("")
+    (tmp_path / "owner" / "name" / "train.jsonl").unlink()
+    with pytest.raises(EvalError, match="owner/name"):
+        Hub(tmp_path).fetch(Dataset("owner/name", "default", "test"), None)
+
+
+def test_script_repositories_are_read_from_their_converted_branch(monkeypatch):
+    """The hub itself is not there: what is asked of it is recorded."""
+    asked = []
+
+    def load_dataset(repo, subset, *, split, revision):
+        asked.append(revision)
+        if revision == "c0":
+            raise RuntimeError("Dataset scripts are no longer supported, but found piqa.py")
+        return [{"goal": "g"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    hub = Hub()
+    monkeypatch.setattr(hub, "_commit", lambda repo, revision: "c1" if revision == CONVERTED else "c0")
+    rows, commit = hub.fetch(BENCHMARKS["piqa"].dataset, None)
+    assert asked == ["c0", "c1", "c1"] and commit == "c1" and rows["validation"] == [{"goal": "g"}]
+
+
+def test_a_mirror_edition_is_written_with_its_manifest(prefetched):
+    recipe, _ = prefetched
+    data = read_dataset(Path(recipe.data), BENCHMARKS["boolq"].dataset)
+    assert data.rows["validation"] == [{"question": "do birds fly", "answer": True, "passage": "Birds fly."}]
+    manifest = json.loads((Path(recipe.data) / BENCHMARKS["boolq"].dataset.folder / "dataset.json").read_text())
+    assert manifest["edition"] == "full" and manifest["splits"]["validation"]["rows"] == 1
