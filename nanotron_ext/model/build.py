@@ -17,7 +17,8 @@ from nanotron_ext.engine import (
 )
 from nanotron_ext.model.init import initialize
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining, TensorParallel
-from nanotron_ext.recipe import ModelConfig, Recipe
+from nanotron_ext.model.stages import balanced_stages
+from nanotron_ext.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,27 +42,6 @@ def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch
     sanity_check(model)
     initialize(model, recipe.general.seed, recipe.model.init_method.std)
     return model
-
-
-def balanced_stages(config: ModelConfig, pp: int) -> list[int]:
-    """Decoder layers per stage such that the slowest stage is fastest; the last one also runs the head.
-
-    Costs are matrix-product sizes per token: a layer's parameters against the head's vocab_size x hidden_size.
-    SmolLM3-3B: the head costs as much as 3.4 layers, hence 20 + 16 layers on two stages.
-    """
-    head = config.vocab_size * config.hidden_size
-    layer = (config.num_parameters() - head * (1 if config.tie_word_embeddings else 2)) / config.num_hidden_layers
-    head_layers = head / layer
-
-    def slowest(last: int) -> float:
-        others = -(-(config.num_hidden_layers - last) // (pp - 1))
-        return max(last + head_layers, others)
-
-    if pp == 1:
-        return [config.num_hidden_layers]
-    last = min(range(config.num_hidden_layers - pp + 1, 0, -1), key=slowest)
-    rest, longer = divmod(config.num_hidden_layers - last, pp - 1)
-    return [rest + (stage < longer) for stage in range(pp - 1)] + [last]
 
 
 def _place_on_stages(model: SmolLM3ForTraining, layers_per_stage: list[int]) -> None:

@@ -12,6 +12,7 @@ from nanotron_ext.checkpoint import CheckpointError
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.errors import UserError
+from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome, startup
@@ -20,7 +21,7 @@ from nanotron_ext.train.outcome import Outcome, StopSignal
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
-from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths, step_flops
+from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths
 from nanotron_ext.train.tracking import METRICS_FILE, SAMPLES_FILE, Console, StepLog, Wandb
 from nanotron_ext.train.validation import Validation
 

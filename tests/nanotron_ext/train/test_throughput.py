@@ -4,8 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
+from nanotron_ext.flops import step_flops
 from nanotron_ext.hf_format import hf_config
-from nanotron_ext.train.throughput import step_flops
 from tests.nanotron_ext.samples import small_recipe
 
 

@@ -1,0 +1,104 @@
+"""The planner against this machine: peak memory and step time of recipes, predicted and measured.
+
+    python bench/plan.py recipes/tiny/pretrain_stage1.yaml [RECIPE ...] [section.key=value ...]
+
+Each recipe's layout runs as in training (model, optimizer, micro-batches through the pipeline engine) on random tokens
+in documents of a given length; the peak is VmHWM of the largest process, the time the median step. Prints a table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WARM_UP_STEPS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arguments", nargs="+", metavar="RECIPE or section.key=value")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measured steps per recipe")
+    parser.add_argument("--document-tokens", type=int, default=256)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args()
+    overrides = [argument for argument in options.arguments if "=" in argument]
+    recipes = [argument for argument in options.arguments if "=" not in argument]
+    if options.worker:
+        measure(recipes[0], overrides, options.seconds, options.document_tokens, options.worker)
+        return
+    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {time.strftime('%Y-%m-%d')}")
+    print("| recipe | layout | memory predicted | measured | error | step predicted | measured | error |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for recipe in recipes:
+        print(row(recipe, overrides, options.seconds, options.document_tokens), flush=True)
+
+
+def row(recipe: str, overrides: list[str], seconds: float, document_tokens: int) -> str:
+    command = [sys.executable, "-m", "nanotron_ext.plan", recipe, *overrides, "--gpu", "cpu", "--json"]
+    command += ["--document-tokens", str(document_tokens)]
+    plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    layout = plan["layout"]
+    with tempfile.TemporaryDirectory() as folder:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--nproc-per-node", str(plan["devices"]), __file__, recipe, *overrides, "--worker", folder]
+        torchrun += ["--seconds", str(seconds), "--document-tokens", str(document_tokens)]
+        subprocess.run(torchrun, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        ranks = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
+    cells = [Path(recipe).with_suffix("").as_posix().removeprefix("recipes/")]
+    cells.append(f"dp {layout['dp']} pp {layout['pp']} tp {layout['tp']}")
+    pairs = (
+        (plan["memory"]["total"] / 1e6, max(rank["bytes"] for rank in ranks) / 1e6, "MB"),
+        (plan["step"]["total"] * 1e3, max(rank["seconds"] for rank in ranks) * 1e3, "ms"),
+    )
+    for predicted, measured, unit in pairs:
+        cells += [f"{predicted:.0f} {unit}", f"{measured:.0f} {unit}", f"{predicted / measured - 1:+.1%}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def measure(path: str, overrides: list[str], seconds: float, document_tokens: int, folder: Path) -> None:
+    """One rank: train steps, then leave the median time and the peak of resident memory."""
+    import torch
+
+    import nanotron_ext.train.run  # noqa: F401  all that a training process loads
+    from nanotron_ext.data.loader import MicroBatch, StepBatch
+    from nanotron_ext.engine import ParallelContext, initialize_distributed
+    from nanotron_ext.recipe import load_recipe
+    from nanotron_ext.train.step import TrainState
+
+    torch.set_num_threads(1)
+    recipe = load_recipe(path, overrides)
+    launch, parallelism, tokens = initialize_distributed(), recipe.parallelism, recipe.tokens
+    state = TrainState(recipe, ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp), launch.device)
+    length = min(document_tokens, tokens.sequence_length)
+    pieces = [length] * (tokens.sequence_length // length)
+    pieces += [tokens.sequence_length % length] if tokens.sequence_length % length else []
+    trained = tokens.micro_batch_size * tokens.batch_accumulation_per_replica * tokens.sequence_length
+    times: list[float] = []
+    elapsed = 0.0
+    while len(times) < WARM_UP_STEPS + 2 or elapsed < seconds:
+        shape = (tokens.batch_accumulation_per_replica, tokens.micro_batch_size, tokens.sequence_length + 1)
+        ids = torch.randint(0, recipe.architecture.vocab_size, shape, dtype=torch.int32)
+        nothing = torch.empty(0, dtype=torch.int64)
+        batches = [MicroBatch(samples, nothing, pieces * tokens.micro_batch_size) for samples in ids]
+        start = time.perf_counter()
+        state.train_step(StepBatch(len(times) + 1, 0, batches, trained))
+        times.append(time.perf_counter() - start)
+        # All ranks must stop at the same step: the first one's clock decides.
+        clock = torch.tensor(sum(times[WARM_UP_STEPS:]))
+        torch.distributed.broadcast(clock, 0)
+        elapsed = float(clock)
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+    result = {"seconds": statistics.median(times[WARM_UP_STEPS:]), "bytes": peak}
+    (folder / f"{launch.rank}.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Plan a pretraining run: `python -m nanotron_ext.plan RECIPE [section.key=value ...] [--gpu h100] [--nodes N]`.
+
+Prints parameters, FLOPs, memory per device by part, the time of a step by part, tokens per second, MFU, days,
+device-hours, cost, checkpoints and data, for the recipe's layout; then the fastest other layouts that fit. --gpu cpu
+times the kernels of this machine first. How good the figures are: docs/planning.md.
+"""
+
+import argparse
+import json
+import sys
+
+from nanotron_ext.errors import UserError
+from nanotron_ext.plan import devices
+from nanotron_ext.plan.estimate import Estimate, Target, estimate
+from nanotron_ext.plan.kernels import GpuKernels, GpuLinks
+from nanotron_ext.plan.layout import BYTES_PER_ELEMENT
+from nanotron_ext.plan.memory import Trainer
+from nanotron_ext.plan.report import layouts_table, report
+from nanotron_ext.plan.search import layouts, with_layout
+from nanotron_ext.plan.speed import Machine
+from nanotron_ext.recipe import Recipe, load_recipe
+
+
+def gpu_target(recipe: Recipe, name: str) -> Target:
+    """Raises UserError for a GPU without figures."""
+    gpu = devices.find_gpu(name)
+    kernels = GpuKernels(gpu, BYTES_PER_ELEMENT[recipe.model.dtype])
+    machine = Machine(kernels, GpuLinks(gpu), gpu.devices_per_node, devices.RUN_OVERHEAD)
+    return Target(gpu.name, machine, gpu.peak_flops_per_second, gpu.memory_bytes, devices.RUNTIME_BYTES)
+
+
+def cpu_target(recipe: Recipe) -> Target:
+    """This machine; its kernels are timed."""
+    from nanotron_ext.plan.cpu import machine_memory_bytes, measure_machine  # imports torch
+
+    machine, runtime = measure_machine(recipe)
+    return Target("cpu", machine, None, machine_memory_bytes(), runtime, on_cpu=True)
+
+
+def on_nodes(recipe: Recipe, nodes: int, devices_per_node: int) -> Recipe:
+    """The recipe on so many nodes: the same global batch over more or fewer replicas.
+
+    Raises:
+        UserError: when it does not split.
+    """
+    parallelism, world = recipe.parallelism, nodes * devices_per_node
+    replicas, left = divmod(world, parallelism.tp * parallelism.pp)
+    samples = recipe.tokens.micro_batch_size * replicas
+    if left or recipe.global_batch_size % max(samples, 1):
+        raise UserError(
+            f"--nodes {nodes}: {world} devices do not carry tp {parallelism.tp} x pp {parallelism.pp} with a global "
+            f"batch of {recipe.global_batch_size} samples in micro-batches of {recipe.tokens.micro_batch_size}. Take "
+            f"another number of nodes, or other values of parallelism and tokens.micro_batch_size."
+        )
+    return with_layout(recipe, dp=replicas, batch_accumulation_per_replica=recipe.global_batch_size // samples)
+
+
+def best_layouts(
+    recipe: Recipe, target: Target, count: int, trainer: Trainer, document_tokens: int | None
+) -> list[Estimate]:
+    """The fastest that fit."""
+    candidates = layouts(recipe, recipe.parallelism.world_size, target.machine.devices_per_node)
+    estimates = (estimate(candidate, target, document_tokens, None, trainer) for candidate in candidates)
+    return sorted((one for one in estimates if one.fits), key=lambda one: one.step.total)[:count]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m nanotron_ext.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="a pretraining or long-context recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values")
+    parser.add_argument("--gpu", default="h100", help=f"{', '.join(devices.GPUS)}, or cpu (this machine); default h100")
+    parser.add_argument("--nodes", type=int, help="nodes of 8 GPUs; default: what the recipe's layout needs")
+    parser.add_argument("--price", type=float, help="of a device-hour, in any currency")
+    parser.add_argument(
+        "--document-tokens", type=int, help="mean document length, weighted by tokens; default: the whole window"
+    )
+    parser.add_argument(
+        "--trainer", choices=("ours", "nanotron"), default="ours", help="whose memory; nanotron: the published run's"
+    )
+    parser.add_argument("--layouts", type=int, default=8, help="how many other layouts to list")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    arguments = parser.parse_intermixed_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        target = cpu_target(recipe) if arguments.gpu == "cpu" else gpu_target(recipe, arguments.gpu)
+        if arguments.nodes:
+            recipe = on_nodes(recipe, arguments.nodes, target.machine.devices_per_node)
+        plan = estimate(recipe, target, arguments.document_tokens, arguments.price, arguments.trainer)
+        count = 0 if arguments.gpu == "cpu" else arguments.layouts  # the search would time kernels of every shape
+        others = best_layouts(recipe, target, count, arguments.trainer, arguments.document_tokens) if count else []
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(
+            json.dumps(
+                {"device": target.name, **plan.to_dict(), "layouts": [one.to_dict() for one in others]}, indent=1
+            )
+        )
+        return 0
+    print(report(arguments.recipe, target, plan))
+    if others:
+        print(layouts_table(others))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

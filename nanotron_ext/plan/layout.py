@@ -1,0 +1,64 @@
+"""What one rank of each pipeline stage holds and works on, from the recipe alone."""
+
+from dataclasses import dataclass
+
+from nanotron_ext.model.stages import balanced_stages
+from nanotron_ext.recipe import Recipe
+
+BYTES_PER_ELEMENT = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class StageShard:
+    """One tensor-parallel rank of one pipeline stage."""
+
+    number: int
+    layers: int
+    rope_layers: int
+    parameters: int  # elements on this rank
+    largest_parameter: int  # elements
+    tied_elements: int  # of an embedding whose gradient is summed with another stage's
+    has_embedding: bool
+    has_head: bool
+    micro_batches_in_flight: int  # whose activations are held at the same time
+
+
+def tokens_per_micro_batch(recipe: Recipe) -> int:
+    return recipe.tokens.micro_batch_size * recipe.tokens.sequence_length
+
+
+def stage_shards(recipe: Recipe) -> list[StageShard]:
+    """The pipeline's stages, first to last."""
+    model, parallelism = recipe.architecture, recipe.parallelism
+    h, tp, pp = model.hidden_size, parallelism.tp, parallelism.pp
+    kv = model.num_key_value_heads * model.head_dim
+    layer = ((2 * h + 2 * kv) * h + 3 * h * model.intermediate_size) // tp + 2 * h
+    embedding = model.vocab_size * h // tp
+    shared = model.tie_word_embeddings and pp == 1
+    shards = []
+    first = 0
+    for number, layers in enumerate(parallelism.layers_per_stage or balanced_stages(model, pp)):
+        has_embedding, has_head = number == 0, number == pp - 1
+        copies = 1 if has_embedding and has_head and shared else has_embedding + has_head
+        shards.append(
+            StageShard(
+                number=number,
+                layers=layers,
+                rope_layers=sum(model.layer_has_rope(index) for index in range(first, first + layers)),
+                parameters=layers * layer + copies * embedding + h * has_head,
+                largest_parameter=max(embedding if copies else 0, 2 * h * model.intermediate_size // tp),
+                tied_elements=embedding if model.tie_word_embeddings and pp > 1 and copies else 0,
+                has_embedding=has_embedding,
+                has_head=has_head,
+                micro_batches_in_flight=_in_flight(recipe, number),
+            )
+        )
+        first += layers
+    return shards
+
+
+def _in_flight(recipe: Recipe, stage: int) -> int:
+    micro_batches = recipe.tokens.batch_accumulation_per_replica
+    if recipe.parallelism.pp_engine == "afab":
+        return micro_batches if recipe.parallelism.pp > 1 else 1
+    return min(micro_batches, recipe.parallelism.pp - stage)

@@ -1,0 +1,142 @@
+"""Peak memory of a rank by part, from the shapes that `nanotron_ext.model` and `train.optimizer` keep.
+
+Bytes per rank, with n parameters on it, T tokens per micro-batch, t = tp, b bytes per element of the model's dtype:
+
+* weights b n, gradients 4 n, masters 4 n / shards, Adam 8 n / shards (shards = dp with ZeRO-1, else 1);
+* activations kept for the backward pass, per layer and micro-batch in flight:
+  b T/t (4 h + (h + 2 kv) + (h + kv with rotary) + h + 4 ff) + 4 T heads/t, with h hidden_size, kv the width of the
+  keys, ff intermediate_size: inputs and outputs of the two norms, queries/keys/values before and after rotation, the
+  attention's result, gate and up, silu(gate), their product; with recomputation only the layer's input, b T h / t;
+* the loss: float32 gradient of the head and two copies in b, and the logits of one chunk of tokens;
+* what the backward of one layer adds before it frees what it used.
+
+On CPUs the norms keep one more tensor of h each, and attention one of h (its results per document, before they are
+joined).
+
+`trainer="nanotron"` describes the trainer of the published run instead: gradients of the whole model in b beside the
+float32 ones, the buckets of DDP, and logits of the whole micro-batch at 2.66 times their float32 size (measured).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nanotron_ext.plan.layout import BYTES_PER_ELEMENT, StageShard, stage_shards, tokens_per_micro_batch
+from nanotron_ext.recipe import Recipe
+
+Trainer = Literal["ours", "nanotron"]
+LOSS_CHUNK_TOKENS = 2048  # model.loss.CHUNK_TOKENS, which a test compares
+NANOTRON_LOGITS_FACTOR = 2.66
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of one rank by part; the stage that needs most."""
+
+    stage: int
+    weights: float
+    gradients: float
+    masters: float
+    adam: float
+    activations: float
+    loss: float  # or the backward pass of one layer, where that needs more
+    communication: float
+    runtime: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if name != "stage"}
+
+
+def peak_memory(recipe: Recipe, runtime_bytes: float, on_cpu: bool = False, trainer: Trainer = "ours") -> Memory:
+    """Of the pipeline stage whose ranks need most."""
+    stages = (_stage_memory(recipe, stage, runtime_bytes, on_cpu, trainer) for stage in stage_shards(recipe))
+    return max(stages, key=lambda memory: memory.total)
+
+
+def layer_activation_bytes(recipe: Recipe, has_rope: bool, on_cpu: bool) -> float:
+    """Kept by one layer for the backward pass of one micro-batch, without recomputation."""
+    model, tp = recipe.architecture, recipe.parallelism.tp
+    tokens, b = tokens_per_micro_batch(recipe), BYTES_PER_ELEMENT[recipe.model.dtype]
+    h, kv, ff = model.hidden_size, model.num_key_value_heads * model.head_dim, model.intermediate_size
+    sharded = recipe.parallelism.tp_mode == "REDUCE_SCATTER"
+    norm_rows = tokens / tp if sharded else tokens
+    gathered = sharded and tp > 1 and not recipe.parallelism.tp_linear_async_communication
+    norm_outputs = 2 * h * (tokens if gathered else norm_rows)
+    norms = (4 if on_cpu else 2) * h * norm_rows + norm_outputs
+    attention = (2 * h + 2 * kv + (h + kv if has_rope else 0) + (h if on_cpu else 0)) * tokens / tp
+    statistics = 4 * (2 * norm_rows + model.num_attention_heads / tp * tokens)
+    return b * (norms + attention + 4 * ff * tokens / tp) + statistics
+
+
+def _stage_memory(recipe: Recipe, stage: StageShard, runtime_bytes: float, on_cpu: bool, trainer: Trainer) -> Memory:
+    b, n = BYTES_PER_ELEMENT[recipe.model.dtype], stage.parameters
+    shards = recipe.parallelism.dp if recipe.optimizer.zero_stage == 1 else 1
+    activations, recomputed = _activations(recipe, stage, on_cpu)
+    loss = _loss(recipe, trainer) + _final_norm(recipe, on_cpu) if stage.has_head else 0.0
+    working = max(loss, recomputed + _layer_backward(recipe)) + b * stage.largest_parameter
+    # Between backward and the next forward pass activations are gone, and these take their place.
+    update = 4 * stage.tied_elements + ((4 + b) * n / shards if shards > 1 else 0)
+    if not recipe.optimizer.torch_adam_is_fused:
+        update += 8 * n / shards  # torch's unfused AdamW keeps two temporary copies
+    return Memory(
+        stage=stage.number,
+        weights=b * n,
+        gradients=4 * n + (2 * b * n if trainer == "nanotron" else 0),
+        masters=4 * n / shards,
+        adam=8 * n / shards,
+        activations=activations,
+        loss=working,
+        communication=max(update - activations - working, 0.0) + _gathered(recipe),
+        runtime=runtime_bytes,
+    )
+
+
+def _activations(recipe: Recipe, stage: StageShard, on_cpu: bool) -> tuple[float, float]:
+    """Bytes kept by all micro-batches in flight, and what recomputing one layer adds."""
+    plain, rotary = (layer_activation_bytes(recipe, has_rope, on_cpu) for has_rope in (False, True))
+    if not recipe.parallelism.recompute_layer:
+        kept = (stage.layers - stage.rope_layers) * plain + stage.rope_layers * rotary
+        return stage.micro_batches_in_flight * kept, 0.0
+    sharded = recipe.parallelism.tp if recipe.parallelism.tp_mode == "REDUCE_SCATTER" else 1
+    element_bytes = BYTES_PER_ELEMENT[recipe.model.dtype]
+    boundary = element_bytes * tokens_per_micro_batch(recipe) * recipe.architecture.hidden_size / sharded
+    return stage.micro_batches_in_flight * stage.layers * boundary, rotary
+
+
+def _loss(recipe: Recipe, trainer: Trainer) -> float:
+    """Peak of head and cross-entropy, whose forward pass computes the gradients too."""
+    model, tokens = recipe.architecture, tokens_per_micro_batch(recipe)
+    b, vocabulary = BYTES_PER_ELEMENT[recipe.model.dtype], model.vocab_size / recipe.parallelism.tp
+    if trainer == "nanotron":
+        return NANOTRON_LOGITS_FACTOR * 4 * tokens * vocabulary
+    head = vocabulary * model.hidden_size
+    # Where the model is float32 no copies in another type are made: one logits tensor, one product.
+    logits = min(LOSS_CHUNK_TOKENS, tokens) * vocabulary * (4 if b == 4 else 4 + 2 * b)
+    chunks = logits + (4 + b) * head
+    hidden = 2 * b * tokens * model.hidden_size
+    return chunks + hidden
+
+
+def _final_norm(recipe: Recipe, on_cpu: bool) -> float:
+    rows = tokens_per_micro_batch(recipe)
+    if recipe.parallelism.tp_mode == "REDUCE_SCATTER":
+        rows //= recipe.parallelism.tp
+    return (2 if on_cpu else 1) * BYTES_PER_ELEMENT[recipe.model.dtype] * rows * recipe.architecture.hidden_size
+
+
+def _layer_backward(recipe: Recipe) -> float:
+    """Gradients of gate and up, split and joined, less what was freed; and those of their weights."""
+    model, tp = recipe.architecture, recipe.parallelism.tp
+    rows = 2 * tokens_per_micro_batch(recipe) / tp + 2 * model.hidden_size / tp
+    return BYTES_PER_ELEMENT[recipe.model.dtype] * rows * model.intermediate_size
+
+
+def _gathered(recipe: Recipe) -> float:
+    """The whole sequence's hidden states in front of a column-parallel layer, and their gradient."""
+    if recipe.parallelism.tp == 1 or recipe.parallelism.tp_mode != "REDUCE_SCATTER":
+        return 0.0
+    element_bytes = BYTES_PER_ELEMENT[recipe.model.dtype]
+    return 2.0 * element_bytes * tokens_per_micro_batch(recipe) * recipe.architecture.hidden_size

@@ -1,0 +1,54 @@
+"""Every layout of a recipe on a number of devices, the fastest first."""
+
+import itertools
+from collections.abc import Iterator
+
+from nanotron_ext.recipe import Recipe, RecipeError
+from nanotron_ext.recipe.checks import check_recipe
+
+
+def with_layout(recipe: Recipe, **values: object) -> Recipe:
+    """The recipe with other values of `parallelism`, `micro_batch_size`, accumulation or `zero_stage`.
+
+    Raises:
+        RecipeError: when the new values contradict others.
+    """
+    sections: dict[str, dict[str, object]] = {"parallelism": {}, "tokens": {}, "optimizer": {}}
+    for name, value in values.items():
+        section = next(key for key in sections if name in type(getattr(recipe, key)).model_fields)
+        sections[section][name] = value
+    changed = {key: getattr(recipe, key).model_copy(update=update) for key, update in sections.items()}
+    other = recipe.model_copy(update=changed)
+    if problems := check_recipe(other):
+        raise RecipeError("layout", problems, {})
+    return other
+
+
+def layouts(recipe: Recipe, devices: int, devices_per_node: int) -> Iterator[Recipe]:
+    """All splits of the recipe's global batch over `devices` that its architecture allows.
+
+    Tensor-parallel groups stay within a node. What the recipe says of other keys (pipeline schedule, modes) stays.
+    """
+    samples = recipe.global_batch_size
+    degrees = [2**power for power in range(7)]
+    for tp, pp in itertools.product(degrees, degrees):
+        if tp > devices_per_node or devices % (tp * pp) or samples % (devices // (tp * pp)):
+            continue
+        per_replica = samples // (devices // (tp * pp))
+        sizes = [size for size in (1, 2, 3, 4, 6, 8, 12, 16) if per_replica % size == 0]
+        zero_stages = (0, 1) if devices > tp * pp else (recipe.optimizer.zero_stage,)
+        for size, zero_stage, recompute in itertools.product(sizes, zero_stages, (False, True)):
+            try:
+                yield with_layout(
+                    recipe,
+                    tp=tp,
+                    pp=pp,
+                    dp=devices // (tp * pp),
+                    layers_per_stage=None,
+                    recompute_layer=recompute,
+                    micro_batch_size=size,
+                    batch_accumulation_per_replica=per_replica // size,
+                    zero_stage=zero_stage,
+                )
+            except RecipeError:
+                continue
