@@ -1,8 +1,10 @@
 """The mixture loader beside public loaders: start-up and memory for a full-size run, and samples per second.
 
 Start-up uses sparse files of the true sizes for the recipe's whole schedule, one epoch of every source. Throughput uses
-three small sources in the page cache; every loader delivers the same thing, in one process: the mixture in random order
-as int64 inputs and labels, the mask of labels across documents, and the documents' lengths.
+three small sources in the page cache. Every loader delivers the same thing, in one process: the mixture in random order
+as micro-batches of int32 tokens with the lengths of the documents and the labels that open another one; then the same
+once more turned into what the model takes, int64 inputs and labels and a mask. A bare copy of random windows out of
+mapped files, without any of the bookkeeping, shows what the machine's memory allows.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nanotron_ext.data import MixtureLoader
+from nanotron_ext.data import MicroBatch, MixtureLoader
 from nanotron_ext.recipe import Recipe, load_recipe
 
 TOKENS_PER_SHARD = 4_000_000_000
@@ -37,7 +39,7 @@ ROUNDS = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/smollm3-3b/pretrain.yaml", help="recipe of the start-up part")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time per loader, round and sequence length")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per loader, round and sequence length")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -135,8 +137,8 @@ def write_manifest(folder: Path, files: list[tuple[str, int, int]], vocab_size: 
 
 # ---- throughput
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]
 Corpus = dict[str, NDArray[np.uint32]]
+OURS, BARE_COPY, LITDATA = "this loader", "bare copy of windows (numpy)", "litdata CombinedStreamingDataset"
 
 
 def benchmark_throughput(folder: Path, seconds: float) -> None:
@@ -145,40 +147,45 @@ def benchmark_throughput(folder: Path, seconds: float) -> None:
     # M_MMAP_THRESHOLD); before, mapping and clearing fresh pages for each batch would dwarf the loaders' own work.
     np.empty(2**25 - 2**16, np.uint8)
     for sequence_length in SAMPLES_PER_STEP:
-        loaders: dict[str, Iterator[int]] = {
-            "this loader": ours(folder / "small", sequence_length),
+        loaders: dict[str, Iterator[MicroBatch]] = {
+            OURS: ours(folder / "small", sequence_length),
+            BARE_COPY: bare_copy(folder / "small", sequence_length),
             "datatrove DatatroveFolderDataset": datatrove(folder / "small", sequence_length),
             "datasets, memory-mapped": hf_datasets(folder, corpus, sequence_length),
         }
         if importlib.util.find_spec("litdata"):
-            loaders["litdata CombinedStreamingDataset"] = litdata(folder, corpus, sequence_length)
-        rates: dict[str, list[float]] = {name: [] for name in loaders}
-        for round_number in range(ROUNDS + 1):
-            for name, loader in loaders.items():
-                rate = samples_per_second(loader, seconds)
-                if round_number:  # the first round warms the page cache
-                    rates[name].append(rate)
-        report(sequence_length, rates)
+            loaders[LITDATA] = litdata(folder, corpus, sequence_length)
+        for for_the_model in (False, True):
+            rates: dict[str, list[float]] = {name: [] for name in loaders}
+            for round_number in range(ROUNDS + 1):
+                for name, loader in loaders.items():
+                    rate = samples_per_second(loader, seconds, for_the_model)
+                    if round_number:  # the first round warms the page cache
+                        rates[name].append(rate)
+            report(sequence_length, for_the_model, rates)
+    if LITDATA not in loaders:
+        print("litdata is not installed (pip install litdata==0.2.76) and was left out")
 
 
-def samples_per_second(loader: Iterator[int], seconds: float) -> float:
-    """Draw for `seconds`; the iterator yields how many samples it has just delivered."""
+def samples_per_second(loader: Iterator[MicroBatch], seconds: float, for_the_model: bool) -> float:
     samples, started = 0, perf_counter()
     while perf_counter() - started < seconds:
-        samples += next(loader)
+        micro_batch = next(loader)
+        samples += len(micro_batch.samples)
+        if for_the_model:
+            _ = micro_batch.input_ids, micro_batch.label_ids, micro_batch.label_mask
     return samples / (perf_counter() - started)
 
 
-def report(sequence_length: int, rates: dict[str, list[float]]) -> None:
+def report(sequence_length: int, for_the_model: bool, rates: dict[str, list[float]]) -> None:
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    own = medians.pop("this loader")
-    print(f"\nsequence length {sequence_length}, page cache, one process (median of {ROUNDS} interleaved rounds)")
-    print(f"  {'this loader':34} {own:9.0f} samples/s {own * sequence_length / 1e6:7.0f} M tokens/s")
+    product = "int64 inputs, labels, mask" if for_the_model else "int32 tokens, document boundaries"
+    print(f"\nsequence length {sequence_length}: {product} (page cache, one process, {ROUNDS} interleaved rounds)")
     for name, rate in medians.items():
-        ratio = f"this loader is {own / rate:.1f} x as fast"
-        print(f"  {name:34} {rate:9.0f} samples/s {rate * sequence_length / 1e6:7.0f} M tokens/s   {ratio}")
-    if "litdata CombinedStreamingDataset" not in medians:
-        print("  litdata is not installed (pip install litdata==0.2.76) and was left out")
+        spread = f"{min(rates[name]) * sequence_length / 1e6:.0f} to {max(rates[name]) * sequence_length / 1e6:.0f}"
+        ratio = "" if name == OURS else f"   {OURS}: {medians[OURS] / rate:.2f} x"
+        tokens = rate * sequence_length / 1e6
+        print(f"  {name:34} {rate:8.0f} samples/s {tokens:6.0f} M tokens/s ({spread}){ratio}")
 
 
 def write_small_sources(folder: Path) -> Corpus:
@@ -218,30 +225,38 @@ def small_recipe(folder: Path, sequence_length: int) -> Recipe:
     )
 
 
-def ours(folder: Path, sequence_length: int) -> Iterator[int]:
+def ours(folder: Path, sequence_length: int) -> Iterator[MicroBatch]:
     loader = MixtureLoader(small_recipe(folder, sequence_length), 0, 1)
     for step in range(1, 1_000_000):
-        loader.batch(step)
-        yield SAMPLES_PER_STEP[sequence_length]
+        yield from loader.batch(step).micro_batches
 
 
-def finish(windows: list[NDArray[Any]], starts: list[NDArray[np.int64]]) -> Batch:
+def bare_copy(folder: Path, sequence_length: int) -> Iterator[MicroBatch]:
+    """Knows nothing of documents: what copying alone costs."""
+    tokens = {source: np.memmap(folder / source / "0.ds", np.int32, "r") for source in SMALL_SOURCES}
+    draws = random_windows({source: len(array) // (sequence_length + 1) for source, array in tokens.items()})
+    lengths, none = [sequence_length] * MICRO_BATCH_SIZE, torch.empty(0, dtype=torch.int64)
+    while True:
+        samples = np.empty((MICRO_BATCH_SIZE, sequence_length + 1), np.int32)
+        for row in range(MICRO_BATCH_SIZE):
+            source, window = next(draws)
+            first = window * sequence_length
+            samples[row] = tokens[source][first : first + sequence_length + 1]
+        yield MicroBatch(torch.from_numpy(samples), none, lengths)
+
+
+def finish(windows: list[NDArray[Any]], starts: list[NDArray[np.int64]]) -> MicroBatch:
     """What a peer's windows of `sequence_length + 1` tokens lack; `starts` are the places where documents begin."""
     length = len(windows[0]) - 1
-    input_ids, label_ids = np.empty((2, len(windows), length), np.int64)
-    label_mask = np.ones((len(windows), length), np.bool_)
+    samples = np.empty((len(windows), length + 1), np.int32)
     lengths: list[int] = []
+    untrained = []
     for row, (window, row_starts) in enumerate(zip(windows, starts, strict=True)):
-        input_ids[row], label_ids[row] = window[:-1], window[1:]
+        samples[row] = window
         inner = row_starts[row_starts > 0]
-        label_mask[row, inner - 1] = False
+        untrained.append(inner - 1 + row * length)
         lengths += np.diff(inner[inner < length], prepend=0, append=length).tolist()
-    return (
-        torch.from_numpy(input_ids.reshape(-1)),
-        torch.from_numpy(label_ids.reshape(-1)),
-        torch.from_numpy(label_mask.reshape(-1)),
-        lengths,
-    )
+    return MicroBatch(torch.from_numpy(samples), torch.from_numpy(np.concatenate(untrained)), lengths)
 
 
 def after_eos(window: NDArray[Any]) -> NDArray[np.int64]:
@@ -260,7 +275,7 @@ def random_windows(windows: dict[str, int]) -> Iterator[tuple[str, int]]:
             yield names[source], window
 
 
-def datatrove(folder: Path, sequence_length: int) -> Iterator[int]:
+def datatrove(folder: Path, sequence_length: int) -> Iterator[MicroBatch]:
     """Boundaries by EOS id: its reader of index files only goes forward."""
     from datatrove.utils.dataset import DatatroveFolderDataset
 
@@ -274,11 +289,10 @@ def datatrove(folder: Path, sequence_length: int) -> Iterator[int]:
     while True:
         items = [datasets[source][window] for source, window in (next(draws) for _ in range(MICRO_BATCH_SIZE))]
         starts = [np.flatnonzero(item["positions"].numpy() == 0) for item in items]
-        finish([item["input_ids"].numpy() for item in items], starts)
-        yield MICRO_BATCH_SIZE
+        yield finish([item["input_ids"].numpy() for item in items], starts)
 
 
-def hf_datasets(folder: Path, corpus: Corpus, sequence_length: int) -> Iterator[int]:
+def hf_datasets(folder: Path, corpus: Corpus, sequence_length: int) -> Iterator[MicroBatch]:
     """Windows as fixed-length rows of memory-mapped Arrow tables, read as numpy arrays."""
     import datasets
 
@@ -293,11 +307,10 @@ def hf_datasets(folder: Path, corpus: Corpus, sequence_length: int) -> Iterator[
     draws = random_windows({source: len(table) for source, table in tables.items()})
     while True:
         windows = [tables[source][row]["tokens"] for source, row in (next(draws) for _ in range(MICRO_BATCH_SIZE))]
-        finish(windows, [after_eos(window) for window in windows])
-        yield MICRO_BATCH_SIZE
+        yield finish(windows, [after_eos(window) for window in windows])
 
 
-def litdata(folder: Path, corpus: Corpus, sequence_length: int) -> Iterator[int]:
+def litdata(folder: Path, corpus: Corpus, sequence_length: int) -> Iterator[MicroBatch]:
     """Chunk-wise shuffled streams of memory-mapped tokens, mixed by weight."""
     from litdata import CombinedStreamingDataset, StreamingDataset, TokensLoader
     from litdata.streaming.cache import Cache
@@ -320,8 +333,7 @@ def litdata(folder: Path, corpus: Corpus, sequence_length: int) -> Iterator[int]
         while len(windows := [window.numpy() for window, _ in zip(mixed, range(MICRO_BATCH_SIZE), strict=False)]) == (
             MICRO_BATCH_SIZE
         ):
-            finish(windows, [after_eos(window) for window in windows])
-            yield MICRO_BATCH_SIZE
+            yield finish(windows, [after_eos(window) for window in windows])
 
 
 if __name__ == "__main__":

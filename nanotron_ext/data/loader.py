@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,6 +27,8 @@ from nanotron_ext.data.shards import ShardSet
 from nanotron_ext.recipe import Recipe
 
 PREFETCHED_STEPS = 2
+DRAWN_TOGETHER = 512
+"""Samples whose windows are computed at once: numpy's 80 calls take longer than their work on a step's few samples."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class MixtureLoader:
             for stage, schedule in zip(self._mixture.stages, self._mixture.schedules, strict=True)
             if schedule.rounding
         }
+        self._steps_drawn_together = max(DRAWN_TOGETHER // self._samples_per_rank, 1)
+        self._drawn: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
         planned = self._mixture.counts(recipe.tokens.train_steps * recipe.global_batch_size)
         planned_tokens = planned * recipe.tokens.sequence_length
         self.plan = [
@@ -206,9 +211,23 @@ class MixtureLoader:
 
     def _windows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Source, and first token among those of the source's chunks, of this rank's windows."""
+        self._first_sample(step)
+        block, row = divmod(step - 1, self._steps_drawn_together)
+        drawn = self._drawn  # read once: threads may share the loader
+        if drawn is None or drawn[0] != block:
+            self._drawn = drawn = (block, *self._windows_of_block(block))
+        return drawn[1][row], drawn[2][row]
+
+    def _windows_of_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `_windows`, for all steps of a block: `[steps, samples]`."""
+        first_step = block * self._steps_drawn_together + 1
+        steps = range(first_step, min(first_step + self._steps_drawn_together, self._recipe.tokens.train_steps + 1))
+        first_samples = np.array([self._first_sample(step) for step in steps])
         length = self._recipe.tokens.sequence_length
-        source, ordinal = self._mixture.draw(self._first_sample(step), self._samples_per_rank)
-        return source, self._order.window(source, self._start_tokens[source] + ordinal * length, length)
+        source, ordinal = self._mixture.draw(first_samples[:, None] + np.arange(self._samples_per_rank))
+        position = self._start_tokens[source] + ordinal * length
+        start_token = self._order.window(source.ravel(), position.ravel(), length)
+        return source, start_token.reshape(source.shape)
 
 
 def left_behind(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -312,16 +331,21 @@ def _read_micro_batches(
     document_ends = shards.read(*shards.locate(source, start_token), tokens)
     if not document_mask:
         document_ends = document_ends[:0]
-    sample_ends = np.arange(1, len(source) + 1) * sequence_length
-    piece_ends = np.unique(np.concatenate([document_ends, sample_ends]))
-    lengths = np.diff(piece_ends, prepend=0)
+    ends = np.concatenate([document_ends, np.arange(1, len(source) + 1) * sequence_length])
+    ends.sort()
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]  # 0 where a document ends with its window
 
-    micro_batches = len(source) // micro_batch_size
-    firsts = np.arange(micro_batches) * (micro_batch_size * sequence_length)
+    tokens_per_batch = micro_batch_size * sequence_length
+    borders = np.arange(0, len(source) * sequence_length + 1, tokens_per_batch)
     samples = torch.from_numpy(tokens).split(micro_batch_size)
-    pieces = np.split(lengths, piece_ends.searchsorted(firsts[1:], side="right"))
-    untrained = np.split(document_ends - 1, document_ends.searchsorted(firsts[1:], side="right"))
+    pieces = pairwise(ends.searchsorted(borders, side="right").tolist())
+    labels = pairwise(document_ends.searchsorted(borders, side="right").tolist())
     return [
-        MicroBatch(part, torch.from_numpy(labels - first), part_lengths.tolist())
-        for part, labels, first, part_lengths in zip(samples, untrained, firsts, pieces, strict=True)
+        MicroBatch(
+            part,
+            torch.from_numpy(document_ends[first_end:last_end] - (number * tokens_per_batch + 1)),
+            [length for length in lengths[first:last].tolist() if length],
+        )
+        for number, (part, (first, last), (first_end, last_end)) in enumerate(zip(samples, pieces, labels, strict=True))
     ]

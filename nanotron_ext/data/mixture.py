@@ -91,15 +91,16 @@ class Mixture:
         per_stage = [schedule.counts(stage.samples) for stage, schedule in zip(stages, self.schedules, strict=True)]
         self._before = np.cumsum([np.zeros(len(self.sources), np.int64), *per_stage[:-1]], axis=0)
 
-    def draw(self, first_sample: int, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source of each sample, and how many samples of that source the run drew before; both `[samples]`.
-
-        All samples must belong to one stage.
-        """
-        number = self._stage_of(first_sample)
-        sample = np.arange(first_sample, first_sample + samples) - self.stages[number].first_sample
-        source, ordinal = self.schedules[number].draw(sample)
-        return source, self._before[number][source] + ordinal
+    def draw(self, sample: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Source of each sample, and how many samples of that source the run drew before; all of one shape."""
+        source, ordinal = np.empty((2, *sample.shape), np.int64)
+        for number in range(self._stage_of(int(sample.min())), self._stage_of(int(sample.max())) + 1):
+            stage = self.stages[number]
+            of_stage = (sample >= stage.first_sample) & (sample < stage.first_sample + stage.samples)
+            drawn, within = self.schedules[number].draw(sample[of_stage] - stage.first_sample)
+            source[of_stage] = drawn
+            ordinal[of_stage] = self._before[number][drawn] + within
+        return source, ordinal
 
     def counts(self, samples: int) -> NDArray[np.int64]:
         """Samples of each source, `[sources]`, among the first `samples` of the run."""

@@ -61,7 +61,7 @@ def test_sources_go_on_across_stages(stages: list[tuple[list[int], int]]) -> Non
     for current in plan:
         drawn = dict.fromkeys(mixture.sources, 0)
         for sample in range(current.first_sample, current.first_sample + current.samples):
-            source, position = mixture.draw(sample, 1)
+            source, position = mixture.draw(np.array([sample]))
             name = mixture.sources[source[0]]
             assert position[0] == seen[name]
             seen[name] += 1
@@ -69,17 +69,18 @@ def test_sources_go_on_across_stages(stages: list[tuple[list[int], int]]) -> Non
             done = sample + 1 - current.first_sample
             assert all(abs(drawn[s] - done * current.shares.get(s, Fraction(0))) < 1 for s in drawn)
             assert mixture.counts(sample + 1).tolist() == list(seen.values())
-        whole = mixture.draw(current.first_sample, current.samples)
-        singles = [mixture.draw(current.first_sample + i, 1) for i in range(current.samples)]
-        assert whole[0].tolist() == [int(single[0][0]) for single in singles]
-        assert whole[1].tolist() == [int(single[1][0]) for single in singles]
+    samples = np.arange(first)
+    whole = mixture.draw(samples)
+    singles = [mixture.draw(samples[i : i + 1]) for i in range(first)]
+    assert whole[0].tolist() == [int(single[0][0]) for single in singles]
+    assert whole[1].tolist() == [int(single[1][0]) for single in singles]
 
 
 def test_sample_2_7_billion_needs_no_history() -> None:
     """Ordinals of the far end against plain arithmetic: 10 slots per period, `a` owns 7 of them."""
     mixture = Mixture([stage({"a": Fraction(7, 10), "b": Fraction(3, 10)}, 2_719_000_000)])
     first = 2_700_000_000
-    source, position = mixture.draw(first, 10)
+    source, position = mixture.draw(np.arange(first, first + 10))
     assert sorted(position[source == 0].tolist()) == list(range(first // 10 * 7, first // 10 * 7 + 7))
     assert mixture.counts(first).tolist() == [first // 10 * 7, first // 10 * 3]
 
