@@ -13,7 +13,7 @@ RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
-.PHONY: eval-data eval eval-report report ablations cluster-run cluster-status check bench-data chaos test lint format
+.PHONY: eval-data eval eval-report report ablations cluster-run cluster-status check bench-data chaos test test-storage lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,10 @@ chaos: setup ## Kill COUNT training runs at random moments (SEED), half of them 
 
 test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
+
+test-storage: setup ## Sources and shards in an S3 service on this machine (installs moto)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,storage]'
+	$(PY) -m pytest tests/datapipes/test_s3.py
 
 lint: setup ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .

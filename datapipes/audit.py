@@ -2,7 +2,7 @@
 
     python -m datapipes.audit recipes/tiny/pretrain.yaml [section.key=value ...]
 
-Exits with 1 if the data cannot be trained on; warnings leave the exit code alone.
+Exits with 2 if the data cannot be trained on; warnings leave the exit code alone.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from datapipes.errors import DataError
 from datapipes.lint import Findings, Window, WindowReader, lint
 from datapipes.registry import find_source
 from datapipes.tokenizer import load_tokenizer
 from nanotron_ext.data import DataError as UnusableData
 from nanotron_ext.data import MixtureLoader
-from nanotron_ext.recipe import Recipe, RecipeError, load_recipe
+from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import Recipe, load_recipe
 
 WHOLE_RUN = "whole run"
 MAX_EPOCHS = 4.0  # up to here, repeated data is worth almost as much as new data (Muennighoff et al. 2023)
@@ -267,7 +267,7 @@ def print_samples(recipe: Recipe, samples: int, console: Console) -> None:
         console.print(coloured(window, tokenizer), soft_wrap=True)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
@@ -288,11 +288,14 @@ def main() -> None:
             print_audit(result, arguments.max_epochs, console)
             if not result.problems:
                 print_samples(recipe, arguments.samples, console)
-    except (RecipeError, DataError, UnusableData, OSError) as error:
-        sys.exit(f"{error}")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if result.problems:
-        sys.exit(str(UnusableData(result.problems)))
+        print(f"error: {UnusableData(result.problems)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

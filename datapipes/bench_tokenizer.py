@@ -87,11 +87,13 @@ def main() -> None:
         texts = list(islice(texts_of(find_source(arguments.source)), arguments.documents))
         data = arguments.tokenizer.read_bytes()
     except (DataError, OSError) as error:
-        sys.exit(f"{error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     tokenizer = Tokenizer.from_str(data.decode("utf-8"))
     tokenizer.encode_special_tokens = True
     if (eos_token_id := tokenizer.token_to_id(EOS)) is None:
-        sys.exit(f"{arguments.tokenizer} has no token {EOS}. Give a tokenizer of this project.")
+        print(f"error: {arguments.tokenizer} has no token {EOS}; give a tokenizer of this project.", file=sys.stderr)
+        sys.exit(2)
     loaded = LoadedTokenizer(arguments.tokenizer, hashlib.sha256(data).hexdigest(), tokenizer, EOS, eos_token_id)
     with tempfile.TemporaryDirectory() as folder:
         library, stage = measure(texts, loaded, Path(folder), arguments.rounds)

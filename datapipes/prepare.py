@@ -8,8 +8,10 @@ Running it again does only what is missing or changed.
 """
 
 import argparse
+import fcntl
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -37,10 +39,14 @@ from datapipes.errors import DataError
 from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild, Summary
 from datapipes.readers import find_input, texts_of
-from datapipes.registry import find_source
-from datapipes.tokenizer import LoadedTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from datapipes.registry import Source, find_source
+from datapipes.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from nanotron_ext.data.remote import is_remote
-from nanotron_ext.recipe import Recipe, RecipeError, load_recipe
+from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.recipe.schema import TrainTokenizer
+
+LOCK_FILE = ".lock"
 
 
 def sources_of(recipes: Sequence[Recipe]) -> list[str]:
@@ -49,16 +55,38 @@ def sources_of(recipes: Sequence[Recipe]) -> list[str]:
     return list(dict.fromkeys([*names, *(name for recipe in recipes for name in recipe.data.validation)]))
 
 
-def ensure_tokenizer(recipe: Recipe, console: Console) -> LoadedTokenizer:
-    """The recipe's tokenizer, trained if the recipe says how and it is not there yet.
+@contextmanager
+def sole_preparation(data_folder: Path) -> Iterator[None]:
+    """Keeps a second preparation of the same folder out; the lock ends with the process, however that ends.
+
+    Raises:
+        DataError: if another process prepares the folder, on this machine or, on a shared disk that knows locks, on
+            another one.
+    """
+    data_folder.mkdir(parents=True, exist_ok=True)
+    path = data_folder / LOCK_FILE
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise DataError(
+                f"{file.read().strip() or 'Another process'} is preparing {data_folder} already. Wait for its end, or "
+                f"stop it: what it has finished will not be done again."
+            ) from None
+        file.truncate(0)
+        file.write(f"Process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def train_tokenizer_once(recipe: Recipe, train: TrainTokenizer, sources: list[Source], console: Console) -> None:
+    """Train the recipe's tokenizer on these sources if it is not there yet.
 
     Raises:
         DataError: if the folder holds one trained on something else.
     """
-    train, folder = recipe.tokenizer.train, Path(recipe.tokenizer.tokenizer_name_or_path)
-    if train is None:
-        return load_tokenizer(recipe)
-    sources = [find_source(name) for name in train.sources]
+    folder = Path(recipe.tokenizer.tokenizer_name_or_path)
     revisions = {source.name: find_input(source).revision for source in sources}
     trained_on = {"vocab_size": train.vocab_size, "sources": revisions}
     record = folder / "trained_on.json"
@@ -73,7 +101,6 @@ def ensure_tokenizer(recipe: Recipe, console: Console) -> LoadedTokenizer:
             f"The tokenizer in {folder} was trained on other texts or settings than tokenizer.train now says. Models "
             f"trained with it need it: choose another run folder, or delete {folder} to train a new one."
         )
-    return load_tokenizer(recipe)
 
 
 def prepare(
@@ -95,21 +122,26 @@ def prepare(
         raise DataError("The recipes differ in tokenizer or data.path. Prepare them one by one.")
     sources = [find_source(name) for name in sources_of(recipes)]
     benchmarks = build_index(benchmarks_folder) if benchmarks_folder else None
-    tokenizer = ensure_tokenizer(recipe, console)
     if is_remote(recipe.data.path):
         raise DataError(
             f"data.path is {recipe.data.path}, but data is prepared on a local or shared disk: give data.path=FOLDER, "
             f"and copy the sources' folders to the storage afterwards, each manifest.json last."
         )
-    data_folder = Path(recipe.data.path)
-    builds = [SourceBuild(source, tokenizer, data_folder, raw_folder, benchmarks) for source in sources]
-    finish: Callable[[SourceBuild], None] = partial(SourceBuild.build, workers=workers)
-    if slurm is not None:
-        finish = SourceBuild.finish_submitted
-        for build in builds:
-            if not build.is_done():
-                build.submit(slurm)
-    return list(_run(builds, finish, verify, console))
+    data_folder, train = Path(recipe.data.path), recipe.tokenizer.train
+    trained_on = [find_source(name) for name in train.sources] if train else []
+    tokenizer = None if train else load_tokenizer(recipe)  # before anything is written
+    with sole_preparation(data_folder):
+        if train is not None:
+            train_tokenizer_once(recipe, train, trained_on, console)
+        tokenizer = tokenizer or load_tokenizer(recipe)
+        builds = [SourceBuild(source, tokenizer, data_folder, raw_folder, benchmarks) for source in sources]
+        finish: Callable[[SourceBuild], None] = partial(SourceBuild.build, workers=workers)
+        if slurm is not None:
+            finish = SourceBuild.finish_submitted
+            for build in builds:
+                if not build.is_done():
+                    build.submit(slurm)
+        return list(_run(builds, finish, verify, console))
 
 
 def _run(
@@ -189,7 +221,7 @@ def _slurm_settings(arguments: argparse.Namespace) -> SlurmSettings:
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "arguments", nargs="+", metavar="RECIPE or section.key=value", help="recipes, and values to replace in them"
@@ -213,14 +245,18 @@ def main() -> None:
         summaries = prepare(
             recipes, console, arguments.workers, arguments.verify, arguments.raw, arguments.benchmarks, slurm
         )
-    except (RecipeError, DataError, OSError) as error:
-        sys.exit(f"{error}")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on where it stopped; jobs that Slurm has run on meanwhile.")
+        message = "Interrupted. The same command goes on where it stopped; jobs that Slurm has run on meanwhile."
+        print(message, file=sys.stderr)
+        return 130
     console.print(summary_table(summaries))
     tokens = sum(row.tokens_out for row in summaries)
     console.print(f"{tokens:,} tokens in {recipes[0].data.path} ({time.monotonic() - start:.1f} s)")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

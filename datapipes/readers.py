@@ -2,7 +2,6 @@
 read: a broken line or an absent column stops the task with the name of the file."""
 
 import hashlib
-import lzma
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +91,8 @@ class RowReader(PipelineStep):
                     yield orjson.loads(line)
         except orjson.JSONDecodeError as error:
             raise DataError(f"Line {number} of {self._full_path(path)} is not JSON: {error}.") from None
-        except (EOFError, OSError, UnicodeDecodeError, lzma.LZMAError) as error:
-            raise DataError(f"{self._full_path(path)} cannot be read after line {number}: {error}.") from None
+        except Exception as error:  # every storage and compression has errors of its own
+            raise DataError(f"{self._full_path(path)} cannot be read after line {number}: {_reason(error)}") from error
 
     def _parquet_rows(self, path: str) -> Iterator[dict[str, Any]]:
         import pyarrow  # type: ignore[import-untyped]
@@ -108,6 +107,10 @@ class RowReader(PipelineStep):
                     yield from batch.to_pylist()
         except pyarrow.ArrowException as error:
             raise DataError(f"{self._full_path(path)} is not a readable parquet file: {error}.") from None
+        except DataError:
+            raise
+        except Exception as error:  # every storage has errors of its own
+            raise DataError(f"{self._full_path(path)} cannot be read: {_reason(error)}") from error
 
     def _check_columns(self, present: Collection[str], path: str) -> None:
         for column in self.rows.content_columns:
@@ -176,13 +179,22 @@ def find_input(source: Source, raw_folder: Path | None = None) -> Input:
 
 
 def _listed(source: Source, path: str, patterns: list[str]) -> Input:
-    folder = get_datafolder(path)
-    names = sorted({name for pattern in patterns for name in folder.list_files(glob_pattern=pattern)})
+    try:
+        folder = get_datafolder(path)
+        names = sorted({name for pattern in patterns for name in folder.list_files(glob_pattern=pattern)})
+        sizes = [folder.info(name)["size"] for name in names]
+    except Exception as error:  # every storage has errors of its own
+        raise DataError(
+            f"Source {source.name} cannot list {path}: {_reason(error)} Check the address and the credentials."
+        ) from error
     if not names:
         raise DataError(f"Source {source.name} finds no file {' or '.join(patterns)} below {path}. Correct the entry.")
-    sizes = [folder.info(name)["size"] for name in names]
     digest = hashlib.sha256(repr(list(zip(names, sizes, strict=True))).encode()).hexdigest()
     return Input(f"files:{digest}", path, tuple(names))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).rstrip('.')}."
 
 
 def _hub_commit(source: Source, reader: Hub) -> str:

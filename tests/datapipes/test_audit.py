@@ -142,13 +142,13 @@ def command(*arguments: str, run: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_unprepared_recipes_show_their_mixture_and_exit_with_1(tmp_path: Path) -> None:
+def test_unprepared_recipes_show_their_mixture_and_exit_with_2(tmp_path: Path) -> None:
     result = command("recipes/tiny/pretrain.yaml", run=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "tiny-web-deu" in result.stdout and "missing" in result.stdout
     assert result.stderr.count("manifest.json: There is no manifest") == 9 and "Traceback" not in result.stderr
     as_json = command("recipes/tiny/pretrain.yaml", "--json", run=tmp_path)
-    assert as_json.returncode == 1
+    assert as_json.returncode == 2
     parsed = json.loads(as_json.stdout)
     assert len(parsed["problems"]) == 9
     recipe = load_recipe("recipes/tiny/pretrain.yaml")
@@ -160,5 +160,5 @@ def test_unprepared_recipes_show_their_mixture_and_exit_with_1(tmp_path: Path) -
 
 def test_an_unregistered_source_is_an_error_without_traceback(tmp_path: Path) -> None:
     result = command("recipes/tiny/pretrain.yaml", "data_stages.0.mixture={tiny-wb-en: 1.0}", run=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 20

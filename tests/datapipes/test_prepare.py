@@ -1,11 +1,12 @@
-import os
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from datapipes import prepare
 from tests.datapipes.helpers import shard_bytes
 
 SMALL = [  # two sources and a tokenizer that trains in a second
@@ -15,39 +16,53 @@ SMALL = [  # two sources and a tokenizer that trains in a second
 ]
 
 
-def prepare(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "datapipes.prepare", "recipes/tiny/pretrain.yaml", *arguments],
-        env={**os.environ, "RUN": str(run), "PYTHONPATH": ".", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-    )
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
 
 
-def test_from_nothing_then_nothing_to_do_then_a_change(tmp_path: Path) -> None:
-    first = prepare(tmp_path, *SMALL)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.count("built") == 3
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`python -m datapipes.prepare recipes/tiny/pretrain.yaml ...` in this process, which has everything imported."""
+    monkeypatch.setenv("RUN", str(tmp_path / "run"))
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["prepare", "recipes/tiny/pretrain.yaml", *arguments])
+        return Result(prepare.main(), *capsys.readouterr())
+
+    return run
+
+
+def test_from_nothing_then_nothing_to_do_then_a_change(command: Command, tmp_path: Path) -> None:
+    data = tmp_path / "run/data"
+    first = command(*SMALL)
+    assert first.code == 0, first.err
+    assert first.out.count("built") == 3
     sources = ["tiny-math", "tiny-web-deu-heldout", "tiny-math-heldout"]
-    made = {name: shard_bytes(tmp_path / "data" / name) for name in sources}
+    made = {name: shard_bytes(data / name) for name in sources}
     assert all("manifest.json" in files for files in made.values())
 
     start = time.monotonic()
-    second = prepare(tmp_path, *SMALL, "--verify")
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.count("unchanged") == 3
+    second = command(*SMALL, "--verify")
+    assert second.code == 0, second.err
+    assert second.out.count("unchanged") == 3
     assert time.monotonic() - start < 10
-    assert {name: shard_bytes(tmp_path / "data" / name) for name in sources} == made
+    assert {name: shard_bytes(data / name) for name in sources} == made
 
-    (shard,) = (tmp_path / "data/tiny-math").glob("*.ds")
+    (shard,) = (data / "tiny-math").glob("*.ds")
     shard.unlink()
-    third = prepare(tmp_path, *SMALL)
-    assert (third.stdout.count("built"), third.stdout.count("unchanged")) == (1, 2)
-    assert {name: shard_bytes(tmp_path / "data" / name) for name in sources} == made
+    third = command(*SMALL)
+    assert (third.out.count("built"), third.out.count("unchanged")) == (1, 2)
+    assert {name: shard_bytes(data / name) for name in sources} == made
 
-    other_tokenizer = prepare(tmp_path, *SMALL[:2], SMALL[2].replace("1000", "999"))
-    assert other_tokenizer.returncode == 1
-    assert "was trained on other texts or settings" in other_tokenizer.stderr
+    other_tokenizer = command(*SMALL[:2], SMALL[2].replace("1000", "999"))
+    assert other_tokenizer.code == 2
+    assert "was trained on other texts or settings" in other_tokenizer.err
 
 
 @pytest.mark.parametrize(
@@ -57,20 +72,26 @@ def test_from_nothing_then_nothing_to_do_then_a_change(tmp_path: Path) -> None:
         (["tokens.train_step=3"], "train_steps"),
         (["tokenizer.train=null"], "holds no tokenizer.json"),
         (["tokenizer.train={vocab_size: 1000, sources: [tiny-wb-en]}"], "Did you mean 'tiny-web-en'"),
+        (["data.path=s3://bucket/data"], "data is prepared on a local or shared disk"),
+        (["recipes/smollm3-3b/pretrain.yaml"], "The recipes differ in tokenizer or data.path"),
+        (["--benchmarks", "nowhere"], "no evaluation set"),
     ],
 )
 def test_bad_input_is_one_screen_without_traceback_and_writes_nothing(
-    tmp_path: Path, arguments: list[str], complaint: str
+    command: Command, tmp_path: Path, arguments: list[str], complaint: str
 ) -> None:
-    result = prepare(tmp_path / "run", *arguments)
-    assert result.returncode == 1
-    assert complaint in result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.splitlines()) < 25
+    result = command(*arguments)
+    assert result.code == 2
+    assert result.err.startswith("error: ") and complaint in result.err
+    assert len(result.err.splitlines()) < 25
     assert not (tmp_path / "run").exists()
 
 
-def test_help() -> None:
-    command = [sys.executable, "-m", "datapipes.prepare", "--help"]
-    result = subprocess.run(command, env={**os.environ, "PYTHONPATH": "."}, capture_output=True)
-    assert result.returncode == 0
+def test_a_second_preparation_of_the_same_folder_is_refused(command: Command, tmp_path: Path) -> None:
+    with prepare.sole_preparation(tmp_path / "run/data"):
+        result = command(*SMALL)
+    assert result.code == 2
+    assert f"is preparing {tmp_path}/run/data already. Wait for its end" in result.err
+    assert not (tmp_path / "run/tokenizer").exists()
+    with prepare.sole_preparation(tmp_path / "run/data"):  # the lock went with its holder
+        pass

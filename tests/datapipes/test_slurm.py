@@ -2,14 +2,13 @@
 
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from datapipes import executors
+from datapipes import executors, prepare
 from datapipes.errors import DataError
 from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild
@@ -127,17 +126,17 @@ def test_a_stage_that_ran_on_part_of_its_input_runs_again(
 
 
 def test_without_slurm_or_partition_the_error_says_so(
-    make_source: Callable[..., Source], tokenizer: LoadedTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_source: Callable[..., Source],
+    tokenizer: LoadedTokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     build = SourceBuild(make_source(texts(10)), tokenizer, tmp_path / "data")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DataError, match=r"sbatch failed for letters: .* login node"):
         build.submit(SETTINGS)
-    result = subprocess.run(
-        [sys.executable, "-m", "datapipes.prepare", "recipes/tiny/pretrain.yaml", "--executor", "slurm"],
-        env={"PYTHONPATH": ".", "RUN": str(tmp_path / "run")},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert "needs --partition" in result.stderr and "Traceback" not in result.stderr
+    monkeypatch.setattr(sys, "argv", ["prepare", "recipes/tiny/pretrain.yaml", "--executor", "slurm"])
+    monkeypatch.delenv("SBATCH_PARTITION", raising=False)
+    assert prepare.main() == 2
+    assert "error: --executor slurm needs --partition" in capsys.readouterr().err

@@ -1,5 +1,7 @@
+import contextlib
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -7,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datatrove.data import Document
 
+from datapipes.clean import Clean
 from datapipes.errors import DataError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Files, Source
@@ -107,60 +112,70 @@ def test_each_task_shuffles_with_its_own_seed(
     assert original not in (first, second)
 
 
-def test_the_number_of_workers_changes_no_byte(
-    make_source: MakeSource, tokenizer: LoadedTokenizer, tmp_path: Path
-) -> None:
-    source = make_source(texts(80), files=4, tasks=4)
-    for workers in (1, 2, 4):
-        build(source, tokenizer, tmp_path / str(workers), workers)
-    one, two, four = (shard_bytes(tmp_path / str(workers) / "letters") for workers in (1, 2, 4))
-    assert one == two == four
-
-
-KILLED_BUILD = """
-import os, pickle, signal, sys
-from pathlib import Path
-from datapipes import clean, pipeline
-
-source, tokenizer_folder, data, kill_at = pickle.loads(bytes.fromhex(sys.argv[1]))
-seen = 0
-
-def killing_filter(self, doc, original=clean.Clean.filter):
-    global seen
-    seen += 1
-    if seen == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, doc)
-
-clean.Clean.filter = killing_filter
-pipeline.TOKENIZER_BATCH_DOCUMENTS = 5  # so that a task dies with part of its output written
+BUILD = """
+import pickle, sys
+from datapipes.pipeline import SourceBuild
 from tests.datapipes.helpers import make_tokenizer
-pipeline.SourceBuild(source, make_tokenizer(tokenizer_folder), data).build(workers=1)
+
+source, tokenizer_folder, data, workers = pickle.loads(bytes.fromhex(sys.argv[1]))
+SourceBuild(source, make_tokenizer(tokenizer_folder), data).build(workers)
 """
 
 
-@pytest.mark.parametrize("kill_at", [3, 47, 79])
-def test_a_build_killed_and_repeated_equals_an_uninterrupted_one(
-    make_source: MakeSource, tmp_path: Path, kill_at: int
+def bytes_written(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*.ds"):
+        with contextlib.suppress(FileNotFoundError):  # a task has just put its shuffled file in its place
+            total += path.stat().st_size
+    return total
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_build_killed_at_a_random_point_and_repeated_equals_an_uninterrupted_one(
+    make_source: MakeSource, tmp_path: Path, workers: int
+) -> None:
+    source = make_source(texts(4000), files=4, tasks=4)
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    build(source, tokenizer, tmp_path / "whole")
+    whole = shard_bytes(tmp_path / "whole/letters")
+    kill_at = random.uniform(0, 0.9) * sum(len(content) for name, content in whole.items() if name.endswith(".ds"))
+    print(f"killed after {kill_at:.0f} bytes")
+
+    arguments = (source, tmp_path / "tokenizer", tmp_path / "killed", workers)
+    command = [sys.executable, "-c", BUILD, pickle.dumps(arguments).hex()]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": "."}, start_new_session=True)
+    while bytes_written(tmp_path / "killed") < kill_at:
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)  # with its workers and datatrove's manager
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed/letters").exists()
+
+    resumed = build(source, tokenizer, tmp_path / "killed", workers)
+    assert resumed.summary(rebuilt=True).documents_in == 4000
+    assert shard_bytes(tmp_path / "killed/letters") == whole
+    assert not list((tmp_path / "killed/.partial").iterdir())
+
+
+def test_what_a_killed_build_had_finished_is_not_done_again(
+    make_source: MakeSource, tokenizer: LoadedTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_source(texts(80), files=4, tasks=4)
-    arguments = (source, tmp_path / "tokenizer", tmp_path / "killed", kill_at)
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED_BUILD, pickle.dumps(arguments).hex()],
-        env={**os.environ, "PYTHONPATH": "."},
-        start_new_session=True,
-    )
-    assert process.wait() == -signal.SIGKILL
-    os.killpg(process.pid, signal.SIGKILL)  # datatrove's manager process outlives its parent
-    assert not (tmp_path / "killed/letters").exists()
-    tokenizer = make_tokenizer(tmp_path / "tokenizer")
-    resumed = SourceBuild(source, tokenizer, tmp_path / "killed")
-    assert resumed.tasks_completed() == (kill_at - 1) // 20
-    resumed.build(workers=1)
-    assert resumed.summary(rebuilt=True).documents_in == 80
-    build(source, tokenizer, tmp_path / "whole")
-    assert shard_bytes(tmp_path / "killed/letters") == shard_bytes(tmp_path / "whole/letters")
-    assert not list((tmp_path / "killed/.partial").iterdir())
+    seen = itertools.count(1)
+
+    def failing_filter(self: Clean, doc: Document, original: Callable[..., bool] = Clean.filter) -> bool:
+        if next(seen) == 47:
+            raise KeyboardInterrupt
+        return original(self, doc)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Clean, "filter", failing_filter)
+        build(source, tokenizer, tmp_path / "data")
+    assert SourceBuild(source, tokenizer, tmp_path / "data").tasks_completed() == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Clean, "filter", lambda self, doc: bool(next(seen)))
+        build(source, tokenizer, tmp_path / "data")
+    assert next(seen) == 48 + 40  # documents of the other two tasks alone were read
 
 
 def test_an_unchanged_source_is_done_and_any_change_is_not(
