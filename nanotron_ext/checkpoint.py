@@ -11,9 +11,11 @@ Files are written to `<step>.tmp/`, which is renamed when every rank has finishe
 """
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -132,6 +134,12 @@ def delete_checkpoint(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.replace(doomed)
         shutil.rmtree(doomed)
+
+
+def versions() -> dict[str, str]:
+    """Of what may change results: Python and the packages that compute."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "nanotron", "numpy")}
+    return {"python": platform.python_version(), **packages}
 
 
 def write_atomically(path: Path, text: str) -> None:

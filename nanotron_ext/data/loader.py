@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -99,6 +99,9 @@ class MixtureLoader:
     Step t owns the global samples `[(t - 1) G, t G)` with G the global batch size; rank r takes their r-th contiguous
     part, so that the order of samples over all ranks does not depend on the number of ranks.
 
+    `skipped` are ranges of samples that the run leaves out, (first, number), in whole global batches and each within
+    one stage: the samples behind them move up, and their stage draws on for as long as it lasts.
+
     Attributes:
         plan: for each source, what there is and what the whole run takes.
         share_rounding: for each stage whose shares are too fine to be kept exactly, the largest change of a share.
@@ -110,7 +113,7 @@ class MixtureLoader:
             batch does not split over `dp_size` ranks.
     """
 
-    def __init__(self, recipe: Recipe, dp_rank: int, dp_size: int) -> None:
+    def __init__(self, recipe: Recipe, dp_rank: int, dp_size: int, skipped: Sequence[tuple[int, int]] = ()) -> None:
         micro_batch_size = recipe.tokens.micro_batch_size
         if recipe.global_batch_size % (dp_size * micro_batch_size) or not 0 <= dp_rank < dp_size:
             raise DataError(
@@ -123,7 +126,8 @@ class MixtureLoader:
         self._recipe = recipe
         self._samples_per_rank = recipe.global_batch_size // dp_size
         self._rank_offset = dp_rank * self._samples_per_rank
-        self._mixture = Mixture(_stages(recipe))
+        self._skipped = sorted(skipped)
+        self._mixture = Mixture(_stages(recipe, self._skipped))
         names = self._mixture.sources
         sources = open_sources(recipe, dict.fromkeys([*names, *recipe.data.validation]))[: len(names)]
         self.fingerprints = {source.manifest.source: source.fingerprint for source in sources}
@@ -140,7 +144,7 @@ class MixtureLoader:
         }
         self._steps_drawn_together = max(DRAWN_TOGETHER // self._samples_per_rank, 1)
         self._drawn: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
-        planned = self._mixture.counts(recipe.tokens.train_steps * recipe.global_batch_size)
+        planned = self._mixture.counts(self.data_position(recipe.tokens.train_steps))
         planned_tokens = planned * recipe.tokens.sequence_length
         self.plan = [
             SourcePlan(source.manifest.source, source.manifest.tokens, int(dropped), int(tokens), float(epochs))
@@ -177,7 +181,7 @@ class MixtureLoader:
 
     def consumed(self, step: int) -> dict[str, SourceProgress]:
         """How far all ranks together have read each source once `step` steps are done; in closed form."""
-        drawn = self._mixture.counts(step * self._recipe.global_batch_size)
+        drawn = self._mixture.counts(self.data_position(step))
         length = self._recipe.tokens.sequence_length
         tokens = self._start_tokens + drawn * length
         epochs = tokens / self._order.epoch_tokens
@@ -185,6 +189,15 @@ class MixtureLoader:
             name: SourceProgress(int(tokens[number]), float(epochs[number]), length)
             for number, name in enumerate(self._mixture.sources)
         }
+
+    def data_position(self, step: int) -> int:
+        """How many samples the run has behind it after `step` steps, those that it left out on its way included."""
+        return self._place(step * self._recipe.global_batch_size - 1) + 1
+
+    def stage_end(self, sample: int) -> int:
+        """The first sample behind the stage that `sample` belongs to."""
+        ends = (stage.first_sample + stage.samples for stage in self._mixture.stages)
+        return next((end for end in ends if sample < end), sample)
 
     def iterate(self, first_step: int, last_step: int) -> Iterator[tuple[StepBatch, float]]:
         """Batches of steps `first_step` to `last_step`, read ahead in a thread, each with the seconds waited for it.
@@ -207,7 +220,14 @@ class MixtureLoader:
     def _first_sample(self, step: int) -> int:
         if not 1 <= step <= self._recipe.tokens.train_steps:
             raise ValueError(f"Step {step} lies outside the run's steps 1 to {self._recipe.tokens.train_steps}.")
-        return (step - 1) * self._recipe.global_batch_size + self._rank_offset
+        return self._place((step - 1) * self._recipe.global_batch_size) + self._rank_offset
+
+    def _place(self, sample: int) -> int:
+        """Of the `sample`-th sample that is trained, its number when those that are left out count too."""
+        for first, count in self._skipped:
+            if sample >= first:
+                sample += count
+        return sample
 
     def _windows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Source, and first token among those of the source's chunks, of this rank's windows."""
@@ -305,17 +325,18 @@ def validation_batches(
     ]
 
 
-def _stages(recipe: Recipe) -> list[Stage]:
+def _stages(recipe: Recipe, skipped: Sequence[tuple[int, int]]) -> list[Stage]:
+    """Stages in samples; what is left out of a stage makes it that much longer."""
     starts = [stage.start_training_step - 1 for stage in recipe.data_stages] + [recipe.tokens.train_steps]
-    return [
-        Stage(
-            name=stage.name,
-            first_sample=start * recipe.global_batch_size,
-            samples=(end - start) * recipe.global_batch_size,
-            shares=stage.shares(),
-        )
-        for stage, start, end in zip(recipe.data_stages, starts[:-1], starts[1:], strict=True)
-    ]
+    stages, first_sample = [], 0
+    for stage, start, stop in zip(recipe.data_stages, starts[:-1], starts[1:], strict=True):
+        end = first_sample + (stop - start) * recipe.global_batch_size
+        for first, count in skipped:
+            if first_sample <= first < end:
+                end += count
+        stages.append(Stage(stage.name, first_sample, end - first_sample, stage.shares()))
+        first_sample = end
+    return stages
 
 
 def _read_micro_batches(

@@ -222,9 +222,24 @@ class Checkpoints(Section):
     keep_every_steps: int | None = Field(
         None, gt=0, description="With keep_last: keep those of every n-th step for ever."
     )
+    accept_changes: list[str] = Field(
+        [],
+        description="Keys or sections of the recipe that may differ from the continued checkpoint's although that "
+        "changes the result; the ledger keeps account.",
+    )
     load_weights_path: str | None = Field(
         None, description="Run folder whose last weights this run starts from, at step 1 and with fresh Adam state."
     )
+
+
+class Spikes(Section):
+    """What to do about a loss that jumps up."""
+
+    action: Literal["off", "warn", "stop"] = Field(
+        "warn", description="stop: end the run before its next checkpoint; `python -m nanotron_ext.rewind` goes on."
+    )
+    window_steps: int = Field(100, ge=10, description="Steps before that a loss is compared with.")
+    sigmas: float = Field(8.0, gt=0, description="Robust standard deviations above their median that make a spike.")
 
 
 class Logging(Section):
@@ -253,6 +268,7 @@ class Recipe(Section):
     data: Data
     data_stages: list[DataStage] = Field(min_length=1)
     checkpoints: Checkpoints
+    spikes: Spikes = Spikes()
     logging: Logging = Logging()
     wandb: Wandb = Wandb()
 

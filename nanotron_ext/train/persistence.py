@@ -1,10 +1,8 @@
 """The run's state on disk: every rank writes its share of a checkpoint, and reads what its layout needs of one."""
 
 import contextlib
-import importlib.metadata
-import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,10 @@ from nanotron_ext.checkpoint import (
     describe_files,
     finish_checkpoint,
     save_shard,
+    versions,
 )
 from nanotron_ext.engine import dist
+from nanotron_ext.ledger import Samples
 from nanotron_ext.retention import prune_checkpoints
 from nanotron_ext.train.step import TrainState
 
@@ -35,8 +35,9 @@ class CheckpointWriter:
     Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
-    def __init__(self, state: TrainState) -> None:
-        self._state = state
+    def __init__(self, state: TrainState, skipped: Sequence[Samples] = ()) -> None:
+        """`skipped` are the ranges of samples that the run leaves out."""
+        self._state, self._skipped = state, skipped
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[dict[str, Any]] | None = None
         self._manifest: dict[str, Any] = {}
@@ -53,6 +54,7 @@ class CheckpointWriter:
             "dtype": recipe.model.dtype,
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
             "data": data,
+            "skipped_samples": self._skipped,
             "versions": versions(),
         }
         if torch.distributed.get_rank() == 0:
@@ -116,12 +118,6 @@ class CheckpointWriter:
     @property
     def _temporary(self) -> Path:
         return checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"]).with_suffix(".tmp")
-
-
-def versions() -> dict[str, str]:
-    """Of what may change results: Python and the packages that compute."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "nanotron", "numpy")}
-    return {"python": platform.python_version(), **packages}
 
 
 def _copied(parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Iterator[tuple[Any, int, torch.Tensor]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from nanotron_ext.checkpoint import CheckpointError
+from nanotron_ext import ledger
+from nanotron_ext.checkpoint import CheckpointError, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.errors import UserError
@@ -19,6 +20,7 @@ from nanotron_ext.train import outcome, startup
 from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.outcome import Outcome, StopSignal
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
+from nanotron_ext.train.spikes import SpikeDetector, SpikeError
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths
@@ -50,7 +52,7 @@ def run(recipe: Recipe) -> Outcome:
             state = TrainState(recipe, context, launch.device)
             step_done = _restore(state, found)
             if step_done < recipe.last_step:
-                step_done = _train(state, step_done, found.tracking_mode, stop, heartbeat, is_writer)
+                step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
         if is_writer:
             outcome.write(recipe, result)
@@ -82,16 +84,22 @@ def _restore(state: TrainState, found: startup.Preflight) -> int:
 
 
 def _train(
-    state: TrainState, step_done: int, tracking_mode: str, stop: StopSignal, heartbeat: Heartbeat, is_writer: bool
+    state: TrainState,
+    step_done: int,
+    found: startup.Preflight,
+    stop: StopSignal,
+    heartbeat: Heartbeat,
+    is_writer: bool,
 ) -> int:
     """Train up to the last step or a stop request; returns the last step done."""
     recipe, parallelism = state.recipe, state.recipe.parallelism
     dp_rank = dist.get_rank(state.context.dp_pg)
-    loader = MixtureLoader(recipe, dp_rank, parallelism.dp)
+    loader = MixtureLoader(recipe, dp_rank, parallelism.dp, found.skipped)
     validation = Validation(recipe, dp_rank)
-    journal = Journal(state, step_done, tracking_mode) if is_writer else None
+    journal = Journal(state, step_done, found) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
-    writer = CheckpointWriter(state)
+    writer = CheckpointWriter(state, found.skipped)
+    spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
     for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
@@ -115,6 +123,8 @@ def _train(
         if journal is not None:
             journal.record(batch.step, result, seconds, extra, samples)
         heartbeat.progress(batch.step, "bookkeeping")
+        if (spike := spikes.observe(result.loss)) is not None:
+            _report_spike(state, batch, spike)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
             writer.start(batch.step, extra["data"])
         if result.stop_requested:
@@ -125,6 +135,21 @@ def _train(
     if journal is not None:
         journal.close()
     return step_done
+
+
+def _report_spike(state: TrainState, batch: StepBatch, spike: str) -> None:
+    """Warn; raises SpikeError when the recipe says so, alike on all ranks since all have the same loss."""
+    (first, last), run_folder = state.global_samples(batch), state.recipe.run_folder
+    message = f"Step {batch.step}: {spike}. Its samples are {first} to {last} of the run."
+    if state.recipe.spikes.action == "warn":
+        logger.warning(message)
+        return
+    before = [path.name for path in list_checkpoints(run_folder)]
+    raise SpikeError(
+        f"{message} Look at them; to go on without them, run `python -m nanotron_ext.rewind {run_folder} --to-step "
+        f"{before[-1] if before else 'S'} --skip-samples {first}-{last}` and start again, or to go on as it is, set "
+        f"spikes.action to warn."
+    )
 
 
 def _is_due(recipe: Recipe, step: int, interval: int | None) -> bool:
@@ -148,20 +173,22 @@ def _flops(state: TrainState, batch: StepBatch) -> float:
 class Journal:
     """The first rank's account of the run: metrics.jsonl, console and wandb."""
 
-    def __init__(self, state: TrainState, step_done: int, tracking_mode: str) -> None:
+    def __init__(self, state: TrainState, step_done: int, found: startup.Preflight) -> None:
         self.recipe = state.recipe
         startup.save_recipe(self.recipe)
+        if found.changes:
+            ledger.record(self.recipe.run_folder, "recipe changed", step=step_done, changes=found.changes)
         self.metrics = StepLog(self.recipe.run_folder / METRICS_FILE, step_done)
         self.samples = None
         if self.recipe.logging.log_samples:
             self.samples = StepLog(self.recipe.run_folder / SAMPLES_FILE, step_done)
         self.console = Console(self.recipe)
-        self.wandb = Wandb(self.recipe, tracking_mode, step_done)
+        self.wandb = Wandb(self.recipe, found.tracking_mode, step_done)
         p, model = self.recipe.parallelism, self.recipe.architecture
         logger.info(
             f"{self.recipe.run_folder}: steps {step_done + 1} to {self.recipe.last_step}, "
             f"{model.num_parameters():,} parameters, dp {p.dp} x pp {p.pp} x tp {p.tp}, "
-            f"{self.recipe.tokens_per_step:,} tokens per step, wandb {tracking_mode}."
+            f"{self.recipe.tokens_per_step:,} tokens per step, wandb {found.tracking_mode}."
         )
 
     def record(

@@ -16,11 +16,14 @@ from nanotron_ext.checkpoint import (
     CheckpointReader,
     list_checkpoints,
     resolve_checkpoint,
+    versions,
     write_atomically,
 )
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.errors import UserError
+from nanotron_ext.ledger import Samples, skipped_samples
 from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines
 from nanotron_ext.train.tracking import wandb_mode
 
 logger = logging.getLogger("nanotron_ext.train")
@@ -39,6 +42,8 @@ class Preflight:
 
     checkpoints: list[CheckpointReader]  # to continue from, the newest first
     weights: CheckpointReader | None  # to start a new run from, when there is nothing to continue
+    changes: dict[str, list[Any]]  # of the recipe, agreed to, that alter the result: key -> [old, new]
+    skipped: list[Samples]  # ranges of samples that the run leaves out
     tracking_mode: str  # of wandb
 
 
@@ -56,8 +61,11 @@ def preflight(recipe: Recipe, world_size: int) -> Preflight:
     if not checkpoints and recipe.checkpoints.load_weights_path:
         weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
     tracking_mode = wandb_mode(recipe)
-    check_data(recipe, checkpoints[0] if checkpoints else None)
-    return Preflight(checkpoints, weights, tracking_mode)
+    changes = recipe_changes(recipe, checkpoints)
+    before = checkpoints[0].manifest.get("skipped_samples", []) if checkpoints else []
+    skipped = skipped_samples(recipe.run_folder, before)
+    check_data(recipe, checkpoints[0] if checkpoints else None, skipped)
+    return Preflight(checkpoints, weights, changes, skipped, tracking_mode)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:
@@ -72,20 +80,10 @@ def check_world_size(recipe: Recipe, world_size: int) -> None:
 
 
 def check_run_folder(recipe: Recipe) -> None:
-    """Raises StartupError when the run folder holds a run of a recipe that trains other weights."""
+    """Raises CheckpointError when the run folder holds a run of another recipe and the change was not agreed to."""
     saved = recipe.run_folder / RECIPE_FILE
-    if not saved.is_file():
-        return
-    other = load_recipe(saved)
-    if other.hash() == recipe.hash():
-        return
-    differences = [
-        f"  {key}: {old!r} there, {new!r} here" for key, old, new in _differences(other.identity(), recipe.identity())
-    ]
-    raise StartupError(
-        f"{recipe.run_folder} already holds a run of another recipe. Choose another general.run or RUN, or move the "
-        f"folder away. What differs:\n" + "\n".join(differences[:12])
-    )
+    if saved.is_file():
+        accepted_changes(recipe, load_recipe(saved).to_dict(), recipe.run_folder)
 
 
 def check_disk_space(recipe: Recipe) -> None:
@@ -108,7 +106,7 @@ def find_checkpoints(recipe: Recipe) -> list[CheckpointReader]:
     Own ones that are not whole are left out with a warning.
 
     Raises:
-        CheckpointError: when there should be one and is none, or the other way round, or it is of another recipe.
+        CheckpointError: when there should be one and is none, or the other way round.
     """
     section, own = recipe.checkpoints, list_checkpoints(recipe.run_folder)
     if own and section.resume == "never":
@@ -128,28 +126,45 @@ def find_checkpoints(recipe: Recipe) -> list[CheckpointReader]:
         readers.append(CheckpointReader(resolve_checkpoint(Path(section.resume_checkpoint_path))))
     if not readers and section.resume == "required":
         raise CheckpointError(f"checkpoints.resume is required, but {recipe.run_folder} has no checkpoint.")
-    for reader in readers:
-        if reader.manifest.get("recipe_hash") != recipe.hash():
-            raise CheckpointError(
-                f"{reader.folder} was written by a recipe that trains other weights "
-                f"(hash {reader.manifest.get('recipe_hash')}, here {recipe.hash()}). Continue it with its own recipe, "
-                f"or correct checkpoints.resume_checkpoint_path."
-            )
     return readers
 
 
-def check_data(recipe: Recipe, checkpoint: CheckpointReader | None) -> None:
+def recipe_changes(recipe: Recipe, checkpoints: list[CheckpointReader]) -> dict[str, list[Any]]:
+    """What the recipe changes about the result of the run that it continues; also says what it changes otherwise.
+
+    Raises:
+        CheckpointError: for changes that were not agreed to.
+    """
+    found: list[dict[str, list[Any]]] = []
+    for reader in checkpoints:
+        if "recipe" not in reader.manifest:
+            raise CheckpointError(
+                f"{reader.folder} is no run's checkpoint but imported weights. Start from them with "
+                f"checkpoints.load_weights_path, not resume_checkpoint_path."
+            )
+        found.append(accepted_changes(recipe, reader.manifest["recipe"], reader.folder))
+    if found and found[0]:
+        logger.warning(f"The recipe changes the result, as agreed:\n{in_lines(found[0])}")
+    if found and (harmless := harmless_changes(recipe, checkpoints[0].manifest["recipe"])):
+        logger.info(f"The recipe differs from the checkpoint's, but not in the result:\n{in_lines(harmless)}")
+    if found and (updated := differences(checkpoints[0].manifest.get("versions", {}), versions())):
+        named = ", ".join(f"{name} {old} then, {new} now" for name, old, new in updated)
+        logger.warning(f"Other versions than at the checkpoint may change the last bits of the result: {named}.")
+    return found[0] if found else {}
+
+
+def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]) -> None:
     """Open every source, and make sure that a continued run goes on with the data it would have seen.
 
     Raises:
         DataError: naming every source that is missing or damaged.
         CheckpointError: when the sources changed since the checkpoint.
     """
-    loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp)
+    loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp, skipped=skipped)
     if checkpoint is None:
         return
     then, now = checkpoint.manifest["data"], data_state(loader, checkpoint.step)
-    changed = [f"  {key}: {old} then, {new} now" for key, old, new in _differences(then, now)]
+    changed = [f"  {key}: {old} then, {new} now" for key, old, new in differences(then, now)]
     if changed:
         raise CheckpointError(
             f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on; restore it, or start a "
@@ -175,18 +190,3 @@ def save_recipe(recipe: Recipe) -> None:
 
 def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves that differ between two nested mappings, as (dotted key, old, new)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(name for name in new if name not in old)]
-        return [
-            found
-            for name in keys
-            for found in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [found for i, (left, right) in pairs for found in _differences(left, right, f"{key}.{i}")]
-    return [] if old == new else [(key, old, new)]

@@ -121,12 +121,17 @@ class TrainState:
         dist.all_reduce(sums, group=self.context.world_pg)
         return sums
 
+    def global_samples(self, batch: StepBatch) -> tuple[int, int]:
+        """First and last sample of the step's global batch, counted over the whole run."""
+        size, dp_pg = self.recipe.global_batch_size, self.context.dp_pg
+        first = batch.first_sample - dist.get_rank(dp_pg) * size // dp_pg.size()
+        return first, first + size - 1
+
     def _non_finite_message(self, batch: StepBatch, result: StepResult) -> str:
-        size = self.recipe.global_batch_size
-        first = (batch.step - 1) * size
+        first, last = self.global_samples(batch)
         return (
             f"Step {batch.step} gave loss {result.loss} and gradient norm {result.grad_norm}; the weights were not "
-            f"updated. Its samples are {first} to {first + size - 1} of the run. Start again to continue from the last "
+            f"updated. Its samples are {first} to {last} of the run. Start again to continue from the last "
             f"checkpoint; if the same step fails again, look at these samples, lower "
             f"optimizer.learning_rate_scheduler.learning_rate, or train in model.dtype float32."
         )

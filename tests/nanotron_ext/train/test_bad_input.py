@@ -85,7 +85,13 @@ def test_run_folder_of_another_recipe(
     prepare(tmp_path)
     save_recipe(tiny_recipe(tmp_path))
     assert start(monkeypatch, overrides(tmp_path, optimizer__weight_decay=0.2)) == 2
-    assert_explained(capsys, ["already holds a run of another recipe", "optimizer.weight_decay: 0.1 there, 0.2 here"])
+    assert_explained(
+        capsys,
+        [
+            "was written by another recipe, and the difference changes the result",
+            "optimizer.weight_decay: 0.1 there, 0.2 here",
+        ],
+    )
     assert start(monkeypatch, overrides(tmp_path, parallelism="{dp: 1}", tokens__micro_batch_size=4)) == 0
 
 

@@ -116,7 +116,7 @@ def test_a_segment_continues_its_predecessor_and_nothing_else(root: Path, straig
     with pytest.raises(RuntimeError, match=r"There is no complete checkpoint in nowhere"):
         run_ranks(run, 2, nowhere)
     other = tiny_recipe(root, general__run="part4", checkpoints__resume_checkpoint_path=path, general__seed=5)
-    with pytest.raises(RuntimeError, match=r"recipe that trains other weights"):
+    with pytest.raises(RuntimeError, match=r"another recipe, and the difference changes the result"):
         run_ranks(run, 2, other)
     assert not nowhere.run_folder.exists() and not other.run_folder.exists()
 

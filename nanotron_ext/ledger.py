@@ -1,0 +1,40 @@
+"""`<run>/ledger.jsonl`: what people decided about a run that its recipe does not say, one JSON object per line.
+
+{"event": "rewind", "time": ..., "to_step": 400, "skipped_samples": [1024, 256]}   first sample and their number
+{"event": "recipe changed", "time": ..., "step": 400, "changes": {key: [old, new]}}
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+LEDGER_FILE = "ledger.jsonl"
+Samples = tuple[int, int]  # first sample of a range, counted over the whole run, and their number
+
+
+def record(run_folder: Path, event: str, **content: Any) -> None:
+    """Append an entry, and have it on disk before anything follows from it."""
+    entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **content}
+    with (run_folder / LEDGER_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(run_folder: Path, event: str) -> list[dict[str, Any]]:
+    """Entries of one kind, oldest first."""
+    path = run_folder / LEDGER_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+
+
+def skipped_samples(run_folder: Path, before: Iterable[Iterable[int]] = ()) -> list[Samples]:
+    """All ranges that the run leaves out, in order; `before` are those that the run it continues has left out."""
+    own = [entry["skipped_samples"] for entry in read(run_folder, "rewind") if entry["skipped_samples"]]
+    ranges: set[Samples] = set()
+    for first, count in [*before, *own]:
+        ranges.add((first, count))
+    return sorted(ranges)

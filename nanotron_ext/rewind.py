@@ -1,0 +1,113 @@
+"""Continue a run from an earlier step, leaving out a range of samples: the remedy for a loss spike.
+
+    python -m nanotron_ext.rewind RUN_FOLDER --to-step 400 [--skip-samples 1024-1279]
+
+Samples are counted over the whole run, as messages about spikes and failed steps give them; the range grows to whole
+global batches. Nothing is trained here: the next start of the run continues from that step. Later checkpoints and the
+metrics so far move to <run>/rewound/<n>/, and the ledger keeps account.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from nanotron_ext import ledger
+from nanotron_ext.checkpoint import CheckpointReader, checkpoint_folder, list_checkpoints, write_atomically
+from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train.outcome import OUTCOME_FILE
+from nanotron_ext.train.startup import RECIPE_FILE
+from nanotron_ext.train.tracking import METRICS_FILE, SAMPLES_FILE
+
+
+class RewindError(UserError):
+    """A rewind that cannot be made as asked; nothing was changed."""
+
+
+def rewind(run_folder: Path, to_step: int, samples: tuple[int, int] | None) -> ledger.Samples | None:
+    """Go back to `to_step` and leave out `samples`, (first, last); returns the range left out, (first, number).
+
+    Raises:
+        RewindError: when there is no such checkpoint, or the samples are not ahead of it in one data stage.
+        CheckpointError: when the checkpoint is damaged.
+    """
+    recipe_file, checkpoint = run_folder / RECIPE_FILE, checkpoint_folder(run_folder, to_step)
+    existing = list_checkpoints(run_folder)
+    if checkpoint not in existing:
+        steps = ", ".join(path.name for path in existing) or "none"
+        raise RewindError(f"{run_folder} has no checkpoint of step {to_step}; it has: {steps}.")
+    reader = CheckpointReader(checkpoint)
+    if damaged := reader.damaged_files():
+        raise RewindError(f"{'; '.join(damaged)}. Rewind to another step.")
+    skipped = None
+    if samples is not None:
+        already = ledger.skipped_samples(run_folder, reader.manifest.get("skipped_samples", []))
+        skipped = _whole_batches(load_recipe(recipe_file), to_step, samples, already)
+    later = [path for path in existing if int(path.name) > to_step]
+    number = len(ledger.read(run_folder, "rewind")) + 1
+    ledger.record(run_folder, "rewind", to_step=to_step, skipped_samples=skipped)
+    archive = run_folder / "rewound" / str(number)
+    (archive / "checkpoints").mkdir(parents=True)
+    for path in later:
+        path.replace(archive / "checkpoints" / path.name)
+    for name in (METRICS_FILE, SAMPLES_FILE, OUTCOME_FILE):
+        if (run_folder / name).is_file():
+            shutil.copy(run_folder / name, archive / name)
+    write_atomically(run_folder / "latest", str(to_step))
+    (run_folder / OUTCOME_FILE).unlink(missing_ok=True)
+    return skipped
+
+
+def _whole_batches(
+    recipe: Recipe, to_step: int, samples: tuple[int, int], already: list[ledger.Samples]
+) -> ledger.Samples:
+    size = recipe.global_batch_size
+    first, last = samples[0] // size * size, samples[1] // size * size + size - 1
+    if first > last:
+        raise RewindError(f"--skip-samples {samples[0]}-{samples[1]} is empty; the first number is the smaller one.")
+    loader = MixtureLoader(recipe, 0, recipe.parallelism.dp, already)
+    if first < (seen := loader.data_position(to_step)):
+        raise RewindError(
+            f"Sample {first} lies before step {to_step}, which has seen samples up to {seen - 1}. Rewind further back."
+        )
+    if any(first <= start + count - 1 and start <= last for start, count in already):
+        raise RewindError(f"Samples {first} to {last} overlap with a range that is left out already; see the ledger.")
+    if (border := loader.stage_end(first)) <= last:
+        raise RewindError(
+            f"Samples {first} to {last} belong to two data stages, and a range may only lie in one; leave out samples "
+            f"up to {border - 1}."
+        )
+    return first, last - first + 1
+
+
+def _range(text: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(\d+)-(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range like 1024-1279")
+    return int(match[1]), int(match[2])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m nanotron_ext.rewind",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", type=Path, help="for example runs/tiny/stage1; nothing may train in it now")
+    parser.add_argument("--to-step", type=int, required=True, help="step of the checkpoint to continue from")
+    parser.add_argument("--skip-samples", type=_range, metavar="FIRST-LAST", help="samples to leave out")
+    arguments = parser.parse_args()
+    try:
+        skipped = rewind(arguments.run_folder, arguments.to_step, arguments.skip_samples)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    without = f" without samples {skipped[0]} to {skipped[0] + skipped[1] - 1}" if skipped else ""
+    print(f"The next start continues from step {arguments.to_step}{without}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
