@@ -8,12 +8,13 @@ PROFILE ?= tiny
 export RUN ?= runs/$(PROFILE)
 STAGE ?= 1 2 3
 PHASE ?= midtrain sft apo
+GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
 RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
-.PHONY: eval-data eval eval-report report ablations cluster-run cluster-status check bench-data chaos test test-storage lint format
+.PHONY: plan eval-data eval eval-report report ablations cluster-run cluster-status check bench-data chaos test test-storage lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +93,12 @@ cluster-run: setup ## Submit the profile's whole chain to Slurm as one dependenc
 
 cluster-status: setup ## Where the profile's chain is: stage, step, tokens/s, ETA, attempts
 	$(PY) -m slurm.cluster_status
+
+plan: setup ## Predict memory, speed, days and storage of the stages in STAGE on GPU (h100, ...; tiny: this machine)
+	@set -e; for stage in $(STAGE); do \
+	  case $$stage in *k) recipe=long_context_$$stage ;; *) recipe=pretrain_stage$$stage ;; esac; \
+	  $(PY) -m nanotron_ext.plan $(RECIPES)/$$recipe.yaml --gpu $(GPU) --out $(RUN)/plan/$$recipe.json; \
+	done
 
 check: setup ## Validate all recipes of the profile
 	$(PY) -m nanotron_ext.check $(filter-out %/cluster.yaml,$(wildcard $(RECIPES)/*.yaml))

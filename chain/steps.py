@@ -55,7 +55,7 @@ def steps_of(profile: Profile) -> list[Step]:
     """
     has = set(profile.jobs)
     training = [_pretraining_step(profile, job) for job in profile.pretraining]
-    steps = [_data_step(profile), *training]
+    steps = [_data_step(profile), *([_plan_step(profile)] if training else []), *training]
     base_models = [step.run_folder.name for step in training if step.run_folder is not None]
     if training:
         steps.append(_export_step(profile, base_models, [step.name for step in training]))
@@ -103,6 +103,13 @@ def _data_step(profile: Profile) -> Step:
         outputs.append(run / "eval_data")
     code = ("datapipes", "nanotron_ext/recipe", "posttrain/tiny_data.py", "eval/data.py", "eval/editions.py")
     return Step("data", tuple(commands), tuple(used), code, (), tuple(outputs), 20)
+
+
+def _plan_step(profile: Profile) -> Step:
+    """The three stages, whose layouts differ; it runs first, as people would."""
+    recipes = tuple(profile.recipes / f"{job}.yaml" for job in GROUPS["pretrain"] if job in profile.jobs)
+    code = ("nanotron_ext/plan", "nanotron_ext/recipe")
+    return Step("plan", (("plan",),), recipes, code, (), (profile.run / "plan",), 25)
 
 
 def _pretraining_step(profile: Profile, job: str) -> Step:

@@ -67,7 +67,7 @@ class Report:
     evaluations: Sequence[SuiteResult]
     capabilities: Mapping[str, Any] | None
     sweep: Mapping[str, Any] | None
-    plan: Mapping[str, Any] | None
+    plans: Mapping[str, Mapping[str, Any]]  # the planner's predictions, by run folder's name
     ablations: Mapping[str, Any] | None
     missing: Sequence[str]  # stages of the chain without results
 
@@ -104,7 +104,7 @@ def collect(profile: Profile) -> Report:
         evaluations=[read_suite(file) for file in sorted((run / "eval").glob("*/*.json"))],
         capabilities=_json(run / "eval" / "capabilities.json"),
         sweep=_json(run / "merge_sweep" / "sweep.json"),
-        plan=_json(run / "plan.json"),
+        plans=_plans(profile),
         ablations=_json(run / "ablations" / "ablations.json"),
         missing=[name for name in wanted if name not in done],
     )
@@ -129,6 +129,11 @@ def _one_after_the_other(runs: Sequence[Training | None]) -> list[Training]:
                 before += placed[-1].rows[-1]["tokens"]
             placed.append(dataclasses.replace(run, tokens_before=before))
     return placed
+
+
+def _plans(profile: Profile) -> dict[str, dict[str, Any]]:
+    files = {profile.plan(job).folder.name: profile.run / "plan" / f"{job}.json" for job in profile.pretraining}
+    return {name: plan for name, file in files.items() if (plan := _json(file))}
 
 
 def _json(file: Path) -> dict[str, Any] | None:

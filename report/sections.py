@@ -1,6 +1,7 @@
 """From what was collected to the sections of the report."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -326,9 +327,20 @@ def _ablations(report: Report) -> list[Block]:
 
 
 def _plan(report: Report) -> list[Block]:
-    if report.plan is None:
+    """Speed as the planner saw it beside the median of the steps."""
+    if not report.plans:
         return [Missing("The planner's predictions", "make plan")]
-    return [Table(["quantity", "value"], [[key, str(value)] for key, value in report.plan.items()])]
+    runs = {training.name: training for training in report.pretraining}
+    rows = []
+    for name, plan in report.plans.items():
+        predicted = plan["tokens_per_second_per_device"] * plan["devices"]
+        cells = [name, plan["device"], f"{plan['memory']['total'] / 1e9:.2f} GB", f"{predicted:,.0f}"]
+        if name in runs:
+            measured = statistics.median(row["tokens_per_second"] for row in runs[name].rows)
+            cells += [f"{measured:,.0f}", f"{100 * (predicted / measured - 1):+.0f} %"]
+        rows.append([*cells, *([""] * (6 - len(cells)))])
+    header = ["stage", "device", "memory per device", "tokens/s predicted", "measured (median)", "error"]
+    return [Table(header, rows, text_columns=2)]
 
 
 def _provenance(report: Report) -> list[Block]:

@@ -8,6 +8,7 @@ times the kernels of this machine first. How good the figures are: docs/planning
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from nanotron_ext.errors import UserError
 from nanotron_ext.plan import devices
@@ -81,6 +82,7 @@ def main() -> int:
     )
     parser.add_argument("--layouts", type=int, default=8, help="how many other layouts to list")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to a file as well")
     arguments = parser.parse_intermixed_args()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -93,12 +95,13 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    content = {"device": target.name, **plan.to_dict(), "layouts": [one.to_dict() for one in others]}
+    text = json.dumps(content, indent=1)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
     if arguments.json:
-        print(
-            json.dumps(
-                {"device": target.name, **plan.to_dict(), "layouts": [one.to_dict() for one in others]}, indent=1
-            )
-        )
+        print(text)
         return 0
     print(report(arguments.recipe, target, plan))
     if others:

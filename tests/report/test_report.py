@@ -144,3 +144,11 @@ def test_run_that_starts_from_weights_is_drawn_behind_the_one_before(profile: Pr
     )
     assert list(loss.series[0].x) == [100 * step for step in range(1, 51)]
     assert [label for _, label in loss.boundaries] == ["stage1", "stage2", "long_context_32k"]
+
+
+def test_prediction_stands_beside_the_median_of_the_steps(profile: Profile) -> None:
+    plan = {"device": "cpu", "devices": 2, "tokens_per_second_per_device": 30.0, "memory": {"total": 5e8}}
+    write(profile.run / "plan" / "pretrain_stage1.json", plan)
+    row = re.search(r"<tr>\s*<td[^>]*>stage1</td>\s*<td[^>]*>cpu</td>.*?</tr>", page_of(profile), re.DOTALL)
+    assert row is not None
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row.group())[2:] == ["0.50 GB", "60", "50", "+20 %"]
