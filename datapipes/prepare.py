@@ -147,9 +147,16 @@ def prepare(
 def _run(
     builds: list[SourceBuild], finish: Callable[[SourceBuild], None], verify: bool, console: Console
 ) -> Iterator[Summary]:
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tasks"),
+        TimeElapsedColumn(),
+    )
+    tasks = sum(build.source.tasks for build in builds)
     with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task("", total=sum(build.source.tasks for build in builds))
+        bar = progress.add_task("", total=tasks)
         tasks_before = 0
         for build in builds:
             progress.update(bar, description=build.source.name)
@@ -161,7 +168,10 @@ def _run(
                 build.verify()
             tasks_before += build.source.tasks
             progress.update(bar, completed=tasks_before)
-            yield build.summary(rebuilt=not done)
+            summary = build.summary(rebuilt=not done)
+            if not console.is_terminal:  # a log file, where the bar does not show
+                console.print(f"{tasks_before}/{tasks} tasks: {build.source.name}, {summary.tokens_out:,} tokens")
+            yield summary
 
 
 @contextmanager

@@ -149,6 +149,58 @@ def test_order_does_not_depend_on_the_split(data: Path, dp_size: int, micro_batc
     assert samples(dp_size, micro_batch_size) == samples(4, 3)
 
 
+weights = st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(17, 300), min_size=3, max_size=3),
+    st.lists(st.tuples(weights, st.integers(1, 8)), min_size=1, max_size=3),
+    st.sampled_from([1, 2]),
+    st.integers(0, 99),
+)
+def test_whatever_the_mixture(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    stages: list[tuple[list[int], int]],
+    windows_per_chunk: int,
+    seed: int,
+) -> None:
+    """Shares exact at every prefix, epochs without repeats or gaps, one order for DP 1, 2, 3 and 8, at any step."""
+    folder = tmp_path_factory.mktemp("mixture")
+    for name, tokens in zip("abc", sizes, strict=True):
+        write_source(folder, name, [random_documents(np.random.default_rng(seed), tokens)])
+    first, plan = 1, []
+    for stage_weights, steps in stages:
+        plan.append((first, {name: weight for name, weight in zip("abc", stage_weights, strict=True) if weight}))
+        first += steps
+    more = [f"data.seed={seed}", f"data.chunk_tokens={8 * windows_per_chunk}"]
+    last = first - 1
+
+    def ids(dp: int, steps: range) -> list[tuple[str, int]]:
+        recipe = make_recipe(folder, plan, last, dp=dp, micro_batches=24 // dp, more=more)
+        loaders = [MixtureLoader(recipe, rank, dp) for rank in range(dp)]
+        return [sample for step in steps for loader in loaders for sample in loader.sample_ids(step)]
+
+    drawn = ids(1, range(1, last + 1))
+    for dp in (2, 3, 8):
+        assert ids(dp, range(1, last + 1)) == drawn
+    resumed_at = 1 + seed % last
+    assert ids(1, range(resumed_at, last + 1)) == drawn[24 * (resumed_at - 1) :]
+    for (start, mixture), end in zip(plan, [*(start for start, _ in plan[1:]), first], strict=True):
+        stage = [name for name, _ in drawn[24 * (start - 1) : 24 * (end - 1)]]
+        for name in "abc":
+            share = mixture.get(name, 0) / sum(mixture.values())
+            counts = np.cumsum([drawn_name == name for drawn_name in stage])
+            assert (np.abs(counts - np.arange(1, len(stage) + 1) * share) < 1).all()
+    for name, tokens in zip("abc", sizes, strict=True):
+        windows = (tokens - 1) // (8 * windows_per_chunk) * windows_per_chunk
+        seen = [window for drawn_name, window in drawn if drawn_name == name]
+        for begin in range(0, len(seen), windows):
+            epoch = seen[begin : begin + windows]
+            assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(windows))
+
+
 def test_resuming_equals_continuing(data: Path) -> None:
     recipe = make_recipe(data, STAGES, 20, micro_batch_size=2)
     continued = [step_samples(batch, 8) for batch, _ in MixtureLoader(recipe, 0, 1).iterate(1, 20)]
