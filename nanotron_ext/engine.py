@@ -155,7 +155,33 @@ def initialize_distributed() -> Launch:
 
 
 class ParallelContext(_ParallelContext):
-    """nanotron's process groups, on GPUs and on CPUs alike. Call `initialize_distributed` first."""
+    """nanotron's process groups and a context-parallel one, on GPUs and CPUs. Call `initialize_distributed` first.
+
+    The `cp` ranks of a context-parallel group hold the same parameters and share the samples of one replica. So they
+    are part of the data-parallel group `dp_pg`, of dp x cp ranks, over which gradients are summed and optimizer states
+    sharded; `replica` of `replicas` says whose samples a rank works on. They are neighbours in `dp_pg`, and with tensor
+    parallelism next to each other in a node.
+    """
+
+    def __init__(self, tp: int, pp: int, dp: int, cp: int = 1) -> None:
+        super().__init__(tp, pp, dp * cp)
+        self.replicas, self.cp = dp, cp
+        by_group = self.world_rank_matrix.reshape(pp, dp, cp, tp).transpose(0, 1, 3, 2)
+        self.cp_pg = self.create_new_group(by_group.reshape(-1, cp))
+
+    @property
+    def replica(self) -> int:
+        return int(dist.get_rank(self.dp_pg)) // self.cp
+
+    @property
+    def cp_rank(self) -> int:
+        return int(dist.get_rank(self.dp_pg)) % self.cp
+
+    def sum_over_replicas(self, count: int, device: torch.device) -> torch.Tensor:
+        """Sum, int64, of what the replicas have counted on their samples; each of their ranks gives its replica's."""
+        total = torch.tensor(count, device=device)
+        dist.all_reduce(total, group=self.dp_pg)
+        return total // self.cp
 
     def set_device(self) -> None:
         """Nothing to do: `initialize_distributed` chose the device."""

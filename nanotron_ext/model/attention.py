@@ -1,5 +1,7 @@
 """Causal attention within documents, one interface over three backends.
 
+Where a document has more keys than queries, the queries are its last ones: the kernels align both ends.
+
 * `flash_attn`: the package's variable-length kernel, if it is installed (GPU).
 * `torch_varlen`: torch's own variable-length flash attention (GPU, torch >= 2.10).
 * `per_document`: one exact `scaled_dot_product_attention` per document (any device; the CPU path). Its cost is the sum
@@ -15,36 +17,60 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn import functional
 
-from nanotron_ext.model.documents import Documents
+from nanotron_ext.model.documents import Documents, QueryBlock
 
-AttentionFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
+AttentionFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, QueryBlock], torch.Tensor]
+
+MASK_ROWS = 512  # a mask of this many queries by 65,536 keys is 32 MiB; the whole one would be 4 GiB
 
 
-def attend_per_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
-    """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` -> `[tokens, heads, head_dim]`."""
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+    """q `[tokens/cp, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` -> `[tokens/cp, heads, head_dim]`."""
+    backend = attention_backend(q.device.type, q.dtype)
+    outputs = [backend(q[block.queries], k[block.keys], v[block.keys], block) for block in documents.blocks]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attend_per_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block: QueryBlock) -> torch.Tensor:
+    """q `[queries, heads, head_dim]`, k and v `[keys, kv_heads, head_dim]` -> `[queries, heads, head_dim]`."""
     outputs = []
-    pieces = zip(*(x.split(documents.lengths) for x in (q, k, v)), strict=True)
-    for q_doc, k_doc, v_doc in pieces:
+    queries, keys, values = q.split(block.query_lengths), k.split(block.key_lengths), v.split(block.key_lengths)
+    for document in zip(queries, keys, values, strict=True):
         # [1, heads, document tokens, head_dim]: the layout of scaled_dot_product_attention
-        q_doc, k_doc, v_doc = (x.transpose(0, 1).unsqueeze(0) for x in (q_doc, k_doc, v_doc))
-        out = functional.scaled_dot_product_attention(q_doc, k_doc, v_doc, is_causal=True, enable_gqa=True)
+        q_doc, k_doc, v_doc = (x.transpose(0, 1).unsqueeze(0) for x in document)
+        out = _attend_to_end(q_doc, k_doc, v_doc)
         outputs.append(out.squeeze(0).transpose(0, 1))
     return torch.cat(outputs)
 
 
-def _attend_flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+def _attend_to_end(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention of one document whose last queries are given: the last of them sees all keys."""
+    earlier = k.shape[2] - q.shape[2]
+    if earlier == 0:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    outputs = []
+    for start in range(0, q.shape[2], MASK_ROWS):
+        rows = q[:, :, start : start + MASK_ROWS]
+        visible = earlier + start + rows.shape[2]
+        mask = torch.ones(rows.shape[2], visible, dtype=torch.bool, device=q.device).tril(earlier + start)
+        seen_k, seen_v = k[:, :, :visible], v[:, :, :visible]
+        outputs.append(functional.scaled_dot_product_attention(rows, seen_k, seen_v, attn_mask=mask, enable_gqa=True))
+    return torch.cat(outputs, dim=2)
+
+
+def _attend_flash_attn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block: QueryBlock) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    cu, longest = documents.cu_seqlens, documents.max_seqlen
-    out: torch.Tensor = flash_attn_varlen_func(q, k, v, cu, cu, longest, longest, causal=True)
+    longest = max(block.query_lengths), max(block.key_lengths)
+    out: torch.Tensor = flash_attn_varlen_func(q, k, v, block.cu_seqlens_q, block.cu_seqlens_k, *longest, causal=True)
     return out
 
 
-def _attend_torch_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+def _attend_torch_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block: QueryBlock) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    cu, longest = documents.cu_seqlens, documents.max_seqlen
-    out = varlen_attn(q, k, v, cu, cu, longest, longest, **_varlen_arguments())
+    longest = max(block.query_lengths), max(block.key_lengths)
+    out = varlen_attn(q, k, v, block.cu_seqlens_q, block.cu_seqlens_k, *longest, **_varlen_arguments())
     assert isinstance(out, torch.Tensor)  # a tuple only when the log-sum-exp is asked for
     return out
 

@@ -31,10 +31,10 @@ def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch
         TensorParallelLinearMode[parallelism.tp_mode],
         parallelism.tp_linear_async_communication,
     )
-    tokens = recipe.tokens.micro_batch_size * recipe.tokens.sequence_length
+    tokens = recipe.tokens.micro_batch_size * recipe.tokens.sequence_length // parallelism.context_parallel_size
     rows = tokens // parallelism.tp if tp.shards_sequence else tokens
     p2p = StaticShapeP2P(parallel_context.pp_pg, device, (rows, recipe.architecture.hidden_size), dtype)
-    model = SmolLM3ForTraining(recipe.architecture, parallel_context, p2p, tp, parallelism.recompute_layer)
+    model = SmolLM3ForTraining(recipe.architecture, parallelism, parallel_context, p2p, tp)
     stages = parallelism.layers_per_stage or balanced_stages(recipe.architecture, parallelism.pp)
     with init_on_device_and_dtype(device, dtype):
         _place_on_stages(model, stages)

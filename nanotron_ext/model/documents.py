@@ -1,28 +1,74 @@
 """Where the documents of a micro-batch lie; every pipeline stage gets it beside the hidden states."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 
+from nanotron_ext.model.sharding import Sharding
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Consecutive queries of this rank and the keys that they may see: of each of their documents all up to them.
+
+    Only the first document can have keys before the block's first query, so both sides are contiguous and no key of
+    another document, or of a later position, is ever touched.
+
+    queries: rows of this rank's queries. keys: rows of the whole micro-batch's keys.
+    query_lengths, key_lengths: tokens of each document on either side, on the host, so that no backend has to ask the
+    device for them. The last query of a document meets its last key.
+    cu_seqlens_q, cu_seqlens_k: int32 `[documents + 1]`, the same as ascending borders from 0.
+    """
+
+    queries: slice
+    keys: slice
+    query_lengths: tuple[int, ...]
+    key_lengths: tuple[int, ...]
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
+
 
 @dataclass(frozen=True)
 class Documents:
-    """Document layout of one micro-batch of `tokens` tokens, samples laid end to end.
+    """Document layout of one micro-batch of `tokens` tokens, samples laid end to end, as one rank sees it.
 
-    position_ids: int64 `[tokens]`, restarting at 0 with each document.
-    cu_seqlens: int32 `[documents + 1]`, ascending document borders from 0 to `tokens`.
-    lengths: the same borders as document lengths, on the host, so that no backend has to ask the device for them.
-    max_seqlen: the longest document, in tokens.
+    position_ids: int64 `[tokens/cp]` of this rank's tokens, restarting at 0 with each document.
+    sharding: which of the micro-batch's tokens this rank holds.
+    blocks: the attention that this rank computes; together they cover its tokens in order. One block without context
+    parallelism.
     """
 
     position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    lengths: tuple[int, ...]
-    max_seqlen: int
+    sharding: Sharding
+    blocks: tuple[QueryBlock, ...]
 
     @classmethod
-    def from_lengths(cls, lengths: list[int], device: torch.device | str = "cpu") -> "Documents":
-        """Layout of documents with the given lengths (each at least 1), laid end to end."""
+    def from_lengths(
+        cls, lengths: list[int], device: torch.device | str = "cpu", cp_size: int = 1, cp_rank: int = 0
+    ) -> "Documents":
+        """Layout of documents with the given lengths (each at least 1), laid end to end, on one rank of `cp_size`."""
         ends = torch.tensor([0, *lengths]).cumsum(0)
         positions = torch.arange(int(ends[-1])) - ends[:-1].repeat_interleave(torch.tensor(lengths))
-        return cls(positions.to(device), ends.to(device, torch.int32), tuple(lengths), max(lengths))
+        sharding = Sharding.balanced(positions, cp_size, cp_rank)
+        borders = ends.tolist()
+        offsets = [0, *itertools.accumulate(run.stop - run.start for run in sharding.runs)]
+        blocks = tuple(
+            _query_block(run, offset, borders, device) for run, offset in zip(sharding.runs, offsets, strict=False)
+        )
+        return cls(sharding.take(positions).to(device), sharding, blocks)
+
+
+def _query_block(run: slice, offset: int, borders: list[int], device: torch.device | str) -> QueryBlock:
+    """The block of the tokens in `run`, which are the rank's rows from `offset` on; `borders` of all documents."""
+    inside = [border for border in borders if run.start < border < run.stop]
+    first_key = max(border for border in borders if border <= run.start)
+    query_lengths = [end - start for start, end in itertools.pairwise([run.start, *inside, run.stop])]
+    key_lengths = [query_lengths[0] + run.start - first_key, *query_lengths[1:]]
+    return QueryBlock(
+        slice(offset, offset + run.stop - run.start),
+        slice(first_key, run.stop),
+        tuple(query_lengths),
+        tuple(key_lengths),
+        *(torch.tensor([0, *side]).cumsum(0).to(device, torch.int32) for side in (query_lengths, key_lengths)),
+    )

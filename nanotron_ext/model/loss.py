@@ -11,8 +11,6 @@ import torch
 
 from nanotron_ext.engine import dist
 
-CHUNK_TOKENS = 2048
-
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
@@ -23,14 +21,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,  # int64 [tokens]
         token_weights: torch.Tensor,  # float32 [tokens]
         group: Any,
+        chunk_tokens: int,
         needs_gradient: bool,
     ) -> torch.Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
         # Summed over chunks in float32: bf16 partial sums would lose small contributions.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
-        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, hidden.shape[0], chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
             logits = (hidden[chunk] @ weight.t()).float()
             token_loss, grad_logits = _token_loss(logits, labels[chunk], group)
             loss += (token_loss * token_weights[chunk]).sum()
@@ -46,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None, None
 
 
 def _token_loss(logits: torch.Tensor, labels: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,15 +75,21 @@ def _all_reduce(tensor: torch.Tensor, op: Any, group: Any) -> None:
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, token_weights: torch.Tensor, group: Any
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    token_weights: torch.Tensor,
+    group: Any,
+    chunk_tokens: int,
 ) -> torch.Tensor:
     """Weighted sum of the tokens' cross-entropies, float32 scalar, equal on all ranks of `group`.
 
     `hidden` `[tokens, hidden_size]` (whole on every rank), `weight` `[vocab_size/tp, hidden_size]` (this rank's rows),
     `labels` int64 `[tokens]`, `token_weights` float32 `[tokens]` with 0 where a token is not trained.
+    At most `chunk_tokens` tokens' logits exist at a time.
     The gradient of `hidden` is this rank's share; the caller sums it over `group`.
     """
     loss: torch.Tensor = _LinearCrossEntropy.apply(
-        hidden, weight, labels, token_weights, group, torch.is_grad_enabled()
+        hidden, weight, labels, token_weights, group, chunk_tokens, torch.is_grad_enabled()
     )
     return loss

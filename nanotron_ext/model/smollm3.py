@@ -1,7 +1,8 @@
 """SmolLM3 for training: grouped-query attention, SwiGLU, RMSNorm, rotary in three of four layers, document masks.
 
-Activations are token-major: `[tokens, hidden_size]` with all samples of a micro-batch laid end to end; in
-REDUCE_SCATTER mode each tensor-parallel rank holds `[tokens/tp, hidden_size]` of it between the linear layers. Only
+Activations are token-major: `[tokens, hidden_size]` with all samples of a micro-batch laid end to end, of which each
+context-parallel rank holds its part; `tokens` is that part below. In REDUCE_SCATTER mode each tensor-parallel rank
+holds `[tokens/tp, hidden_size]` of it between the linear layers. Only
 these hidden states cross pipeline stages. Document borders and rotary tables reach every stage beside them, and enter
 each layer's computation as arguments, so that a recomputed layer sees its own micro-batch and not a later one.
 """
@@ -25,12 +26,14 @@ from nanotron_ext.engine import (
     differentiable_all_gather,
     differentiable_identity,
 )
-from nanotron_ext.model.attention import attention_backend
+from nanotron_ext.model.attention import attend
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.model.linear import RowLinear
 from nanotron_ext.model.loss import linear_cross_entropy
 from nanotron_ext.model.rotary import apply_rotary, rotary_tables
+from nanotron_ext.model.sharding import gather_tokens
 from nanotron_ext.recipe import ModelConfig
+from nanotron_ext.recipe.schema import Parallelism
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, tp: TensorParallel, layer_index: int) -> None:
+    """Grouped-query attention of this rank's queries over the keys of the whole micro-batch."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel, cp_group: Any, layer_index: int) -> None:
         super().__init__()
+        self.cp_group = cp_group
         self.head_dim = config.head_dim
         self.heads = config.num_attention_heads // tp.group.size()
         self.kv_heads = config.num_key_value_heads // tp.group.size()
@@ -97,8 +103,9 @@ class Attention(nn.Module):
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if self.has_rope:
             q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-        attended = attention_backend(q.device.type, q.dtype)(q, k, v, documents)
-        out: torch.Tensor = self.o_proj(attended.flatten(1))
+        if self.cp_group.size() > 1:  # one message for both
+            k, v = gather_tokens(torch.cat((k, v), dim=1), documents.sharding, self.cp_group).chunk(2, dim=1)
+        out: torch.Tensor = self.o_proj(attend(q, k, v, documents).flatten(1))
         return out
 
 
@@ -121,33 +128,46 @@ class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
-        self, config: ModelConfig, tp: TensorParallel, layer_index: int, recompute: bool, side_inputs: SideInputs
+        self,
+        config: ModelConfig,
+        tp: TensorParallel,
+        cp_group: Any,
+        layer_index: int,
+        parallelism: Parallelism,
+        side_inputs: SideInputs,
     ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, tp, layer_index)
+        self.attention = Attention(config, tp, cp_group, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, tp)
-        self.recompute = recompute
+        self.recompute_layer, self.recompute_mlp = parallelism.recompute_layer, parallelism.recompute_mlp
         self.side_inputs = side_inputs
 
     def forward(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
         arguments = (hidden_states, self.side_inputs.documents, self.side_inputs.rotary)
-        if self.recompute and torch.is_grad_enabled():
+        if self.recompute_layer and torch.is_grad_enabled():
             return {"hidden_states": checkpoint(self._layer, *arguments, use_reentrant=False)}
         return {"hidden_states": self._layer(*arguments)}
 
     def _layer(self, x: torch.Tensor, documents: Documents, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         x = x + self.attention(self.input_layernorm(x), documents, rotary)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        if self.recompute_mlp and torch.is_grad_enabled():
+            return x + checkpoint(self._mlp, x, use_reentrant=False)
+        return x + self._mlp(x)
+
+    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class HeadAndLoss(nn.Module):
     """Final norm, language-model head and the weighted sum of token losses."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, loss_chunk_tokens: int) -> None:
         super().__init__()
         self.tp = tp
+        self.loss_chunk_tokens = loss_chunk_tokens
         self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = TensorParallelColumnLinear(config.hidden_size, config.vocab_size, **tp.arguments())
 
@@ -155,7 +175,10 @@ class HeadAndLoss(nn.Module):
         self, hidden_states: torch.Tensor, label_ids: torch.Tensor, label_weights: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         hidden = self._whole_sequence(hidden_states)
-        return {"loss": linear_cross_entropy(hidden, self.lm_head.weight, label_ids, label_weights, self.tp.group)}
+        loss = linear_cross_entropy(
+            hidden, self.lm_head.weight, label_ids, label_weights, self.tp.group, self.loss_chunk_tokens
+        )
+        return {"loss": loss}
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """This rank's columns of the logits: `[tokens, vocab_size/tp]`."""
@@ -178,10 +201,10 @@ class SmolLM3ForTraining(NanotronModel):
     def __init__(
         self,
         config: ModelConfig,
+        parallelism: Parallelism,
         parallel_context: ParallelContext,
         p2p: StaticShapeP2P,
         tp: TensorParallel,
-        recompute_layer: bool,
     ) -> None:
         super().__init__()
         self.config = config
@@ -189,14 +212,20 @@ class SmolLM3ForTraining(NanotronModel):
         self.side_inputs = SideInputs()
         hidden = {"hidden_states"}
         model_kwargs = {"config": config, "tp": tp}
-        layer_kwargs = {**model_kwargs, "recompute": recompute_layer, "side_inputs": self.side_inputs}
+        layer_kwargs = {
+            **model_kwargs,
+            "cp_group": parallel_context.cp_pg,
+            "parallelism": parallelism,
+            "side_inputs": self.side_inputs,
+        }
+        head_kwargs = {**model_kwargs, "loss_chunk_tokens": parallelism.loss_chunk_tokens}
         self.embedding = PipelineBlock(p2p, Embedding, model_kwargs, {"input_ids"}, hidden)
         self.decoder = nn.ModuleList(
             PipelineBlock(p2p, DecoderLayer, {**layer_kwargs, "layer_index": index}, hidden, hidden)
             for index in range(config.num_hidden_layers)
         )
         self.head = PipelineBlock(
-            p2p, HeadAndLoss, model_kwargs, {"hidden_states", "label_ids", "label_weights"}, {"loss"}
+            p2p, HeadAndLoss, head_kwargs, {"hidden_states", "label_ids", "label_weights"}, {"loss"}
         )
 
     def forward(

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from nanotron_ext.engine import dist, initialize_distributed
-from nanotron_ext.model.attention import attention_backend
+from nanotron_ext.model.attention import attend
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.model.loss import linear_cross_entropy
@@ -52,7 +52,6 @@ class MeasuredKernels:
         lengths = [document_tokens] * (rows // document_tokens)
         documents = Documents.from_lengths([*lengths, rest] if (rest := rows % document_tokens) else lengths)
         tables = (torch.rand(rows, 1, head_dim // 2), torch.rand(rows, 1, head_dim // 2))
-        attend = attention_backend("cpu", self._dtype)
 
         def between_the_linears(qkv: torch.Tensor) -> torch.Tensor:
             q, k, v = qkv.unflatten(-1, (-1, head_dim)).split((heads, kv_heads, kv_heads), dim=1)
@@ -85,7 +84,9 @@ class MeasuredKernels:
         initialize_distributed()
         alone = torch.distributed.group.WORLD
         return self._both_ways(
-            lambda x: linear_cross_entropy(x, weight, labels, weights, alone), self._leaf(rows, hidden_size), weight
+            lambda x: linear_cross_entropy(x, weight, labels, weights, alone, chunk_rows),
+            self._leaf(rows, hidden_size),
+            weight,
         )
 
     def accumulate(self, elements: int) -> float:

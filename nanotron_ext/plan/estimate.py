@@ -129,9 +129,11 @@ def _layout(recipe: Recipe) -> dict[str, Any]:
         "dp": parallelism.dp,
         "pp": parallelism.pp,
         "tp": parallelism.tp,
+        "context_parallel_size": parallelism.context_parallel_size,
         "micro_batch_size": tokens.micro_batch_size,
         "batch_accumulation_per_replica": tokens.batch_accumulation_per_replica,
         "zero_stage": recipe.optimizer.zero_stage,
         "recompute_layer": parallelism.recompute_layer,
+        "recompute_mlp": parallelism.recompute_mlp,
         "weight_bytes_per_element": BYTES_PER_ELEMENT[recipe.model.dtype],
     }

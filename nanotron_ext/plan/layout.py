@@ -24,7 +24,24 @@ class StageShard:
 
 
 def tokens_per_micro_batch(recipe: Recipe) -> int:
-    return recipe.tokens.micro_batch_size * recipe.tokens.sequence_length
+    """Of one rank: context parallelism shares a sample's tokens."""
+    tokens = recipe.tokens.micro_batch_size * recipe.tokens.sequence_length
+    return tokens // recipe.parallelism.context_parallel_size
+
+
+def gradient_ranks(recipe: Recipe) -> int:
+    """Ranks that hold the same parameters, sum their gradients, and share the optimizer's state with ZeRO-1."""
+    return recipe.parallelism.dp * recipe.parallelism.context_parallel_size
+
+
+def shared_key_bytes(recipe: Recipe) -> float:
+    """Keys and values of a whole micro-batch, which a layer gathers with context parallelism; else 0."""
+    parallelism, model = recipe.parallelism, recipe.architecture
+    if parallelism.context_parallel_size == 1:
+        return 0.0
+    width = 2 * model.num_key_value_heads * model.head_dim / parallelism.tp
+    tokens = tokens_per_micro_batch(recipe) * parallelism.context_parallel_size
+    return BYTES_PER_ELEMENT[recipe.model.dtype] * tokens * width
 
 
 def stage_shards(recipe: Recipe) -> list[StageShard]:

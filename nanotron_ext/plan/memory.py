@@ -2,11 +2,13 @@
 
 Bytes per rank, with n parameters on it, T tokens per micro-batch, t = tp, b bytes per element of the model's dtype:
 
-* weights b n, gradients 4 n, masters 4 n / shards, Adam 8 n / shards (shards = dp with ZeRO-1, else 1);
+* weights b n, gradients 4 n, masters 4 n / shards, Adam 8 n / shards (shards = dp x cp with ZeRO-1, else 1);
 * activations kept for the backward pass, per layer and micro-batch in flight:
   b T/t (4 h + (h + 2 kv) + (h + kv with rotary) + h + 4 ff) + 4 T heads/t, with h hidden_size, kv the width of the
   keys, ff intermediate_size: inputs and outputs of the two norms, queries/keys/values before and after rotation, the
-  attention's result, gate and up, silu(gate), their product; with recomputation only the layer's input, b T h / t;
+  attention's result, gate and up, silu(gate), their product; with recompute_layer only the layer's input, b T h / t,
+  with recompute_mlp all but what lies between the second norm and the MLP's result; with context parallelism the
+  gathered keys and values of the whole micro-batch instead of this rank's;
 * the loss: float32 gradient of the head and two copies in b, and the logits of one chunk of tokens;
 * what the backward of one layer adds before it frees what it used.
 
@@ -20,11 +22,17 @@ float32 ones, the buckets of DDP, and logits of the whole micro-batch at 2.66 ti
 from dataclasses import dataclass
 from typing import Literal
 
-from nanotron_ext.plan.layout import BYTES_PER_ELEMENT, StageShard, stage_shards, tokens_per_micro_batch
+from nanotron_ext.plan.layout import (
+    BYTES_PER_ELEMENT,
+    StageShard,
+    gradient_ranks,
+    shared_key_bytes,
+    stage_shards,
+    tokens_per_micro_batch,
+)
 from nanotron_ext.recipe import Recipe
 
 Trainer = Literal["ours", "nanotron"]
-LOSS_CHUNK_TOKENS = 2048  # model.loss.CHUNK_TOKENS, which a test compares
 NANOTRON_LOGITS_FACTOR = 2.66
 
 
@@ -66,14 +74,26 @@ def layer_activation_bytes(recipe: Recipe, has_rope: bool, on_cpu: bool) -> floa
     gathered = sharded and tp > 1 and not recipe.parallelism.tp_linear_async_communication
     norm_outputs = 2 * h * (tokens if gathered else norm_rows)
     norms = (4 if on_cpu else 2) * h * norm_rows + norm_outputs
-    attention = (2 * h + 2 * kv + (h + kv if has_rope else 0) + (h if on_cpu else 0)) * tokens / tp
+    if recipe.parallelism.context_parallel_size > 1:
+        projected = h if has_rope else h + 2 * kv  # keys and values are kept gathered, not as they were projected
+    else:
+        projected = h + 2 * kv + (h + kv if has_rope else 0)
+    attention = (projected + h + (h if on_cpu else 0)) * tokens / tp
     statistics = 4 * (2 * norm_rows + model.num_attention_heads / tp * tokens)
-    return b * (norms + attention + 4 * ff * tokens / tp) + statistics
+    return b * (norms + attention + 4 * ff * tokens / tp) + statistics + shared_key_bytes(recipe)
+
+
+def _mlp_activation_bytes(recipe: Recipe, on_cpu: bool) -> float:
+    """The part of `layer_activation_bytes` that lies between the second norm's input and the MLP's result."""
+    model, tp = recipe.architecture, recipe.parallelism.tp
+    tokens, b = tokens_per_micro_batch(recipe), BYTES_PER_ELEMENT[recipe.model.dtype]
+    norm = (2 if on_cpu else 1) * model.hidden_size
+    return b * tokens / tp * (norm + 4 * model.intermediate_size)
 
 
 def _stage_memory(recipe: Recipe, stage: StageShard, runtime_bytes: float, on_cpu: bool, trainer: Trainer) -> Memory:
     b, n = BYTES_PER_ELEMENT[recipe.model.dtype], stage.parameters
-    shards = recipe.parallelism.dp if recipe.optimizer.zero_stage == 1 else 1
+    shards = gradient_ranks(recipe) if recipe.optimizer.zero_stage == 1 else 1
     activations, recomputed = _activations(recipe, stage, on_cpu)
     loss = _loss(recipe, trainer) + _final_norm(recipe, on_cpu) if stage.has_head else 0.0
     working = max(loss, recomputed + _layer_backward(recipe)) + b * stage.largest_parameter
@@ -98,8 +118,9 @@ def _activations(recipe: Recipe, stage: StageShard, on_cpu: bool) -> tuple[float
     """Bytes kept by all micro-batches in flight, and what recomputing one layer adds."""
     plain, rotary = (layer_activation_bytes(recipe, has_rope, on_cpu) for has_rope in (False, True))
     if not recipe.parallelism.recompute_layer:
-        kept = (stage.layers - stage.rope_layers) * plain + stage.rope_layers * rotary
-        return stage.micro_batches_in_flight * kept, 0.0
+        recomputed = _mlp_activation_bytes(recipe, on_cpu) if recipe.parallelism.recompute_mlp else 0.0
+        kept = (stage.layers - stage.rope_layers) * plain + stage.rope_layers * rotary - stage.layers * recomputed
+        return stage.micro_batches_in_flight * kept, recomputed
     sharded = recipe.parallelism.tp if recipe.parallelism.tp_mode == "REDUCE_SCATTER" else 1
     element_bytes = BYTES_PER_ELEMENT[recipe.model.dtype]
     boundary = element_bytes * tokens_per_micro_batch(recipe) * recipe.architecture.hidden_size / sharded
@@ -114,7 +135,7 @@ def _loss(recipe: Recipe, trainer: Trainer) -> float:
         return NANOTRON_LOGITS_FACTOR * 4 * tokens * vocabulary
     head = vocabulary * model.hidden_size
     # Where the model is float32 no copies in another type are made: one logits tensor, one product.
-    logits = min(LOSS_CHUNK_TOKENS, tokens) * vocabulary * (4 if b == 4 else 4 + 2 * b)
+    logits = min(recipe.parallelism.loss_chunk_tokens, tokens) * vocabulary * (4 if b == 4 else 4 + 2 * b)
     chunks = logits + (4 + b) * head
     hidden = 2 * b * tokens * model.hidden_size
     return chunks + hidden

@@ -1,5 +1,7 @@
 """The planner's figures as text."""
 
+from typing import Any
+
 from nanotron_ext.plan.estimate import Estimate, Target
 
 
@@ -7,9 +9,10 @@ def report(name: str, target: Target, plan: Estimate) -> str:
     """One screen: the run, memory and time by part, cost, storage."""
     layout = plan.layout
     lines = [
-        f"{name} on {plan.devices} {target.name}: dp {layout['dp']} x pp {layout['pp']} x tp {layout['tp']}, "
+        f"{name} on {plan.devices} {target.name}: dp {layout['dp']} x pp {layout['pp']} x tp {layout['tp']}"
+        f" x cp {layout['context_parallel_size']}, "
         f"{layout['micro_batch_size']} samples x {layout['batch_accumulation_per_replica']} micro-batches, "
-        f"ZeRO {layout['zero_stage']}{', recomputation' if layout['recompute_layer'] else ''}",
+        f"ZeRO {layout['zero_stage']}{_recomputation(layout)}",
         f"  {plan.parameters:,} parameters; {plan.flops_per_token / 1e9:.2f} GFLOP per token "
         f"(6 x parameters + 6 x layers x hidden_size x document length)",
         "",
@@ -32,6 +35,12 @@ def report(name: str, target: Target, plan: Estimate) -> str:
         f"{plan.checkpoints:,} kept = {_size(plan.storage_bytes)}; tokens read: {_size(plan.data_bytes)}",
     ]
     return "\n".join(lines)
+
+
+def _recomputation(layout: dict[str, Any]) -> str:
+    if layout["recompute_layer"]:
+        return ", recomputation"
+    return ", recomputation of the MLP" if layout["recompute_mlp"] else ""
 
 
 def layouts_table(plans: list[Estimate]) -> str:

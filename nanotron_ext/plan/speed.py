@@ -10,8 +10,14 @@ scatters the two of the forward row layers stay exposed.
 from dataclasses import dataclass
 
 from nanotron_ext.plan.kernels import Kernels, Links
-from nanotron_ext.plan.layout import BYTES_PER_ELEMENT, StageShard, stage_shards, tokens_per_micro_batch
-from nanotron_ext.plan.memory import LOSS_CHUNK_TOKENS
+from nanotron_ext.plan.layout import (
+    BYTES_PER_ELEMENT,
+    StageShard,
+    gradient_ranks,
+    shared_key_bytes,
+    stage_shards,
+    tokens_per_micro_batch,
+)
 from nanotron_ext.recipe import Recipe
 
 
@@ -25,6 +31,7 @@ class StepTime:
     recomputation: float
     loss: float
     tensor_parallel: float
+    context_parallel: float
     waiting: float  # for other pipeline stages, their messages, and for a turn on shared cores
     data_parallel: float
     optimizer: float
@@ -54,6 +61,7 @@ class _MicroBatch:
     recomputation: float
     loss: float
     tensor_parallel: float
+    context_parallel: float
 
     @property
     def total(self) -> float:
@@ -86,11 +94,10 @@ def _micro_batch(recipe: Recipe, stage: StageShard, machine: Machine, document_t
     tokens, h = tokens_per_micro_batch(recipe), model.hidden_size
     rows = tokens // tp if recipe.parallelism.tp_mode == "REDUCE_SCATTER" else tokens
     heads, kv_heads, width = model.num_attention_heads // tp, model.num_key_value_heads // tp, model.intermediate_size
-    linears = (
+    mlp = kernels.linear(tokens, h, 2 * width // tp) + kernels.linear(tokens, width // tp, h)
+    linears = mlp + (
         kernels.linear(tokens, h, (heads + 2 * kv_heads) * model.head_dim)
         + kernels.linear(tokens, heads * model.head_dim, h)
-        + kernels.linear(tokens, h, 2 * width // tp)
-        + kernels.linear(tokens, width // tp, h)
     )
     rotary, plain = (
         kernels.attention(tokens, heads, kv_heads, model.head_dim, has_rope, document_tokens)
@@ -99,16 +106,22 @@ def _micro_batch(recipe: Recipe, stage: StageShard, machine: Machine, document_t
     attention = stage.rope_layers * rotary + (stage.layers - stage.rope_layers) * plain
     elementwise = 2 * kernels.norm(rows, h) + 2 * kernels.residual(rows, h) + kernels.gated(tokens, width // tp)
     products, elementwise = stage.layers * linears, stage.layers * elementwise
-    loss = kernels.head_and_loss(tokens, h, model.vocab_size // tp, LOSS_CHUNK_TOKENS) if stage.has_head else 0.0
+    chunk = recipe.parallelism.loss_chunk_tokens
+    loss = kernels.head_and_loss(tokens, h, model.vocab_size // tp, chunk) if stage.has_head else 0.0
     messages = _tensor_parallel(recipe, stage, machine)
-    recompute = recipe.parallelism.recompute_layer
+    repeated = 0.0
+    if recipe.parallelism.recompute_layer:
+        repeated = products + attention + elementwise
+    elif recipe.parallelism.recompute_mlp:
+        repeated = stage.layers * (mlp + kernels.norm(rows, h) + kernels.gated(tokens, width // tp))
     return _MicroBatch(
         matrix_products=products,
         attention=attention,
         elementwise=elementwise + kernels.accumulate(stage.parameters),
-        recomputation=(products + attention + elementwise) / 3 if recompute else 0.0,
+        recomputation=repeated / 3,
         loss=loss,
         tensor_parallel=messages,
+        context_parallel=_context_parallel(recipe, stage, machine),
     )
 
 
@@ -122,11 +135,22 @@ def _tensor_parallel(recipe: Recipe, stage: StageShard, machine: Machine) -> flo
     per_layer = 2 if hidden else 8  # an all-reduce is a scatter and a gather
     if parallelism.recompute_layer:
         per_layer += 2 if hidden else 4
+    elif parallelism.recompute_mlp:
+        per_layer += 1 if hidden else 2
     at_the_ends = 2 * stage.has_embedding + 2 * stage.has_head
     # Cross-entropy reduces three numbers per token of every chunk.
-    chunks = -(-tokens // LOSS_CHUNK_TOKENS) if stage.has_head else 0
-    statistics = 6 * chunks * machine.links.gather(4 * LOSS_CHUNK_TOKENS, parallelism.tp, machine.devices_per_node)
+    chunk = parallelism.loss_chunk_tokens
+    chunks = -(-tokens // chunk) if stage.has_head else 0
+    statistics = 6 * chunks * machine.links.gather(4 * chunk, parallelism.tp, machine.devices_per_node)
     return (stage.layers * per_layer + at_the_ends) * one + statistics
+
+
+def _context_parallel(recipe: Recipe, stage: StageShard, machine: Machine) -> float:
+    """Each layer gathers keys and values, and scatters the sum of their gradients."""
+    parallelism = recipe.parallelism
+    per_node = max(machine.devices_per_node // parallelism.tp, 1)
+    one = machine.links.gather(shared_key_bytes(recipe), parallelism.context_parallel_size, per_node)
+    return stage.layers * (3 if parallelism.recompute_layer else 2) * one
 
 
 def _handovers(recipe: Recipe, machine: Machine) -> float:
@@ -146,16 +170,16 @@ def _handovers(recipe: Recipe, machine: Machine) -> float:
 def _data_parallel(recipe: Recipe, stage: StageShard, links: Links, devices_per_node: int) -> float:
     """Gradients summed over replicas in float32; with ZeRO-1 each rank gets its part, and all gather new weights."""
     parallelism, b = recipe.parallelism, BYTES_PER_ELEMENT[recipe.model.dtype]
-    per_node = min(max(devices_per_node // parallelism.tp, 1), parallelism.dp)
-    gradients = links.gather(4 * stage.parameters, parallelism.dp, per_node)
-    if recipe.optimizer.zero_stage == 1:
-        second = links.gather(b * stage.parameters, parallelism.dp, per_node)
-    else:
-        second = gradients  # an all-reduce is a scatter and a gather
+    ranks = gradient_ranks(recipe)
+    per_node = min(max(devices_per_node // parallelism.tp, 1), ranks)
+    gradients = links.gather(4 * stage.parameters, ranks, per_node)
+    # An all-reduce is a scatter and a gather.
+    is_sharded = recipe.optimizer.zero_stage == 1
+    second = links.gather(b * stage.parameters, ranks, per_node) if is_sharded else gradients
     tied = 2 * links.gather(4 * stage.tied_elements, 2, 1) if stage.tied_elements else 0.0
     return gradients + second + tied
 
 
 def _update(recipe: Recipe, stage: StageShard, kernels: Kernels) -> float:
-    shards = recipe.parallelism.dp if recipe.optimizer.zero_stage == 1 else 1
+    shards = gradient_ranks(recipe) if recipe.optimizer.zero_stage == 1 else 1
     return kernels.update(stage.parameters, stage.parameters // shards)

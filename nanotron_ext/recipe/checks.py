@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from nanotron_ext.recipe.errors import Problem
-from nanotron_ext.recipe.schema import Recipe
+from nanotron_ext.recipe.schema import BLOCKS_PER_RANK, Recipe
 
 _MODEL = ("model", "model_config")
 
@@ -84,12 +84,29 @@ def _check_parallelism(recipe: Recipe) -> Iterator[Problem]:
             f"{micro_batches} micro-batches are too few for 1f1b over {parallelism.pp} stages: give at least "
             f"{parallelism.pp - 1}, better {4 * parallelism.pp}.",
         )
+    if parallelism.recompute_layer and parallelism.recompute_mlp:
+        yield Problem(
+            ("parallelism", "recompute_mlp"), "recompute_layer includes the MLP; set one of the two to false."
+        )
+    yield from _check_token_split(recipe)
+
+
+def _check_token_split(recipe: Recipe) -> Iterator[Problem]:
+    """Every rank must hold equally many tokens of a micro-batch."""
+    parallelism, cp = recipe.parallelism, recipe.parallelism.context_parallel_size
     tokens = recipe.tokens.micro_batch_size * recipe.tokens.sequence_length
-    if parallelism.tp_mode == "REDUCE_SCATTER" and tokens % parallelism.tp:
+    if cp > 1 and tokens % (cp * BLOCKS_PER_RANK):
+        yield Problem(
+            ("parallelism", "context_parallel_size"),
+            f"A micro-batch of {tokens} tokens does not split into {BLOCKS_PER_RANK} equal blocks for each of {cp} "
+            f"context-parallel ranks. Make tokens.micro_batch_size x tokens.sequence_length a multiple of "
+            f"{cp * BLOCKS_PER_RANK}.",
+        )
+    elif parallelism.tp_mode == "REDUCE_SCATTER" and tokens // cp % parallelism.tp:
         yield Problem(
             ("tokens", "sequence_length"),
-            f"A micro-batch of {tokens} tokens is not divisible by tp {parallelism.tp}, which shards it in "
-            f"REDUCE_SCATTER mode.",
+            f"A rank's {tokens // cp} tokens of a micro-batch are not divisible by tp {parallelism.tp}, which shards "
+            f"them in REDUCE_SCATTER mode.",
         )
 
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Blocks of a micro-batch that each context-parallel rank holds; model/sharding.py deals them out.
+BLOCKS_PER_RANK = 4
+
 
 class Section(BaseModel):
     """Strict (no silent coercion), closed (unknown keys are errors) and frozen (a resolved recipe never changes)."""
@@ -26,6 +29,7 @@ class Parallelism(Section):
     dp: int = Field(1, ge=1, description="Data-parallel replicas.")
     pp: int = Field(1, ge=1, description="Pipeline stages.")
     tp: int = Field(1, ge=1, description="Tensor-parallel ranks; must divide num_key_value_heads.")
+    context_parallel_size: int = Field(1, ge=1, description="Ranks that share the tokens of each sample.")
     pp_engine: Literal["1f1b", "afab"] = Field(
         "1f1b", description="Pipeline schedule: one forward one backward, or all forward all backward."
     )
@@ -37,6 +41,10 @@ class Parallelism(Section):
         description="Overlap tensor-parallel communication with the matrix products (REDUCE_SCATTER only).",
     )
     recompute_layer: bool = Field(False, description="Recompute each decoder layer's activations in the backward.")
+    recompute_mlp: bool = Field(
+        False, description="Recompute those of the MLP only: most of the memory, and none of a long window's attention."
+    )
+    loss_chunk_tokens: int = Field(2048, gt=0, description="Tokens whose logits exist at a time.")
     hang_timeout_seconds: float = Field(
         35.0,
         gt=0,
@@ -49,7 +57,11 @@ class Parallelism(Section):
 
     @property
     def world_size(self) -> int:
-        return self.dp * self.pp * self.tp
+        return self.dp * self.pp * self.tp * self.context_parallel_size
+
+    def __str__(self) -> str:
+        cp = f" x cp {self.context_parallel_size}" if self.context_parallel_size > 1 else ""
+        return f"dp {self.dp} x pp {self.pp} x tp {self.tp}{cp}"
 
 
 class RopeScaling(Section):

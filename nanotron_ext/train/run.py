@@ -46,7 +46,7 @@ def run(recipe: Recipe) -> Outcome:
     is_writer = launch.rank == 0
     if is_writer:
         outcome.clear(recipe)
-    context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp)
+    context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
     try:
         with Heartbeat(recipe, launch) as heartbeat:
             state = TrainState(recipe, context, launch.device)
@@ -92,10 +92,9 @@ def _train(
     is_writer: bool,
 ) -> int:
     """Train up to the last step or a stop request; returns the last step done."""
-    recipe, parallelism = state.recipe, state.recipe.parallelism
-    dp_rank = dist.get_rank(state.context.dp_pg)
-    loader = MixtureLoader(recipe, dp_rank, parallelism.dp, found.skipped)
-    validation = Validation(recipe, dp_rank)
+    recipe, context = state.recipe, state.context
+    loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped)
+    validation = Validation(recipe, context.replica)
     journal = Journal(state, step_done, found) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
     writer = CheckpointWriter(state, found.skipped)
@@ -158,9 +157,10 @@ def _is_due(recipe: Recipe, step: int, interval: int | None) -> bool:
 
 def _global_samples(state: TrainState, loader: MixtureLoader, step: int) -> list[tuple[str, int]]:
     """Source and window number of every sample of the step, in the order of the global batch."""
-    parts: list[list[tuple[str, int]]] = [[] for _ in range(state.recipe.parallelism.dp)]
-    dist.all_gather_object(parts, loader.sample_ids(step), group=state.context.dp_pg)
-    return [sample for part in parts for sample in part]
+    context = state.context
+    parts: list[list[tuple[str, int]]] = [[] for _ in range(context.dp_pg.size())]
+    dist.all_gather_object(parts, loader.sample_ids(step), group=context.dp_pg)
+    return [sample for part in parts[:: context.cp] for sample in part]
 
 
 def _flops(state: TrainState, batch: StepBatch) -> float:
@@ -184,10 +184,9 @@ class Journal:
             self.samples = StepLog(self.recipe.run_folder / SAMPLES_FILE, step_done)
         self.console = Console(self.recipe)
         self.wandb = Wandb(self.recipe, found.tracking_mode, step_done)
-        p, model = self.recipe.parallelism, self.recipe.architecture
         logger.info(
             f"{self.recipe.run_folder}: steps {step_done + 1} to {self.recipe.last_step}, "
-            f"{model.num_parameters():,} parameters, dp {p.dp} x pp {p.pp} x tp {p.tp}, "
+            f"{self.recipe.architecture.num_parameters():,} parameters, {self.recipe.parallelism}, "
             f"{self.recipe.tokens_per_step:,} tokens per step, wandb {found.tracking_mode}."
         )
 

@@ -73,8 +73,8 @@ def check_world_size(recipe: Recipe, world_size: int) -> None:
     parallelism = recipe.parallelism
     if world_size != parallelism.world_size:
         raise StartupError(
-            f"The recipe's layout dp {parallelism.dp} x pp {parallelism.pp} x tp {parallelism.tp} needs "
-            f"{parallelism.world_size} processes, but {world_size} were started. Use torchrun --nproc-per-node so that "
+            f"The recipe's layout {parallelism} needs {parallelism.world_size} processes, but {world_size} were "
+            f"started. Use torchrun --nproc-per-node so that "
             f"nodes x processes is {parallelism.world_size}, or change the parallelism section."
         )
 

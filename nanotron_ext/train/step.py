@@ -60,12 +60,11 @@ class TrainState:
         """
         work_seconds = [0.0] * dist.get_world_size()
         work_seconds[dist.get_rank()] = data_wait_seconds + self._work.seconds()
-        trained_tokens = torch.tensor(float(batch.trained_tokens), device=self.device)
-        dist.all_reduce(trained_tokens, group=self.context.dp_pg)
+        trained_tokens = self.context.sum_over_replicas(batch.trained_tokens, self.device)
         self._work.start()
         count = len(batch.micro_batches)
         # The engine divides each micro-batch's loss by their number; the factor takes that back.
-        scale = count / trained_tokens.clamp(min=1.0)
+        scale = count / trained_tokens.clamp(min=1)
         clear_pipeline_queues()
         outputs = self._engine.train_batch_iter(
             self.model,
@@ -97,19 +96,21 @@ class TrainState:
         return float(self._sum_over_ranks(losses)[0])
 
     def _model_inputs(self, micro_batch: MicroBatch, scale: torch.Tensor) -> dict[str, Any]:
-        """Tensors on the stages that use them, pointers elsewhere, document borders everywhere."""
-        stage, model = dist.get_rank(self.context.pp_pg), self.model
+        """This rank's tokens on the stages that use them, pointers elsewhere, document borders everywhere."""
+        stage, model, context = dist.get_rank(self.context.pp_pg), self.model, self.context
+        documents = Documents.from_lengths(micro_batch.lengths, self.device, context.cp, context.cp_rank)
+        take = documents.sharding.take
         inputs: dict[str, Any] = {
             "input_ids": TensorPointer(group_rank=model.input_pp_rank),
             "label_ids": TensorPointer(group_rank=model.output_pp_rank),
             "label_weights": TensorPointer(group_rank=model.output_pp_rank),
-            "documents": Documents.from_lengths(micro_batch.lengths, self.device),
+            "documents": documents,
         }
         if stage == model.input_pp_rank:
-            inputs["input_ids"] = micro_batch.input_ids.to(self.device, non_blocking=True)
+            inputs["input_ids"] = take(micro_batch.input_ids).to(self.device, non_blocking=True)
         if stage == model.output_pp_rank:
-            inputs["label_ids"] = micro_batch.label_ids.to(self.device, non_blocking=True)
-            mask = micro_batch.label_mask.to(self.device, non_blocking=True)
+            inputs["label_ids"] = take(micro_batch.label_ids).to(self.device, non_blocking=True)
+            mask = take(micro_batch.label_mask).to(self.device, non_blocking=True)
             inputs["label_weights"] = mask.float() * scale
         return inputs
 
@@ -123,8 +124,8 @@ class TrainState:
 
     def global_samples(self, batch: StepBatch) -> tuple[int, int]:
         """First and last sample of the step's global batch, counted over the whole run."""
-        size, dp_pg = self.recipe.global_batch_size, self.context.dp_pg
-        first = batch.first_sample - dist.get_rank(dp_pg) * size // dp_pg.size()
+        size, context = self.recipe.global_batch_size, self.context
+        first = batch.first_sample - context.replica * size // context.replicas
         return first, first + size - 1
 
     def _non_finite_message(self, batch: StepBatch, result: StepResult) -> str:

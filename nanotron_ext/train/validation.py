@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from nanotron_ext.data.loader import MicroBatch, validation_batches
-from nanotron_ext.engine import dist
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.step import TrainState
 
@@ -17,10 +16,10 @@ from nanotron_ext.train.step import TrainState
 class Validation:
     """Bits per byte of every held-out source, on the same windows at every check."""
 
-    def __init__(self, recipe: Recipe, dp_rank: int) -> None:
+    def __init__(self, recipe: Recipe, replica: int) -> None:
         tokens, dp = recipe.tokens, recipe.parallelism.dp
         self._batches: dict[str, list[MicroBatch]] = {
-            source: list(validation_batches(recipe, source, tokens.micro_batch_size, dp_rank, dp))
+            source: list(validation_batches(recipe, source, tokens.micro_batch_size, replica, dp))
             for source in recipe.data.validation
         }
         self._tokenizer_folder = Path(recipe.tokenizer.tokenizer_name_or_path)
@@ -30,9 +29,8 @@ class Validation:
         result = {}
         for source, batches in self._batches.items():
             trained = sum(int(self._token_bytes[batch.label_ids][batch.label_mask].sum()) for batch in batches)
-            text_bytes = torch.tensor(float(trained), device=state.device)
-            dist.all_reduce(text_bytes, group=state.context.dp_pg)
-            result[source] = state.evaluate(_announced(batches, on_batch)) / math.log(2) / max(float(text_bytes), 1.0)
+            text_bytes = state.context.sum_over_replicas(trained, state.device)
+            result[source] = state.evaluate(_announced(batches, on_batch)) / math.log(2) / max(int(text_bytes), 1)
         return result
 
     @cached_property

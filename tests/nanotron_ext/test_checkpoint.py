@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, resolve_checkpoint
-from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
+from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState
@@ -15,14 +15,18 @@ from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import random_batch, save_checkpoint, small_recipe
 
 LAYOUTS = [
-    {"tp": tp, "pp": pp, "dp": dp, "zero_stage": zero}
+    {"tp": tp, "pp": pp, "dp": dp, "context_parallel_size": 1, "zero_stage": zero}
     for tp, pp, dp, zero in itertools.product((1, 2), (1, 2), (1, 2), (0, 1))
     if not (dp == 1 and zero == 1)
+]
+LAYOUTS += [
+    {"tp": 1, "pp": 1, "dp": 1, "context_parallel_size": 2, "zero_stage": 1},
+    {"tp": 2, "pp": 1, "dp": 1, "context_parallel_size": 2, "zero_stage": 0},
 ]
 
 
 def recipe_for(layout: dict[str, int], run: str, runs_path: Path) -> Recipe:
-    parallelism = {name: layout[name] for name in ("tp", "pp", "dp")}
+    parallelism = {name: size for name, size in layout.items() if name != "zero_stage"}
     return small_recipe(
         general={"run": run, "runs_path": str(runs_path)},
         parallelism=parallelism,
@@ -36,24 +40,24 @@ def recipe_for(layout: dict[str, int], run: str, runs_path: Path) -> Recipe:
 def build(recipe: Recipe) -> tuple[TrainState, int]:
     device = initialize_distributed().device
     p = recipe.parallelism
-    context = ParallelContext(p.tp, p.pp, p.dp)
-    return TrainState(recipe, context, device), dist.get_rank(context.dp_pg)
+    context = ParallelContext(p.tp, p.pp, p.dp, p.context_parallel_size)
+    return TrainState(recipe, context, device), context.replica
 
 
 def train_and_save(recipe: Recipe) -> list[float]:
     """Two steps, a checkpoint, and the losses of the next two."""
-    state, dp_rank = build(recipe)
+    state, replica = build(recipe)
     for step in (1, 2):
-        state.train_step(random_batch(recipe, step, dp_rank))
+        state.train_step(random_batch(recipe, step, replica))
     save_checkpoint(state, 2)
-    return [state.train_step(random_batch(recipe, step, dp_rank)).loss for step in (3, 4)]
+    return [state.train_step(random_batch(recipe, step, replica)).loss for step in (3, 4)]
 
 
 def load_and_save_and_train(recipe: Recipe, source: Path) -> list[float]:
-    state, dp_rank = build(recipe)
+    state, replica = build(recipe)
     load_checkpoint(state, CheckpointReader(resolve_checkpoint(source)))
     save_checkpoint(state, 2)
-    return [state.train_step(random_batch(recipe, step, dp_rank)).loss for step in (3, 4)]
+    return [state.train_step(random_batch(recipe, step, replica)).loss for step in (3, 4)]
 
 
 def whole_state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
