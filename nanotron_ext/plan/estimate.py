@@ -74,7 +74,7 @@ def estimate(
     """`document_tokens`: mean length of documents, weighted by tokens; default: the whole window, the dearest case."""
     document_tokens = min(document_tokens or recipe.tokens.sequence_length, recipe.tokens.sequence_length)
     devices = recipe.parallelism.world_size
-    steps = recipe.last_step - _steps_before(recipe)
+    steps = recipe.last_step - steps_before(recipe)
     time = step_time(recipe, target.machine, document_tokens)
     memory = peak_memory(recipe, target.runtime_bytes, target.on_cpu, trainer)
     flops = step_flops(recipe.architecture, recipe.tokens_per_step, recipe.tokens_per_step * document_tokens)
@@ -97,13 +97,13 @@ def estimate(
         device_hours=hours,
         cost=hours * price_per_device_hour if price_per_device_hour is not None else None,
         checkpoint_bytes=STATE_BYTES_PER_PARAMETER * recipe.architecture.num_parameters(),
-        checkpoints=_checkpoints_kept(recipe, steps),
+        checkpoints=checkpoints_kept(recipe, steps),
         checkpoint_interval_minutes=recipe.checkpoints.checkpoint_interval * time.total / 60,
         data_bytes=tokens * (2 if recipe.architecture.vocab_size <= 2**16 else 4),
     )
 
 
-def _steps_before(recipe: Recipe) -> int:
+def steps_before(recipe: Recipe) -> int:
     """Steps of the segments before this one: up to where the last mixture that it trains on begins.
 
     A run that continues another one (`resume_checkpoint_path`) starts with a mixture of its own.
@@ -114,7 +114,8 @@ def _steps_before(recipe: Recipe) -> int:
     return max(start for start in starts if start <= recipe.last_step) - 1
 
 
-def _checkpoints_kept(recipe: Recipe, steps: int) -> int:
+def checkpoints_kept(recipe: Recipe, steps: int) -> int:
+    """Of those that `steps` steps write."""
     section = recipe.checkpoints
     written = -(-steps // section.checkpoint_interval)
     if section.keep_last is None:

@@ -13,6 +13,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
     """All contradictions between keys, in the order of the recipe's sections."""
     return [
         *_check_architecture(recipe),
+        *_check_tokenizer(recipe),
         *_check_parallelism(recipe),
         *_check_tokens(recipe),
         *_check_schedule(recipe),
@@ -52,6 +53,16 @@ def _check_architecture(recipe: Recipe) -> Iterator[Problem]:
         token_id = getattr(model, name)
         if token_id is not None and not 0 <= token_id < model.vocab_size:
             yield Problem((*_MODEL, name), f"{name} {token_id} lies outside the vocabulary of {model.vocab_size}.")
+
+
+def _check_tokenizer(recipe: Recipe) -> Iterator[Problem]:
+    train, vocab_size = recipe.tokenizer.train, recipe.architecture.vocab_size
+    if train is not None and train.vocab_size > vocab_size:
+        yield Problem(
+            ("tokenizer", "train", "vocab_size"),
+            f"A tokenizer of {train.vocab_size} tokens does not fit the model's vocab_size {vocab_size}. Give both the "
+            f"same.",
+        )
 
 
 def _check_parallelism(recipe: Recipe) -> Iterator[Problem]:
