@@ -14,7 +14,8 @@ RECIPES := recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
-.PHONY: plan eval-data eval eval-report report ablations cluster-run cluster-status check bench-data chaos test test-storage lint format
+.PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
+.PHONY: bench-data bench-merge chaos test test-storage lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,10 +75,18 @@ merge-sweep: setup ## Evaluate mixing weights from 0 to 1 and draw the curve
 eval-data: setup ## Write the evaluation sets of the recipe (EDITION=full needs the hub)
 	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition $(or $(EDITION),small)
 
-eval: setup ## Evaluate MODEL on the recipe's suites (SUITE=name for one)
-	@test -d $(MODEL) || { echo "error: there is no model folder $(MODEL); give MODEL=<transformers folder>"; exit 2; }
-	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || $(MAKE) --no-print-directory eval-data
-	$(PY) -m eval $(RECIPES)/eval.yaml --model $(MODEL) $(if $(SUITE),--suite $(SUITE))
+eval-prefetch: setup ## Fetch the real sets (of SUITE, default all) from the hub or MIRROR, and pack them into one file
+	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition full $(SUITE:%=--suite %) $(MIRROR:%=--mirror %) \
+	  --pack $(RUN)/eval_data$(SUITE:%=_%).tar
+
+eval: setup ## Evaluate the folders in MODEL on the recipe's suites (SUITE=name for one; SET="section.key=value ...")
+	@for model in $(MODEL); do test -d $$model || \
+	  { echo "error: there is no model folder $$model; give MODEL=<transformers folder>"; exit 2; }; done
+	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || test $(PROFILE) != tiny || $(MAKE) --no-print-directory eval-data
+	$(PY) -m eval $(RECIPES)/eval.yaml $(SET) $(MODEL:%=--model %) $(SUITE:%=--suite %)
+
+eval-curve: setup ## SUITE over all checkpoints of the pretraining runs, against tokens (REFERENCE=curve.json is a gate)
+	$(PY) -m eval.curve $(RECIPES)/eval.yaml $(wildcard $(RUN)/stage?) $(SUITE:%=--suite %) $(REFERENCE:%=--reference %)
 
 eval-report: setup ## Table of all evaluations so far
 	$(PY) -m eval.report $(RUN)/eval
@@ -106,6 +115,9 @@ check: setup ## Validate all recipes of the profile
 bench-data: setup ## The mixture loader beside other loaders, and tokenisation beside the tokenizers library
 	$(PY) bench/data.py
 	$(PY) -m datapipes.bench_tokenizer $(RUN)/tokenizer/tokenizer.json
+
+bench-merge: setup ## Merge 3B-shaped checkpoints: time, peak memory, and the check against float64 (25 GB of disk)
+	$(PY) bench/merge.py
 
 chaos: setup ## Kill COUNT training runs at random moments (SEED), half of them inside a save, and compare the ends
 	$(PY) -m tests.chaos --count $(or $(COUNT),30) --seed $(or $(SEED),1)

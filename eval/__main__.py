@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
     parser.add_argument("recipe", help="evaluation recipe, for example recipes/tiny/eval.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
-    parser.add_argument("--model", required=True, help="folder of a transformers model with tokenizer")
-    parser.add_argument("--name", help="name of the model in results and tables; default: the folder's")
+    parser.add_argument("--model", required=True, action="append", help="transformers folder (may be repeated)")
+    parser.add_argument("--name", help="name of the one model in results and tables; default: the folder's")
     parser.add_argument("--suite", action="append", help="only this suite (may be repeated); default: all")
     parser.add_argument("--dry-run", action="store_true", help="resolve tasks, data and prompts, load no weights")
     parsed = parser.parse_intermixed_args(arguments)
@@ -30,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     try:
         recipe = load_eval_recipe(parsed.recipe, parsed.overrides)
-        evaluate(recipe, Path(parsed.model), parsed.name, parsed.suite, dry_run=parsed.dry_run)
+        if parsed.name and len(parsed.model) > 1:
+            raise EvalError("--name is for one --model; several are called like their folders.")
+        for model in parsed.model:
+            evaluate(recipe, Path(model), parsed.name, parsed.suite, dry_run=parsed.dry_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,13 +55,16 @@ def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[st
             dataset = BENCHMARKS[task.benchmark or task_name].dataset
             if dataset is not None:
                 read_dataset(Path(recipe.data), dataset)
+    if recipe.backend.engine == "vllm" and find_spec("vllm") is None:
+        raise EvalError(
+            "backend.engine is vllm, but the package vllm is not installed. Install it on the GPU machine "
+            "(pip install vllm), or set backend.engine=transformers."
+        )
     # Imported here: lighteval takes seconds, and wrong recipes or missing data are reported without it.
     from eval.model import LocalModel, TransformersModel
     from eval.runner import inspect_model, plan_suite, run_suite
-    from eval.vllm_model import VllmModel, check_vllm
+    from eval.vllm_model import VllmModel
 
-    if recipe.backend.engine == "vllm":
-        check_vllm()
     model = inspect_model(folder, name)
     if suites is None and model.chat_template_sha256 is None:
         talking = [suite for suite in chosen if recipe.suites[suite].needs_chat_template]

@@ -33,13 +33,13 @@ def to_markdown(sheets: Sequence[Sheet]) -> str:
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.4 system-ui,sans-serif;margin:2rem auto;max-width:90rem;padding:0 1rem}
-.scroll{overflow:auto;max-height:85vh;border:1px solid #8884}
+.scroll{overflow:auto;max-height:85vh;width:fit-content;max-width:100%;border:1px solid #8884}
 table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem;border-bottom:1px solid #8883;text-align:right;white-space:nowrap}
 th{position:sticky;top:0;background:light-dark(#f2f2f2,#333)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:light-dark(#fafafa,#262626)}
 th:first-child{z-index:1}
-td.text{text-align:left}
+th.text,td.text{text-align:left}
 th button{all:unset;cursor:pointer;font-weight:600}
 th button:focus-visible{outline:2px solid}
 th[aria-sort] button::after{content:" ▲"}
@@ -74,7 +74,11 @@ def to_html(title: str, sheets: Sequence[Sheet]) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style>\n<h1>{escape(title)}</h1>",
     ]
     for sheet in sheets:
-        head = "".join(f'<th scope="col"><button>{escape(name)}</button></th>' for name in sheet.header)
+        numeric = [any(row[column].value is not None for row in sheet.rows) for column in range(len(sheet.header))]
+        head = "".join(
+            f'<th scope="col"{"" if is_numeric else " class=text"}><button>{escape(name)}</button></th>'
+            for name, is_numeric in zip(sheet.header, numeric, strict=True)
+        )
         body = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in sheet.rows)
         parts.append(f"<h2>{escape(sheet.title)}</h2>\n<p>{escape(sheet.note)}</p>")
         parts.append(

@@ -6,31 +6,19 @@ of vLLM's offline interface: LLM, SamplingParams, prompts as token ids, and prom
 """
 
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from eval.data import EvalError
 from eval.model import Generated, LocalModel, Scored, cut_at, stop_ids
 from eval.recipe import Backend
-
-
-def check_vllm() -> None:
-    """Raises EvalError if vLLM is not installed."""
-    if find_spec("vllm") is None:
-        raise EvalError(
-            "backend.engine is vllm, but the package vllm is not installed. Install it on the GPU machine "
-            "(pip install vllm), or set backend.engine=transformers."
-        )
 
 
 class VllmModel(LocalModel):
     """Runs a model folder with vLLM; requests go to the engine all at once, and it batches them."""
 
     def __init__(self, folder: Path, backend: Backend) -> None:
-        check_vllm()
         from vllm import LLM
 
         config = AutoConfig.from_pretrained(folder)

@@ -17,12 +17,12 @@ def suite_scores(model: Path, name: str, evaluation: Evaluation, output: Path) -
     Raises:
         MergeError: if the evaluation fails.
     """
+    command = [sys.executable, "-m", "eval", evaluation.recipe, "--model", str(model), "--name", name]
+    command += [*(f"--suite={suite}" for suite in evaluation.suites), f"output={output}"]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise MergeError(f"The evaluation of {model} failed (command: {' '.join(command)}).")
     scores: dict[str, dict[str, float]] = {}
     for suite in evaluation.suites:
-        command = [sys.executable, "-m", "eval", evaluation.recipe, "--model", str(model), "--name", name]
-        command += ["--suite", suite, f"output={output}"]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise MergeError(f"The evaluation of {model} failed (command: {' '.join(command)}).")
         result = json.loads((output / name / f"{suite}.json").read_text(encoding="utf-8"))
         for task in result["tasks"]:
             main = next(metric for metric in task["metrics"] if metric["main"])

@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval.benchmarks import BENCHMARKS
 from eval.data import EvalError, main, write_small_edition
 from eval.recipe import load_eval_recipe
+from eval.results import SuiteResult, read_suite
 from eval.runner import inspect_model, plan_suite
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,11 +30,13 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", BLOCKED, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +62,83 @@ def recipe_file(tmp_path_factory):
     return file
 
 
-def test_evaluation_runs_offline_and_leaves_nothing_behind(recipe_file, model_folder):
+def results_of(folder: Path) -> dict[str, SuiteResult]:
+    return {file.stem: read_suite(file) for file in folder.glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def everything(recipe, model_folder, tmp_path_factory):
+    """(recipe file, result folder) after one command with all sockets blocked: every task, two documents each."""
+    folder = tmp_path_factory.mktemp("everything")
+    tree = recipe.model_dump()
+    for suite in tree["suites"].values():
+        for task in suite["tasks"].values():
+            task |= {"max_documents": 2, "generation_tokens": 4}
+    tree["suites"]["answers"]["tasks"]["gsm8k"]["num_fewshots"] = 1
+    tree["output"] = str(folder / "results")
+    (folder / "eval.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     before = sorted(path.name for path in model_folder.iterdir())
-    done = run("eval", str(recipe_file), "--model", str(model_folder), "--suite", "base", "--name", "m")
+    done = run("eval", str(folder / "eval.yaml"), "--model", str(model_folder), "--name", "m")
     assert done.returncode == 0, done.stderr
     assert "NETWORK" not in done.stderr
-    result = json.loads((recipe_file.parent / "results" / "m" / "base.json").read_text())
-    assert [task["task"] for task in result["tasks"]] == ["piqa", "gsm8k"]
-    assert result["tasks"][0]["num_documents"] == 6
-    details = (recipe_file.parent / "results" / "m" / "base" / "gsm8k.details.jsonl").read_text().splitlines()
-    assert json.loads(details[0])["prompt"].count("Question:") == 2
     assert sorted(path.name for path in model_folder.iterdir()) == before  # no cache is left in the model folder
+    return folder / "eval.yaml", folder / "results"
+
+
+def test_every_task_of_every_suite_runs_with_all_sockets_blocked(everything):
+    _, results = everything
+    suites = results_of(results / "m")
+    assert {task.benchmark for suite in suites.values() for task in suite.tasks} == set(BENCHMARKS)
+    assert {task.mode for task in suites["chat"].tasks} == {"think", "no_think"}
+    details = (results / "m" / "answers" / "gsm8k.details.jsonl").read_text().splitlines()
+    assert json.loads(details[0])["prompt"].count("Question:") == 2
+    assert (results / "table.html").is_file() and "hellaswag †" in (results / "table.md").read_text()
+
+
+def test_results_say_where_they_come_from(everything, model_folder):
+    recipe_file, results = everything
+    suite = results_of(results / "m")["choices"]
+    assert suite.command == f"python -m eval {recipe_file} --model {model_folder} --name m"
+    assert suite.versions["lighteval"] == "0.13.0" and "torch" in suite.versions
+    assert suite.model == inspect_model(model_folder, "m") and suite.model.chat_template_sha256
+    for task in suite.tasks:
+        assert task.dataset.revision.startswith("ours-") and task.metrics[0].stderr is not None
+        assert {"formulation", "num_fewshots", "dtype", "seed"} <= task.settings.keys()
+
+
+def test_log_likelihoods_of_every_task_are_those_of_transformers(everything, model_folder):
+    _, results = everything
+    model, tokenizer = (kind.from_pretrained(model_folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    for task in results_of(results / "m")["choices"].tasks:
+        line = (results / "m" / "choices" / f"{task.task}.details.jsonl").read_text().splitlines()[0]
+        details = json.loads(line)
+        prompt = tokenizer.encode(details["prompt"])
+        for choice, logprob in zip(details["choices"], details["logprobs"], strict=True):
+            whole = prompt + tokenizer.encode(choice)
+            with torch.no_grad():
+                scores = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+            expected = sum(float(scores[i - 1, whole[i]]) for i in range(len(prompt), len(whole)))
+            assert logprob == pytest.approx(expected, abs=1e-3), task.task
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(everything, model_folder):
+    """Killed after its first tasks: they are not repeated, and the end is that of a run of one piece."""
+    recipe_file, results = everything
+    arguments = ["eval", str(recipe_file), "--model", str(model_folder), "--suite", "choices", "--name", "killed"]
+    second = results / "killed" / "choices" / "arc_easy.json"
+    process = subprocess.Popen([sys.executable, "-m", *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    while not second.is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    finished = {file.name: file.stat().st_mtime_ns for file in second.parent.glob("*.json")}
+    assert 2 <= len(finished) < 25 and not (results / "killed" / "choices.json").exists()
+    assert run(*arguments).returncode == 0
+    assert {name: (second.parent / name).stat().st_mtime_ns for name in finished} == finished
+    killed, whole = (results_of(results / name)["choices"] for name in ("killed", "m"))
+    assert [task.model_copy(update={"seconds": 0}) for task in killed.tasks] == [
+        task.model_copy(update={"seconds": 0}) for task in whole.tasks
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +147,7 @@ def test_evaluation_runs_offline_and_leaves_nothing_behind(recipe_file, model_fo
         (["--suite", "bse"], "no suite 'bse'"),
         (["data=/nowhere"], "There is no data in /nowhere"),
         (["backend.batch=3"], "Unknown key 'batch'"),
+        (["backend.engine=vllm", "--suite", "base"], "the package vllm is not installed"),
     ],
 )
 def test_mistakes_are_reported_without_a_traceback(recipe_file, model_folder, arguments, message):

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from eval.data import EvalError
 from eval.engine import Doc
 from eval.model import TransformersModel
 from eval.recipe import Backend, Sampling
@@ -55,8 +54,3 @@ def test_what_does_not_fit_is_cut_or_left_empty_and_counted(backends):
     long = Doc(query="word " * 40, choices=[" a", " b"], gold_index=0, generation_size=4)
     assert vllm.greedy_until([long])[0].text == [""] and vllm.over_length == 1
     assert len(vllm.loglikelihood([long])[0].logprobs) == 2 and vllm.over_length == 2
-
-
-def test_without_the_package_it_is_refused(model_folder):
-    with pytest.raises(EvalError, match="pip install vllm"):
-        VllmModel(model_folder, Backend(engine="vllm"))
