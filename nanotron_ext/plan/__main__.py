@@ -45,11 +45,11 @@ def on_nodes(recipe: Recipe, nodes: int, devices_per_node: int) -> Recipe:
         UserError: when it does not split.
     """
     parallelism, world = recipe.parallelism, nodes * devices_per_node
-    replicas, left = divmod(world, parallelism.tp * parallelism.pp)
+    replicas, left = divmod(world, parallelism.world_size // parallelism.dp)
     samples = recipe.tokens.micro_batch_size * replicas
     if left or recipe.global_batch_size % max(samples, 1):
         raise UserError(
-            f"--nodes {nodes}: {world} devices do not carry tp {parallelism.tp} x pp {parallelism.pp} with a global "
+            f"--nodes {nodes}: {world} devices do not carry {parallelism} with another dp and a global "
             f"batch of {recipe.global_batch_size} samples in micro-batches of {recipe.tokens.micro_batch_size}. Take "
             f"another number of nodes, or other values of parallelism and tokens.micro_batch_size."
         )

@@ -45,13 +45,14 @@ def _recomputation(layout: dict[str, Any]) -> str:
 
 def layouts_table(plans: list[Estimate]) -> str:
     """The fastest layouts that fit, one per line."""
-    lines = ["", "  fastest layouts that fit", "     dp  pp  tp  batch      ZeRO  recompute  tokens/s     GB"]
+    lines = ["", "  fastest layouts that fit", "     dp  pp  tp  cp  batch      ZeRO  recompute  tokens/s     GB"]
     for plan in plans:
         layout = plan.layout
         batch = f"{layout['micro_batch_size']} x {layout['batch_accumulation_per_replica']}"
-        recompute = "yes" if layout["recompute_layer"] else "no"
+        recompute = "layer" if layout["recompute_layer"] else "mlp" if layout["recompute_mlp"] else "no"
+        degrees = f"{layout['dp']:>5} {layout['pp']:>3} {layout['tp']:>3} {layout['context_parallel_size']:>3}"
         lines.append(
-            f"  {layout['dp']:>5} {layout['pp']:>3} {layout['tp']:>3}  {batch:9} {layout['zero_stage']:>5}  "
+            f"  {degrees}  {batch:9} {layout['zero_stage']:>5}  "
             f"{recompute:>9} {plan.tokens_per_second_per_device:>9,.0f} {plan.memory.total / 1e9:>6.1f}"
         )
     return "\n".join(lines)

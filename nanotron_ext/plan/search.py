@@ -31,24 +31,33 @@ def layouts(recipe: Recipe, devices: int, devices_per_node: int) -> Iterator[Rec
     """
     samples = recipe.global_batch_size
     degrees = [2**power for power in range(7)]
-    for tp, pp in itertools.product(degrees, degrees):
-        if tp > devices_per_node or devices % (tp * pp) or samples % (devices // (tp * pp)):
+    for tp, pp, cp in itertools.product(degrees, degrees, degrees):
+        replicas, left = divmod(devices, tp * pp * cp)
+        if left or not replicas or tp > devices_per_node or samples % replicas or cp > _largest_cp(recipe):
             continue
-        per_replica = samples // (devices // (tp * pp))
-        sizes = [size for size in (1, 2, 3, 4, 6, 8, 12, 16) if per_replica % size == 0]
-        zero_stages = (0, 1) if devices > tp * pp else (recipe.optimizer.zero_stage,)
-        for size, zero_stage, recompute in itertools.product(sizes, zero_stages, (False, True)):
+        sizes = [size for size in (1, 2, 3, 4, 6, 8, 12, 16) if samples // replicas % size == 0]
+        zero_stages = (0, 1) if replicas > 1 else (recipe.optimizer.zero_stage,)
+        for size, zero_stage, recompute in itertools.product(
+            sizes, zero_stages, ("", "recompute_mlp", "recompute_layer")
+        ):
             try:
                 yield with_layout(
                     recipe,
                     tp=tp,
                     pp=pp,
-                    dp=devices // (tp * pp),
+                    dp=replicas,
+                    context_parallel_size=cp,
                     layers_per_stage=None,
-                    recompute_layer=recompute,
+                    recompute_layer=recompute == "recompute_layer",
+                    recompute_mlp=recompute == "recompute_mlp",
                     micro_batch_size=size,
-                    batch_accumulation_per_replica=per_replica // size,
+                    batch_accumulation_per_replica=samples // replicas // size,
                     zero_stage=zero_stage,
                 )
             except RecipeError:
                 continue
+
+
+def _largest_cp(recipe: Recipe) -> int:
+    """Splitting a sample pays for long windows only: a rank keeps at least 4,096 of its tokens."""
+    return max(recipe.tokens.sequence_length // 4096, recipe.parallelism.context_parallel_size)

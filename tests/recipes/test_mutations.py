@@ -41,7 +41,9 @@ MUTATIONS: list[tuple[str, str, str]] = [
     ("smollm3-3b/pretrain", "parallelism.pp=4", "tokens.batch_accumulation_per_replica"),
     ("smollm3-3b/pretrain", "tokens.sequence_length=4095", "tokens.sequence_length"),
     ("smollm3-3b/pretrain_stage1", "parallelism.dp=191", "parallelism"),
-    ("smollm3-3b/long_context_32k", "parallelism.dp=12", "parallelism"),
+    ("smollm3-3b/long_context_32k", "parallelism.dp=6", "parallelism"),
+    ("smollm3-3b/long_context_32k", "parallelism.context_parallel_size=3", "parallelism.context_parallel_size"),
+    ("smollm3-3b/long_context_64k", "parallelism.recompute_mlp=true", "parallelism.recompute_mlp"),
     ("smollm3-135m/pretrain_stage1", "parallelism.dp=8; tokens.batch_accumulation_per_replica=1", "parallelism"),
     # architecture
     ("smollm3-3b/pretrain", f"{MODEL}.hidden_size=2050", f"{MODEL}.hidden_size"),

@@ -160,7 +160,7 @@ def test_more_nodes_are_more_replicas() -> None:
     ("arguments", "expected"),
     [
         (["--gpu", "h1000"], "Known: h100, h200"),
-        (["--nodes", "7"], "do not carry tp 2 x pp 1"),
+        (["--nodes", "7"], "do not carry dp 192 x pp 1 x tp 2"),
         (["tokens.sequence_lenght=1"], "Did you mean 'sequence_length'?"),
     ],
 )
