@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -174,7 +175,8 @@ def _interpolated(reference: Curve, task: str, tokens: int) -> Score | None:
 
 def _draw(curve: Curve, folder: Path) -> None:
     tasks = list(dict.fromkeys(task for point in curve.points for task in point.scores))
-    lines = []
+    means = [statistics.fmean(score.value for score in point.scores.values()) for point in curve.points]
+    lines = [Series("mean", [point.tokens / 1e6 for point in curve.points], means, marks=True)]
     for task in tasks:
         points = [(point.tokens / 1e6, point.scores[task]) for point in curve.points if task in point.scores]
         values, errors = [score.value for _, score in points], [score.stderr for _, score in points]

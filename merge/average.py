@@ -1,7 +1,9 @@
 """One weighted average of checkpoints: refused before work, computed by mergekit, verified, then moved into place."""
 
 import json
+import logging
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -110,9 +112,17 @@ def _run_mergekit(average: Average, folder: Path, quiet: bool) -> None:
     from mergekit.options import MergeOptions
 
     options = MergeOptions(
-        out_shard_size=average.max_shard_bytes, copy_tokenizer=False, write_model_card=False, quiet=quiet
+        out_shard_size=average.max_shard_bytes,
+        copy_tokenizer=False,
+        write_model_card=False,
+        quiet=quiet or not sys.stderr.isatty(),
     )
-    run_merge(MergeConfiguration.model_validate(average.mergekit_config()), str(folder), options=options)
+    # It warns that it knows no SmolLM3 and infers the architecture; the verification says whether that was right.
+    logging.disable(logging.WARNING)
+    try:
+        run_merge(MergeConfiguration.model_validate(average.mergekit_config()), str(folder), options=options)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _replace_side_files(average: Average, folder: Path) -> None:
