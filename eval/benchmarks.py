@@ -7,7 +7,7 @@ Family = Literal["base", "multilingual", "long", "instruct", "code", "tools"]
 
 _MIXEVAL = ("MixEval/MixEval", "MixEval_Hard")
 LANGUAGES = {"fr": "fra", "es": "spa", "de": "deu", "it": "ita", "pt": "por"}  # ISO 639-1 -> ISO 639-3
-RULER_TASKS = ("niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe")
+RULER_TASKS = ("niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Task(Section):
     generation_tokens: int = Field(256, ge=1, description="Longest answer, reasoning included.")
     max_documents: int | None = Field(None, ge=1, description="Evaluate a fixed random part; marked in every table.")
     context_tokens: int | None = Field(None, ge=64, description="Prompt length of generated long-context tasks.")
+    haystack: str | None = Field(None, description="Text file that hides RULER's needles; default: noise sentences.")
     revision: str | None = Field(None, description="Git revision of the hub dataset; default: newest, recorded.")
 
 

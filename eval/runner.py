@@ -25,6 +25,7 @@ from eval.model import LocalModel, PromptBuilder
 from eval.reasoning import split_answer
 from eval.recipe import EvalRecipe, Mode, Sampling, Suite, Task
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
+from eval.ruler import sentences
 from eval.sandbox import SandboxError, check_sandbox
 from eval.tasks.common import TaskPlan, answer_metric
 
@@ -126,10 +127,13 @@ def _load_rows(recipe: EvalRecipe, name: str, benchmark: Benchmark, task: Task, 
     if task.context_tokens is None:
         raise EvalError(f"Task {name} generates its prompts and needs context_tokens.")
     documents = task.max_documents or GENERATED_DOCUMENTS
+    arguments = dict(benchmark.arguments)
+    if task.haystack is not None:
+        arguments["haystack"] = _haystack(name, benchmark, Path(task.haystack))
     generate = importlib.import_module(f"eval.{benchmark.generator}").generate
     try:
         rows = generate(
-            **benchmark.arguments,
+            **arguments,
             rows=_generator_rows(benchmark, source),
             tokenizer=tokenizer,
             context_tokens=task.context_tokens,
@@ -144,6 +148,19 @@ def _load_rows(recipe: EvalRecipe, name: str, benchmark: Benchmark, task: Task, 
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
         return LocalDataset({"test": rows}, "generated", f"{benchmark.generator}/1", digest)
     return LocalDataset({benchmark.dataset.split: rows}, source.edition, source.revision, source.sha256)
+
+
+def _haystack(name: str, benchmark: Benchmark, file: Path) -> list[str]:
+    """The file's sentences."""
+    if benchmark.generator != "ruler":
+        raise EvalError(f"Task {name} hides nothing in a text; remove haystack.")
+    try:
+        found = sentences(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvalError(f"Task {name}: haystack {file} cannot be read: {error}.") from None
+    if not found:
+        raise EvalError(f"Task {name}: haystack {file} holds no sentence.")
+    return found
 
 
 def _generator_rows(benchmark: Benchmark, source: LocalDataset | None) -> dict[str, list[dict[str, Any]]]:

@@ -154,32 +154,31 @@ def _held_out(report: Report) -> list[Block]:
 
 
 def _retrieval(report: Report) -> list[Block]:
-    """Scores of the generated long-context tasks: a row per model, a column per task and length."""
-    tasks = {
-        (result.model.name, task.task): task
-        for result in report.evaluations
-        for task in result.tasks
-        if task.benchmark.startswith("ruler")
-    }
-    if not tasks:
+    """Scores of the generated long-context tasks: for each model a row per task and a column per length."""
+    scores: dict[str, dict[tuple[str, int], TaskResult]] = {}
+    for result in report.evaluations:
+        for task in result.tasks:
+            if task.benchmark.startswith("ruler"):
+                place = task.benchmark.removeprefix("ruler_"), int(task.settings["context_tokens"] or 0)
+                scores.setdefault(result.model.name, {})[place] = task
+    if not scores:
         return [Missing("RULER's tasks", "make eval SUITE=long MODEL=...")]
-    names = sorted({name for _, name in tasks}, key=lambda name: (_context(tasks, name), name))
-    models = _in_chain_order(report, {model for model, _ in tasks})
-    rows, heat = [], []
-    for model in models:
-        cells = [tasks.get((model, name)) for name in names]
-        rows.append([model, *("" if cell is None else _score(cell) for cell in cells)])
-        heat.append([None, *(None if cell is None else percent(cell)[0] / 100 for cell in cells)])
-    text = (
-        "Percent of the hidden facts that the model gives back, ± one standard error, by the prompt's length in tokens."
-    )
-    header = ["model", *(f"{name.removeprefix('ruler_')} @ {_context(tasks, name):,}" for name in names)]
-    return [Text(text), Table(header, rows, heat)]
-
-
-def _context(tasks: Mapping[tuple[str, str], TaskResult], name: str) -> int:
-    task = next(task for (_, other), task in tasks.items() if other == name)
-    return int(task.settings.get("context_tokens") or 0)
+    blocks: list[Block] = [
+        Text(
+            "Percent of the wanted strings that the model gives back, ± one standard error, by task and by the "
+            "prompt's length in tokens."
+        )
+    ]
+    for model in _in_chain_order(report, set(scores)):
+        cells = scores[model]
+        lengths = sorted({length for _, length in cells})
+        rows, heat = [], []
+        for name in dict.fromkeys(name for name, _ in cells):
+            row = [cells.get((name, length)) for length in lengths]
+            rows.append([name, *("" if cell is None else _score(cell) for cell in row)])
+            heat.append([None, *(None if cell is None else percent(cell)[0] / 100 for cell in row)])
+        blocks.append(Table([model, *(f"{length:,}" for length in lengths)], rows, heat))
+    return blocks
 
 
 def _posttraining(report: Report) -> list[Block]:

@@ -1,17 +1,15 @@
-"""Recipes, data, RULER, reasoning and scoring rules on their own."""
+"""Recipes, data, reasoning and scoring rules on their own."""
 
 import json
 
 import pytest
-from transformers import AutoTokenizer
 
-from eval.benchmarks import BENCHMARKS, RULER_TASKS, Dataset
+from eval.benchmarks import BENCHMARKS, Dataset
 from eval.data import EvalError, read_dataset, write_dataset, write_full_edition, write_small_edition
 from eval.editions import small_rows
 from eval.engine import Doc
 from eval.reasoning import split_answer
 from eval.recipe import load_eval_recipe
-from eval.ruler import generate
 from eval.tasks.base import last_boxed
 from eval.tasks.code import contest_tests, extract_code
 from eval.tasks.common import letter_score, math_score
@@ -58,30 +56,6 @@ def test_wrong_recipes_name_key_and_fix(tmp_path, text, messages):
 def test_reasoning_is_split_off(generated, prompt, text, unclosed):
     answer = split_answer(generated, prompt)
     assert (answer.text, answer.unclosed) == (text, unclosed)
-
-
-@pytest.mark.parametrize("kind", RULER_TASKS)
-def test_ruler_prompts_fill_the_length_and_hold_their_answers(kind, model_folder):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    rows = generate(kind, {}, tokenizer, 6000, 2, seed=3)
-    assert rows == generate(kind, {}, tokenizer, 6000, 2, seed=3) and rows[0] != rows[1]
-    for row in rows:
-        length = len(tokenizer.encode(row["input"]))
-        assert 6000 - 1000 < length == row["length"] <= 6000
-        for output in row["outputs"]:
-            assert output in row["input"]
-    with pytest.raises(ValueError, match="the question alone has"):
-        generate(kind, {}, tokenizer, 100, 1, seed=3)
-
-
-def test_ruler_frequent_words_really_are_the_most_frequent(model_folder):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    for kind, separator in (("cwe", " "), ("fwe", " ... ")):
-        (row,) = generate(kind, {}, tokenizer, 6000, 1, seed=0)
-        words = row["input"].split("\n")[1].split(separator)
-        words = [word for word in words if not word.rstrip(".").isdigit()]
-        counted = sorted(set(words), key=lambda word: -words.count(word))
-        assert set(counted[: len(row["outputs"])]) == set(row["outputs"])
 
 
 def test_small_editions_repeat_and_share_no_item_between_splits():
