@@ -165,8 +165,8 @@ def _evaluation_steps(profile: Profile, base: Sequence[str], posttrained: Sequen
     extended = [job for job in profile.pretraining if job.startswith("long_context")]
     retrieval = [hf / name for name in (*base[-1 - len(extended) :], *posttrained[-1:])] + merged
     steps = [
-        _evaluation("eval_long", [(model, "long") for model in retrieval], recipe, before),
-        _evaluation("eval_base", [(hf / base[-1], "base"), (final, "")] if base else [(final, "")], recipe, before),
+        _evaluation("eval_long", [(retrieval, "long")], recipe, before),
+        _evaluation("eval_base", [([hf / name for name in base[-1:]], "base"), ([final], "")], recipe, before),
     ]
     if posttrained:
         models = " ".join(str(model) for model in [hf / base[-1], *(hf / name for name in posttrained), *merged])
@@ -180,6 +180,11 @@ def _evaluation_steps(profile: Profile, base: Sequence[str], posttrained: Sequen
     return steps
 
 
-def _evaluation(name: str, runs: Sequence[tuple[Path, str]], recipe: Path, before: str) -> Step:
-    commands = tuple(("eval", f"MODEL={model}", *([f"SUITE={suite}"] if suite else [])) for model, suite in runs)
-    return Step(name, commands, (recipe,), _EVALUATION_CODE, ("data", before), (), 8 * len(commands))
+def _evaluation(name: str, runs: Sequence[tuple[Sequence[Path], str]], recipe: Path, before: str) -> Step:
+    """One command per (models, suite); without a suite, all that the models can take."""
+    commands = tuple(
+        ("eval", f"MODEL={' '.join(map(str, models))}", *([f"SUITE={suite}"] if suite else []))
+        for models, suite in runs
+        if models
+    )
+    return Step(name, commands, (recipe,), _EVALUATION_CODE, ("data", before), (), 60 * len(commands))
