@@ -15,7 +15,7 @@ RECIPES := recipes/$(PROFILE)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-merge chaos test test-storage lint format
+.PHONY: bench-data bench-plan bench-merge chaos test test-storage lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ check: setup ## Validate all recipes of the profile
 bench-data: setup ## The mixture loader beside other loaders, and tokenisation beside the tokenizers library
 	$(PY) bench/data.py
 	$(PY) -m datapipes.bench_tokenizer $(RUN)/tokenizer/tokenizer.json
+
+bench-plan: setup ## The planner on this machine: peak memory and step time of recipes, predicted and measured
+	$(PY) bench/plan.py $(RECIPES)/pretrain_stage1.yaml $(RECIPES)/pretrain_stage3.yaml $(wildcard $(RECIPES)/long_*.yaml)
 
 bench-merge: setup ## Merge 3B-shaped checkpoints: time, peak memory, and the check against float64 (25 GB of disk)
 	$(PY) bench/merge.py

@@ -20,6 +20,7 @@ from nanotron_ext.recipe import Problem, Recipe, load_as, load_recipe
 from nanotron_ext.recipe.checks import check_recipe
 from nanotron_ext.recipe.compare import differences
 
+_TRAINING = ("pretrain", "long_context", "midtrain", "sft", "apo")  # phases that torchrun starts on all nodes
 _SHAPES = (
     "vocab_size",
     "hidden_size",
@@ -91,11 +92,7 @@ def check_slurm(path: Path, overrides: Sequence[str] = ()) -> None:
     from slurm.jobs import KINDS, Profile
 
     name = path.stem
-    if (
-        name not in KINDS
-        or KINDS[name].script
-        or not loader_for(path).__module__.endswith(("loading", "posttrain.recipe"))
-    ):
+    if name not in KINDS or not name.startswith(_TRAINING):
         return
     profile = Profile(path.parent, Path(os.environ.get("RUN", f"runs/{path.parent.name}")))
     settings = load_cluster_settings(profile)
