@@ -89,7 +89,7 @@ def check_run_folder(recipe: Recipe) -> None:
 def check_disk_space(recipe: Recipe) -> None:
     """Raises StartupError when the next checkpoint would not fit beside what is there."""
     needed = recipe.architecture.num_parameters() * len(STATE_KINDS) * _BYTES_PER_STATE
-    folder = _existing_parent(recipe.run_folder)
+    folder = _existing_parent(recipe.run_folder / "checkpoints")
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
         raise StartupError(

@@ -1,6 +1,9 @@
 """Whole runs: what they write, and that stopping and going on, also in another layout, changes nothing."""
 
+import ctypes
+import io
 import json
+import logging
 import math
 import os
 import resource
@@ -20,6 +23,7 @@ from nanotron_ext.import_hf import import_hf
 from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train import persistence
 from nanotron_ext.train.outcome import Outcome
+from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.run import run
 from nanotron_ext.train.step import NonFiniteError, TrainState
 from nanotron_ext.train.tracking import read_metrics
@@ -233,16 +237,31 @@ def test_changed_data_is_noticed_on_resume(tmp_path: Path) -> None:
         run_ranks(run, 2, tiny_recipe(tmp_path))
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root: Path, straight: Recipe) -> None:
-    """A flipped bit is found by checksum, a cut file by its size; the run goes on from step 4 and ends the same."""
-    for name, damage in (("flipped", flip_a_bit), ("cut", cut_short)):
-        recipe = tiny_recipe(root, general__run=name)
-        shutil.copytree(straight.run_folder, recipe.run_folder)
-        damage(next((recipe.run_folder / "checkpoints" / "8").glob("master-*")))
-        assert run_ranks(run, 2, recipe)[0] == Outcome("finished", 8)
-        rows = read_metrics(recipe.run_folder)
-        assert [row["loss"] for row in rows] == [row["loss"] for row in read_metrics(straight.run_folder)]
-        assert all(torch.equal(value, state_of(straight)[key]) for key, value in state_of(recipe).items())
+@pytest.mark.parametrize("name", ["flipped", "cut", "lost"])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root: Path, straight: Recipe, name: str) -> None:
+    """A flipped bit is found by checksum, a cut or missing file by its size; the run ends the same from step 4."""
+    damage, complaint = {
+        "flipped": (flip_a_bit, "does not match its checksum"),
+        "cut": (cut_short, "is missing or was cut short"),
+        "lost": (Path.unlink, "is missing or was cut short"),
+    }[name]
+    recipe = tiny_recipe(root, general__run=name)
+    shutil.copytree(straight.run_folder, recipe.run_folder)
+    victim = next((recipe.run_folder / "checkpoints" / "8").glob("master-*"))
+    damage(victim)
+    outcome, log = run_ranks(run_and_listen, 2, recipe)[0]
+    assert outcome == Outcome("finished", 8)
+    assert f"{victim} {complaint}" in log and f"Continuing {recipe.run_folder}/checkpoints/4 after step 4" in log
+    rows = read_metrics(recipe.run_folder)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in read_metrics(straight.run_folder)]
+    assert all(torch.equal(value, state_of(straight)[key]) for key, value in state_of(recipe).items())
+
+
+def run_and_listen(recipe: Recipe) -> tuple[Outcome, str]:
+    """Also what the run says."""
+    heard = io.StringIO()
+    logging.basicConfig(level="INFO", stream=heard, force=True)
+    return run(recipe), heard.getvalue()
 
 
 def flip_a_bit(path: Path) -> None:
@@ -279,6 +298,47 @@ def test_a_disk_that_fills_up_in_a_save_leaves_the_checkpoint_before(root: Path)
     assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4"]
     assert (recipe.run_folder / "latest").read_text() == "4"
     assert run_ranks(run, 1, recipe) == [Outcome("finished", 8)]
+
+
+def drop_privileges() -> None:
+    """Root may write anywhere; without its capabilities it has to keep to the permissions of folders."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the kernel's interface, this thread
+    if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError("capset failed")
+
+
+def run_in_a_folder_that_closes(recipe: Recipe) -> str:
+    """The folder of checkpoints loses its write permission after the first one."""
+    drop_privileges()
+    start = CheckpointWriter.start
+
+    def start_without_permission(writer: CheckpointWriter, step: int, data: dict[str, Any]) -> None:
+        if step == 8:
+            (recipe.run_folder / "checkpoints").chmod(0o555)
+        start(writer, step, data)
+
+    CheckpointWriter.start = start_without_permission  # type: ignore[method-assign]
+    try:
+        run(recipe)
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def run_without_privileges(recipe: Recipe) -> Outcome:
+    drop_privileges()
+    return run(recipe)
+
+
+def test_a_folder_without_write_permission(root: Path) -> None:
+    recipe = tiny_recipe(root, general__run="closed", parallelism="{dp: 1}", tokens=TOKENS % (4, 1, ""))
+    [message] = run_ranks(run_in_a_folder_that_closes, 1, recipe)
+    assert "could not write" in message and "8.tmp" in message and "Permission denied" in message
+    assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4"]
+    with pytest.raises(RuntimeError, match=r"checkpoints is not writable. Set general.runs_path"):
+        run_ranks(run_without_privileges, 1, recipe)
+    (recipe.run_folder / "checkpoints").chmod(0o755)
+    assert run_ranks(run_without_privileges, 1, recipe) == [Outcome("finished", 8)]
 
 
 def test_resume_modes_and_retention(root: Path, straight: Recipe) -> None:
