@@ -128,9 +128,9 @@ chaos: setup ## Kill COUNT training runs at random moments (SEED), half of them 
 test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
-test-storage: setup ## Sources and shards in an S3 service on this machine (installs moto)
+test-storage: setup ## Sources, shards and checkpoints in an S3 service on this machine (installs moto)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,storage]'
-	$(PY) -m pytest tests/datapipes/test_s3.py
+	$(PY) -m pytest tests/datapipes/test_s3.py tests/nanotron_ext/test_s3_checkpoints.py
 
 lint: setup ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .

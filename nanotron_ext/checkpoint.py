@@ -31,6 +31,7 @@ from nanotron_ext.errors import UserError
 
 STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 MANIFEST = "checkpoint.json"
+RECIPE_FILE = "recipe.yaml"  # the resolved recipe, in the run folder
 FORMAT = "smollm3-checkpoint/1"
 
 

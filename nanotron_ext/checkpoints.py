@@ -1,5 +1,6 @@
-"""Look after the checkpoints of a run: `python -m nanotron_ext.checkpoints list|verify|prune RUN_FOLDER`.
+"""Look after the checkpoints of a run: `python -m nanotron_ext.checkpoints list|verify|prune|upload RUN_FOLDER`.
 
+upload   copy to object storage (the run's checkpoints.remote_path) what is not there yet
 list     every checkpoint: step, size, layout that wrote it, when, whether it is in use
 verify   read everything: sizes, checksums, and that every parameter is whole; exit code 1 if anything is damaged
 prune    delete all but the last --keep-last and every --keep-every-steps-th; never one that is being read
@@ -11,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nanotron_ext.checkpoint import (
+    RECIPE_FILE,
     CheckpointError,
     CheckpointReader,
     checkpoint_folder,
@@ -18,7 +20,9 @@ from nanotron_ext.checkpoint import (
     resolve_checkpoint,
 )
 from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import load_recipe
 from nanotron_ext.retention import in_use, is_in_use, prune_checkpoints, superfluous
+from nanotron_ext.storage import UPLOADED, RemoteCheckpoints, StorageError, not_uploaded, upload_patiently
 
 
 def describe(folder: Path) -> str:
@@ -32,9 +36,8 @@ def describe(folder: Path) -> str:
     written_by = " x ".join(f"{name} {layout[name]}" for name in ("dp", "pp", "tp")) if layout else "imported"
     when = datetime.fromtimestamp((folder / "checkpoint.json").stat().st_mtime).isoformat(" ", "minutes")
     size = sum(file["bytes"] for file in files) / 1e9
-    return f"{folder.name:>9}  {size:9.3f} GB  {len(files):4} files  {written_by:20}  {when}" + (
-        "  in use" if is_in_use(folder) else ""
-    )
+    marks = ("  uploaded" if (folder / UPLOADED).is_file() else "") + ("  in use" if is_in_use(folder) else "")
+    return f"{folder.name:>9}  {size:9.3f} GB  {len(files):4} files  {written_by:20}  {when}{marks}"
 
 
 def problems_of(folder: Path) -> list[str]:
@@ -79,6 +82,18 @@ def prune_command(run_folder: Path, keep_last: int, keep_every_steps: int | None
     return 0
 
 
+def upload_command(run_folder: Path) -> int:
+    resolve_checkpoint(run_folder)
+    recipe = load_recipe(run_folder / RECIPE_FILE)
+    if recipe.checkpoints.remote_path is None:
+        raise StorageError(f"{run_folder / RECIPE_FILE} has no checkpoints.remote_path to upload to.")
+    remote = RemoteCheckpoints(recipe)
+    for folder in not_uploaded(run_folder):
+        upload_patiently(remote, folder)
+        print(f"{folder}: uploaded to {remote.url}")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m nanotron_ext.checkpoints",
@@ -86,7 +101,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("list", "verify", "prune"):
+    for name in ("list", "verify", "prune", "upload"):
         command = commands.add_parser(name)
         command.add_argument("run_folder", type=Path, help="for example runs/tiny/stage1")
         if name == "verify":
@@ -99,6 +114,8 @@ def main() -> int:
     try:
         if arguments.command == "list":
             return list_command(arguments.run_folder)
+        if arguments.command == "upload":
+            return upload_command(arguments.run_folder)
         if arguments.command == "verify":
             return verify_command(arguments.run_folder, arguments.step)
         return prune_command(arguments.run_folder, arguments.keep_last, arguments.keep_every_steps, arguments.dry_run)

@@ -48,12 +48,12 @@ def superfluous(run_folder: Path, keep_last: int | None, keep_every_steps: int |
 
 
 def prune_checkpoints(
-    run_folder: Path, keep_last: int | None, keep_every_steps: int | None, needed_steps: Collection[int] = ()
+    run_folder: Path, keep_last: int | None, keep_every_steps: int | None, needed: Collection[Path] = ()
 ) -> list[Path]:
-    """Delete what is superfluous, save `needed_steps` and what is in use; returns what was deleted."""
+    """Delete what is superfluous, save what is `needed` or in use; returns what was deleted."""
     pruned = []
     for path in superfluous(run_folder, keep_last, keep_every_steps):
-        if int(path.name) not in needed_steps and not is_in_use(path):
+        if path not in needed and not is_in_use(path):
             delete_checkpoint(path)
             pruned.append(path)
     return pruned

@@ -4,7 +4,7 @@
 
 Samples are counted over the whole run, as messages about spikes and failed steps give them; the range grows to whole
 global batches. Nothing is trained here: the next start of the run continues from that step. Later checkpoints and the
-metrics so far move to <run>/rewound/<n>/, and the ledger keeps account.
+metrics so far move to <run>/rewound/<n>/, also in object storage, and the ledger keeps account.
 """
 
 import argparse
@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 from nanotron_ext import ledger
-from nanotron_ext.checkpoint import CheckpointReader, checkpoint_folder, list_checkpoints, write_atomically
+from nanotron_ext.checkpoint import RECIPE_FILE, CheckpointReader, checkpoint_folder, list_checkpoints, write_atomically
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.storage import RemoteCheckpoints
 from nanotron_ext.train.outcome import OUTCOME_FILE
-from nanotron_ext.train.startup import RECIPE_FILE
 from nanotron_ext.train.tracking import METRICS_FILE, SAMPLES_FILE
 
 
@@ -33,8 +33,13 @@ def rewind(run_folder: Path, to_step: int, samples: tuple[int, int] | None) -> l
     Raises:
         RewindError: when there is no such checkpoint, or the samples are not ahead of it in one data stage.
         CheckpointError: when the checkpoint is damaged.
+        StorageError: when checkpoints in object storage cannot be set aside.
     """
     recipe_file, checkpoint = run_folder / RECIPE_FILE, checkpoint_folder(run_folder, to_step)
+    recipe = load_recipe(recipe_file)
+    remote = RemoteCheckpoints(recipe) if recipe.checkpoints.remote_path is not None else None
+    if remote is not None and not checkpoint.exists() and to_step in remote.steps():
+        remote.fetch(to_step, run_folder)
     existing = list_checkpoints(run_folder)
     if checkpoint not in existing:
         steps = ", ".join(path.name for path in existing) or "none"
@@ -45,9 +50,11 @@ def rewind(run_folder: Path, to_step: int, samples: tuple[int, int] | None) -> l
     skipped = None
     if samples is not None:
         already = ledger.skipped_samples(run_folder, reader.manifest.get("skipped_samples", []))
-        skipped = _whole_batches(load_recipe(recipe_file), to_step, samples, already)
+        skipped = _whole_batches(recipe, to_step, samples, already)
     later = [path for path in existing if int(path.name) > to_step]
     number = len(ledger.read(run_folder, "rewind")) + 1
+    if remote is not None:
+        remote.set_aside(to_step, number)
     ledger.record(run_folder, "rewind", to_step=to_step, skipped_samples=skipped)
     archive = run_folder / "rewound" / str(number)
     (archive / "checkpoints").mkdir(parents=True)

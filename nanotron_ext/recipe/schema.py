@@ -234,6 +234,12 @@ class Checkpoints(Section):
     keep_every_steps: int | None = Field(
         None, gt=0, description="With keep_last: keep those of every n-th step for ever."
     )
+    remote_path: str | None = Field(
+        None, description="URL for fsspec, s3://bucket/folder: each checkpoint is also uploaded to <remote_path>/<run>."
+    )
+    keep_local: bool = Field(
+        True, description="With remote_path: false deletes uploaded checkpoints here, all but the newest."
+    )
     accept_changes: list[str] = Field(
         [],
         description="Keys or sections of the recipe that may differ from the continued checkpoint's although that "

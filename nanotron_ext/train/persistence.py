@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nanotron_ext.checkpoint import (
 from nanotron_ext.engine import dist
 from nanotron_ext.ledger import Samples
 from nanotron_ext.retention import prune_checkpoints
+from nanotron_ext.storage import Uploader, not_uploaded
 from nanotron_ext.train.step import TrainState
 
 
@@ -41,6 +42,8 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[dict[str, Any]] | None = None
         self._manifest: dict[str, Any] = {}
+        uploads = state.recipe.checkpoints.remote_path is not None and torch.distributed.get_rank() == 0
+        self._uploader = Uploader(state.recipe) if uploads else None
 
     def start(self, step: int, data: dict[str, Any]) -> None:
         """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far."""
@@ -86,18 +89,33 @@ class CheckpointWriter:
         torch.distributed.all_gather_object(files, self._written_files())
         self._writing = None
         if torch.distributed.get_rank() == 0:
-            run_folder, section = self._state.recipe.run_folder, self._state.recipe.checkpoints
-            final = checkpoint_folder(run_folder, self._manifest["step"])
+            final = checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"])
             with self._disk_errors():
                 all_files = {name: description for of_rank in files for name, description in of_rank.items()}
                 finish_checkpoint(self._temporary, final, self._manifest, all_files)
-                prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps)
+                if self._uploader is not None:
+                    self._uploader.upload_all()
+                self._prune()
 
     def finish(self) -> None:
         """Wait until what is under way is visible. To be called on all ranks."""
         if self._writing is not None:
             self.commit()
             torch.distributed.barrier()
+
+    def finish_uploads(self, on_wait: Callable[[], None]) -> None:
+        """Wait for the copies in object storage; `on_wait` is called while that takes."""
+        if self._uploader is not None:
+            self._uploader.finish(on_wait)
+            with self._disk_errors():
+                self._prune()
+
+    def _prune(self) -> None:
+        section, run_folder = self._state.recipe.checkpoints, self._state.recipe.run_folder
+        needed = not_uploaded(run_folder) if self._uploader is not None else []
+        prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps, needed)
+        if self._uploader is not None and not section.keep_local:
+            prune_checkpoints(run_folder, keep_last=1, keep_every_steps=None, needed=needed)
 
     def _written_files(self) -> dict[str, Any]:
         """Waits for this rank's write; what the manifest will say of its files."""

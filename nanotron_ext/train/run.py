@@ -131,6 +131,7 @@ def _train(
         heartbeat.progress(batch.step + 1, "reading data")
         mark = time.perf_counter()
     writer.finish()
+    writer.finish_uploads(partial(heartbeat.progress, step_done, "uploading"))
     if journal is not None:
         journal.close()
     return step_done

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from nanotron_ext.checkpoint import (
+    RECIPE_FILE,
     STATE_KINDS,
     CheckpointError,
     CheckpointReader,
@@ -23,12 +24,12 @@ from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.errors import UserError
 from nanotron_ext.ledger import Samples, skipped_samples
 from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.storage import fetch_newest
 from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines
 from nanotron_ext.train.tracking import wandb_mode
 
 logger = logging.getLogger("nanotron_ext.train")
 
-RECIPE_FILE = "recipe.yaml"
 _BYTES_PER_STATE = 4  # masters and Adam's moments are float32
 
 
@@ -103,12 +104,16 @@ def check_disk_space(recipe: Recipe) -> None:
 def find_checkpoints(recipe: Recipe) -> list[CheckpointReader]:
     """Checkpoints to continue, the newest first: the run's own, else the last of the run that the recipe names.
 
+    A newer one in object storage is brought here first.
     Own ones that are not whole are left out with a warning.
 
     Raises:
         CheckpointError: when there should be one and is none, or the other way round.
     """
-    section, own = recipe.checkpoints, list_checkpoints(recipe.run_folder)
+    section = recipe.checkpoints
+    if section.remote_path is not None and section.resume != "never":
+        fetch_newest(recipe)
+    own = list_checkpoints(recipe.run_folder)
     if own and section.resume == "never":
         raise CheckpointError(
             f"checkpoints.resume is never, but {recipe.run_folder} has checkpoints up to step {own[-1].name}. Choose "
