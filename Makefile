@@ -54,11 +54,16 @@ summary: setup ## Losses, held-out bits per byte against baselines, and a sample
 posttrain-data: setup ## Generate the tiny profile's conversations, preference pairs and held-out prompts
 	$(PY) -m posttrain.tiny_data $(RUN)/posttrain_data
 
-posttrain: setup ## Post-train the phases in PHASE: midtrain, sft, apo
+posttrain: setup ## Post-train the phases in PHASE: midtrain, sft, apo (every apo*.yaml, for the soup)
 	@set -e; for phase in $(PHASE); do \
 	  echo "== $$phase"; \
-	  $(PY) -m posttrain.train $(RECIPES)/$$phase.yaml; \
+	  $(PY) -m posttrain.launch $(RECIPES)/$$phase*.yaml; \
 	done
+
+.PHONY: posttrain-seeds
+posttrain-seeds: setup ## Post-training from start to finish under SEEDS (default: 42 43 44), in one table
+	$(PY) -m posttrain.seeds $(RECIPES) --seeds $(or $(SEEDS),42 43 44) --prompts $(RUN)/posttrain_data/heldout.jsonl \
+	  --json $(RUN)/eval/posttrain_seeds.json
 
 capabilities: setup ## Mode following and the taught tasks of MODELS="folder ..." on held-out prompts
 	$(PY) -m posttrain.evaluate $(MODELS) --prompts $(RUN)/posttrain_data/heldout.jsonl --json $(RUN)/eval/capabilities.json

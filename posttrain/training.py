@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +28,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from nanotron_ext.errors import UserError
 from posttrain.data import TrainingData, prepare_data
-from posttrain.progress import MetricsWriter, StartsAtReference
+from posttrain.progress import MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
 from posttrain.report import print_report
 from posttrain.template import install_template
@@ -37,8 +40,31 @@ class RunError(UserError):
     """A run that cannot start; the message names the file or key and the fix."""
 
 
+@contextmanager
+def _saving(folder: Path | str) -> Iterator[None]:
+    """A full disk has many names: safetensors, torch and Python each raise their own error."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(folder).free / 1e9
+        raise TrainingFailure(
+            f"{folder} cannot be written ({free:.2f} GB are free): {error}. Free some space; the same command then "
+            "goes on from the last complete checkpoint."
+        ) from error
+
+
+class _SupervisedTrainer(SFTTrainer):
+    def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
+        with _saving(self.args.output_dir):
+            super()._save_checkpoint(*arguments, **named)
+
+
 class _TokenizedPairTrainer(DPOTrainer):
     """DPOTrainer on pairs that are already tokenized; TRL has no switch for it."""
+
+    def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
+        with _saving(self.args.output_dir):
+            super()._save_checkpoint(*arguments, **named)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -86,8 +112,10 @@ def train(recipe: PostTrainingRecipe) -> Path:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if state.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        model.to(getattr(torch, recipe.model.compute_dtype)).save_pretrained(recipe.model_folder)
-        tokenizer.save_pretrained(recipe.model_folder)
+        recipe.model_folder.mkdir(parents=True, exist_ok=True)
+        with _saving(recipe.model_folder):
+            model.to(getattr(torch, recipe.model.compute_dtype)).save_pretrained(recipe.model_folder)
+            tokenizer.save_pretrained(recipe.model_folder)
     state.wait_for_everyone()
     return recipe.model_folder
 
@@ -127,7 +155,7 @@ def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase
             max_length=recipe.data.max_length,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
-        trainer = SFTTrainer(
+        trainer = _SupervisedTrainer(
             model=model, args=arguments, train_dataset=data.dataset, processing_class=tokenizer, callbacks=[metrics]
         )
     trainer.remove_callback(PrinterCallback)

@@ -24,12 +24,21 @@ class _PromptReader(RowReader):
         text = self._chat(row, path, number)  # refuses what is no conversation
         messages = row[self.rows.chat_column]
         kept = [{"role": m["role"], "content": m["content"]} for m in messages if m["role"] in ("system", "user")]
+        if kept and kept[0]["role"] == "system":
+            instructions = _without_flags(kept[0]["content"] or "")
+            kept[:1] = [{"role": "system", "content": instructions}] if instructions else []
         unusable = ""
         if any(message["role"] not in ("system", "user", "assistant") for message in messages):
             unusable = "prompt with tool turns"
         elif not any(m["role"] == "user" and (m["content"] or "").strip() for m in kept):
             unusable = "prompt without a question"
         return Document(text=text, id=message_id(kept), metadata={"messages": kept, "unusable": unusable})
+
+
+def _without_flags(system: str) -> str:
+    """The mode that the old answers were in is not the teacher's."""
+    lines = [[word for word in line.split(" ") if word not in ("/think", "/no_think")] for line in system.split("\n")]
+    return "\n".join(map(" ".join, lines)).strip()
 
 
 def message_id(messages: list[Message]) -> str:

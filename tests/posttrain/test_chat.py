@@ -117,7 +117,7 @@ def test_batched_replies_equal_single_ones(chat_folder: Path) -> None:
 
 def test_a_full_conversation_is_refused_and_kept(chat_folder: Path) -> None:
     session = Session(ChatModel.load(str(chat_folder)), Sampling(), Console(file=io.StringIO()))
-    with pytest.raises(ModelError, match=r"256 positions.*/reset"):
+    with pytest.raises(ModelError, match=r"512 positions.*/reset"):
         session.say("w " * 400)
     assert session.turns == []
 

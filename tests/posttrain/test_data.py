@@ -101,9 +101,8 @@ def test_only_assistant_turns_are_trained_and_every_one_ends(
 
 def test_every_token_is_trained_in_midtraining(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [chat(f"question {i}", "<think>\nhm\n</think>\nanswer " + "long " * i) for i in range(50)]
-    data = prepare(
-        "midtrain", write_set(tmp_path, rows), tokenizer, "data.max_length=64", "data.assistant_only_loss=false"
-    )
+    overrides = ("data.packing_strategy=wrapped", "data.max_length=64", "data.assistant_only_loss=false")
+    data = prepare("midtrain", write_set(tmp_path, rows), tokenizer, *overrides)
     lengths = [len(ids) for ids in data.dataset["input_ids"]]
     assert set(lengths[:-1]) == {64} and lengths[-1] <= 64
     assert data.dataset["input_ids"][:] == data.dataset["labels"][:]

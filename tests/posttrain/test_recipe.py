@@ -5,16 +5,18 @@ from pathlib import Path
 import pytest
 
 from nanotron_ext.recipe import RecipeError
+from posttrain import launch
+from posttrain.launch import process_count
 from posttrain.recipe import load_recipe
 
 RECIPES = [Path("recipes") / profile / f"{phase}.yaml" for profile in ("tiny", "smollm3-3b")
-           for phase in ("midtrain", "sft", "apo")]  # fmt: skip
+           for phase in ("midtrain", "sft", "apo", "apo_seed43")]  # fmt: skip
 SFT, APO = Path("recipes/tiny/sft.yaml"), Path("recipes/tiny/apo.yaml")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_shipped_recipes_load(path: Path) -> None:
-    assert load_recipe(path).phase == path.stem
+    assert path.stem.startswith(load_recipe(path).phase)
 
 
 def test_phases_follow_each_other() -> None:
@@ -77,3 +79,18 @@ def test_refused(path: Path, override: str, key: str, hint: str) -> None:
 def test_a_missing_file_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"Did you mean recipes/tiny/sft\.yaml"):
         load_recipe("recipes/tiny/stf.yaml")
+
+
+def test_processes_divide_every_step() -> None:
+    """8 sequences in passes of 2 can be shared by 4 processes, beside 6 in passes of 1 by 2."""
+    recipes = [
+        load_recipe(SFT, [f"optimizer.global_batch_size={batch}", f"optimizer.micro_batch_size={micro}"])
+        for batch, micro in ((8, 2), (6, 1))
+    ]
+    assert [process_count(recipes[:1], available) for available in (1, 2, 3, 16)] == [1, 2, 2, 4]
+    assert [process_count(recipes, available) for available in (1, 3, 16)] == [1, 2, 2]
+
+
+def test_a_wrong_recipe_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([str(SFT), "optimizer.learning_rat=1"]) == 2
+    assert "Did you mean" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 
 from posttrain import train as train_command
-from posttrain.data import prepare_data
+from posttrain.data import DataError, prepare_data
 from posttrain.progress import TrainingFailure
 from posttrain.recipe import PostTrainingRecipe, load_recipe
 from posttrain.template import load_template
@@ -234,6 +235,29 @@ def test_checkpoints_of_another_recipe_are_not_continued(run: Path) -> None:
 def test_a_diverged_run_stops(run: Path) -> None:
     with pytest.raises(TrainingFailure, match=r"Lower optimizer\.learning_rate"):
         train(recipe("sft", from_base(run), "optimizer.learning_rate=1e30", "optimizer.warmup_ratio=0.0"))
+
+
+def test_a_full_disk_is_said_and_survived(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real short writes, by a limit on the size of files: of the weights, then of the optimizer state."""
+    command = ["recipes/tiny/sft.yaml", *FAST, from_base(run), "checkpoints.checkpoint_interval=1"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (60_000, 400_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            assert train_command.main(command) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "checkpoints cannot be written" in capsys.readouterr().err
+    assert train_command.main(command) == 0
+    assert "is incomplete: removed" in capsys.readouterr().out
+
+
+def test_a_template_without_marks_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would be trained: the loss is taken between the marks."""
+    bare = load_template("dual_mode").replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    monkeypatch.setattr("posttrain.template.load_template", lambda name: bare)
+    with pytest.raises(DataError, match="12 of 12 samples: 12 x no trained token"):
+        train(recipe("sft", from_base(run)))
 
 
 @pytest.mark.parametrize(

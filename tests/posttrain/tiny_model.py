@@ -56,7 +56,7 @@ def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def write_model(
-    folder: Path, vocab_size: int = 600, hidden_size: int = 32, layers: int = 4, positions: int = 256
+    folder: Path, vocab_size: int = 600, hidden_size: int = 32, layers: int = 4, positions: int = 512
 ) -> Path:
     """A transformers folder with weights and tokenizer."""
     tokenizer = train_tokenizer(vocab_size)

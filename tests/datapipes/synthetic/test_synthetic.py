@@ -76,6 +76,16 @@ def test_conversations_in_the_sft_schema(tmp_path: Path) -> None:
     assert last["chat_template_kwargs"] == {"enable_thinking": True}
 
 
+def test_flags_of_the_old_mode_go(tmp_path: Path) -> None:
+    """They would win over the template argument, and a row that reasons would be trained as one that must not."""
+    rows = [chat("one", system="Be kind. /no_think"), chat("two", system="/no_think"), chat("three", system="a\n  b")]
+    write_prompts(tmp_path / "prompts", rows)
+    with serving(echo) as server:
+        make(tmp_path, server.url)
+    systems = {row["messages"][-2]["content"]: row["messages"][0]["content"] for row in rows_of(tmp_path)}
+    assert systems == {"one": "Be kind.", "two": "two", "three": "a\n  b"}
+
+
 def test_pairs_in_the_apo_schema(tmp_path: Path) -> None:
     """The weaker model answers the last turn of what the teacher's answers made of the prompt."""
     write_prompts(tmp_path / "prompts", [chat("one", "two"), chat("three"), chat("same"), chat("lost")])

@@ -1,0 +1,42 @@
+"""Start phases on this machine: `python -m posttrain.launch RECIPE ... [section.key=value ...]`.
+
+Becomes torchrun with one process per GPU or, without GPUs, per core, as far as the global batch can be divided. On a
+cluster, slurm/ calls torchrun itself.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from nanotron_ext.errors import UserError
+from posttrain.recipe import PostTrainingRecipe, load_recipe
+
+
+def process_count(recipes: list[PostTrainingRecipe], available: int) -> int:
+    """The most processes that divide every recipe's step into equal numbers of passes."""
+    passes = [recipe.optimizer.global_batch_size // recipe.optimizer.micro_batch_size for recipe in recipes]
+    return max(count for count in range(1, available + 1) if all(number % count == 0 for number in passes))
+
+
+def main(arguments: list[str]) -> int:
+    """Becomes torchrun; returns only if nothing could be started."""
+    overrides = [argument for argument in arguments if "=" in argument]
+    try:
+        recipes = [load_recipe(argument, overrides) for argument in arguments if "=" not in argument]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    cores = len(os.sched_getaffinity(0))
+    available = cores
+    if Path("/dev/nvidiactl").exists():
+        import torch  # takes seconds to import
+
+        available = torch.cuda.device_count() or cores
+    processes = process_count(recipes, available)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))  # torchrun alone would set 1
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    return os.execv(sys.executable, [sys.executable, *torchrun, "-m", "posttrain.train", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
