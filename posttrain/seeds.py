@@ -6,7 +6,6 @@ the base model and all aligned ones are then evaluated on the held-out prompts.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -35,10 +34,10 @@ def train_chain(recipes: Path, seed: int) -> tuple[Path, float]:
     source = first.model.model_name_or_path
     started = time.monotonic()
     for phase in PHASES:
-        overrides = [f"general.runs_path={runs}", f"general.seed={seed}", f"data.seed={seed}"]
+        overrides = [f"general.runs_path={runs}", f"general.seed={seed}", f"data.seed={seed}", "wandb.mode=disabled"]
         overrides.append(f"model.model_name_or_path={source}")
         command = [sys.executable, "-m", "posttrain.launch", str(recipes / f"{phase}.yaml"), *overrides]
-        if subprocess.run(command, env={**os.environ, "WANDB_MODE": "disabled"}).returncode:
+        if subprocess.run(command).returncode:
             raise UserError(f"Phase {phase} under seed {seed} failed; its message is above.")
         source = f"{runs}/hf/{phase}"
     return Path(source), time.monotonic() - started
