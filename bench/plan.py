@@ -4,8 +4,8 @@
 
 Each recipe's layout runs as in training (model, optimizer, micro-batches through the pipeline engine) on random tokens
 in documents of a given length. The peak is VmHWM of the largest process. The time of a step is the CPU time of all
-processes over the cores that they share (of the busiest one, where that is more): what it takes on a machine that does
-nothing else. Wall time stands beside it; it is the same on an idle machine, and says little on a busy one.
+processes over the cores that they share (of the busiest one, where that is more), in the least disturbed step: what it
+takes on a machine that does nothing else. Beside it the median of wall time, which says little on a busy machine.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def measure(path: str, overrides: list[str], seconds: float, document_tokens: in
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
     result = {
         "seconds": statistics.median(times[WARM_UP_STEPS:]),
-        "cpu_seconds": statistics.median(busy[WARM_UP_STEPS:]),
+        "cpu_seconds": min(busy[WARM_UP_STEPS:]),
         "bytes": peak,
     }
     (folder / f"{launch.rank}.json").write_text(json.dumps(result))

@@ -6,7 +6,6 @@ between two processes. So a prediction from them can fail, and a measured step i
 
 import functools
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ class MeasuredKernels:
         self.norm = functools.cache(self._norm)
         self.residual = functools.cache(self._residual)
         self.gated = functools.cache(self._gated)
+        self.embedding = functools.cache(self._embedding)
         self.head_and_loss = functools.cache(self._head_and_loss)
 
     def _linear(self, rows: int, inputs: int, outputs: int) -> float:
@@ -77,6 +77,10 @@ class MeasuredKernels:
             return functional.silu(gate) * up
 
         return self._both_ways(gate, self._leaf(rows, 2 * width))
+
+    def _embedding(self, rows: int, hidden_size: int, vocabulary: int) -> float:
+        ids = torch.randint(0, vocabulary, (rows,))
+        return self._both_ways(lambda table: functional.embedding(ids, table), self._leaf(vocabulary, hidden_size))
 
     def _head_and_loss(self, rows: int, hidden_size: int, vocabulary: int, chunk_rows: int) -> float:
         weight, labels = self._leaf(vocabulary, hidden_size), torch.randint(0, vocabulary, (rows,))
@@ -189,7 +193,7 @@ def machine_memory_bytes() -> float:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Median of one call, in time on a core: what else runs on the machine does not count."""
+    """The least disturbed call, in time on a core: what else runs on the machine should not count."""
     function()
     samples: list[float] = []
     end = time.thread_time() + _SECONDS_PER_KERNEL
@@ -197,7 +201,7 @@ def _seconds(function: Callable[[], object]) -> float:
         start = time.thread_time()
         function()
         samples.append(time.thread_time() - start)
-    return statistics.median(samples)
+    return min(samples)
 
 
 def _measure_links() -> tuple[MeasuredLinks, float]:

@@ -32,6 +32,7 @@ class Kernels(Protocol):
     def norm(self, rows: int, width: int) -> float: ...
     def residual(self, rows: int, width: int) -> float: ...
     def gated(self, rows: int, width: int) -> float: ...
+    def embedding(self, rows: int, hidden_size: int, vocabulary: int) -> float: ...
     def head_and_loss(self, rows: int, hidden_size: int, vocabulary: int, chunk_rows: int) -> float: ...
     def accumulate(self, elements: int) -> float:
         """Gradients of one micro-batch added to the float32 buffer."""
@@ -69,6 +70,10 @@ class GpuKernels:
 
     def gated(self, rows: int, width: int) -> float:
         return self._moved(rows * width * _GATED_PASSES * self.element_bytes)
+
+    def embedding(self, rows: int, hidden_size: int, vocabulary: int) -> float:
+        # Rows read and written; in the backward a gradient of the whole table is cleared, and rows are added to it.
+        return self._moved((5 * rows + vocabulary) * hidden_size * self.element_bytes)
 
     def head_and_loss(self, rows: int, hidden_size: int, vocabulary: int, chunk_rows: int) -> float:
         chunks = -(-rows // chunk_rows)

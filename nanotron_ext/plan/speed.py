@@ -29,7 +29,7 @@ class StepTime:
     attention: float
     elementwise: float
     recomputation: float
-    loss: float
+    loss: float  # with both ends of the model: embedding and head
     tensor_parallel: float
     context_parallel: float
     waiting: float  # for other pipeline stages, their messages, and for a turn on shared cores
@@ -108,6 +108,8 @@ def _micro_batch(recipe: Recipe, stage: StageShard, machine: Machine, document_t
     products, elementwise = stage.layers * linears, stage.layers * elementwise
     chunk = recipe.parallelism.loss_chunk_tokens
     loss = kernels.head_and_loss(tokens, h, model.vocab_size // tp, chunk) if stage.has_head else 0.0
+    if stage.has_embedding:
+        loss += kernels.embedding(tokens, h, model.vocab_size // tp)
     messages = _tensor_parallel(recipe, stage, machine)
     repeated = 0.0
     if recipe.parallelism.recompute_layer:
