@@ -15,7 +15,7 @@ RECIPES := recipes/$(PROFILE)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-plan bench-merge chaos test test-storage lint format
+.PHONY: bench-data bench-checkpoints bench-plan bench-merge chaos layouts test test-storage lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,12 @@ bench-merge: setup ## Merge 3B-shaped checkpoints: time, peak memory, and the ch
 
 chaos: setup ## Kill COUNT training runs at random moments (SEED), half of them inside a save, and compare the ends
 	$(PY) -m tests.chaos --count $(or $(COUNT),30) --seed $(or $(SEED),1)
+
+bench-checkpoints: setup ## What saving every 20 steps costs in time and memory
+	$(PY) bench/checkpoints.py
+
+layouts: setup ## Load the checkpoints of 16 layouts into all 16, and compare state and losses
+	$(PY) -m tests.layouts
 
 test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
