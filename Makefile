@@ -124,6 +124,12 @@ bench-data: setup ## The mixture loader beside other loaders, and tokenisation b
 bench-plan: setup ## The planner on this machine: peak memory and step time of recipes, predicted and measured
 	$(PY) bench/plan.py $(RECIPES)/pretrain_stage1.yaml $(RECIPES)/pretrain_stage3.yaml $(wildcard $(RECIPES)/long_*.yaml)
 
+bench-context: setup ## Context parallelism: how evenly attention is shared, and peak memory of a step over 65,536 tokens
+	$(PY) bench/context_parallel.py
+
+bench-long-context: setup ## Lengthen a tiny model as SmolLM3 was and ask for facts at every length (SEEDS=3; half an hour)
+	$(PY) bench/long_context.py --seeds $(or $(SEEDS),3)
+
 bench-merge: setup ## Merge 3B-shaped checkpoints: time, peak memory, and the check against float64 (25 GB of disk)
 	$(PY) bench/merge.py
 
