@@ -260,8 +260,8 @@ _ICL_LABELS = ("label", "intent", "coarse_label", "fine_label")
 
 def _helmet_rag(rng: random.Random, benchmark: Benchmark) -> Row:
     cities = ["Paris", "Rome", "Lisbon", "Madrid", "Berlin", "Vienna", "Oslo", "Dublin"]
-    people = rng.sample(["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"], 4)
-    homes = dict(zip(people, rng.sample(cities, 4), strict=True))
+    people = rng.sample(["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"], 2)
+    homes = dict(zip(people, rng.sample(cities, 2), strict=True))
     ctxs = [{"title": person, "text": f"{person} lives in {city} with a cat."} for person, city in homes.items()]
     asked = rng.choice(people)
     return {"question": f"In which city does {asked} live?", "answers": [homes[asked]], "ctxs": ctxs}

@@ -15,7 +15,8 @@ def fill_to_length(build: Callable[[int], str], tokenizer: Any, limit_tokens: in
     """
 
     def length(amount: int) -> int:
-        return len(tokenizer.encode(build(amount), add_special_tokens=False))
+        # verbose: else transformers warns of every text that is longer than the model's window, as trials are
+        return len(tokenizer.encode(build(amount), add_special_tokens=False, verbose=False))
 
     low, low_tokens = 0, length(0)
     if low_tokens > limit_tokens:
