@@ -5,8 +5,8 @@ The first figure of a cell is the busiest rank's attention over the mean; the se
 SmolLM3-3B, whose other parts cost every rank alike.
 
 memory: peak memory per rank of one training step over a window of 65,536 tokens, for a fixed small model, by context
-parallelism, chunk of the loss and recomputation. Measured as the process's largest resident size during the second
-step, less what it held before it. CPU, float32.
+parallelism, chunk of the loss and recomputation, beside the planner's prediction. Measured as the process's largest
+resident size during the second step, less what it held before it. CPU, float32.
 """
 
 import argparse
@@ -100,8 +100,10 @@ def _imbalance(lengths: list[int], cp: int, scheme: str) -> tuple[float, float]:
 
 
 def memory() -> None:
-    print("| cp | loss_chunk_tokens | recomputed | weights and optimizer | peak of the step above that |")
-    print("| --- | --- | --- | --- | --- |")
+    from nanotron_ext.plan.memory import peak_memory
+
+    print("| cp | loss_chunk_tokens | recomputed | weights and optimizer | peak above that | predicted |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for layout in MEMORY_RUNS:
         ranks = layout.get("context_parallel_size", 1)
         # A fixed threshold: otherwise glibc keeps ever larger freed blocks, and the resident size never falls.
@@ -115,7 +117,10 @@ def memory() -> None:
         held, peak = (max(row[key] for row in rows) / 2**20 for key in ("held_bytes", "peak_bytes"))
         part = next((name for name in ("mlp", "layer") if layout.get(f"recompute_{name}")), "nothing")
         chunk = layout.get("loss_chunk_tokens", 2048)
-        print(f"| {ranks} | {chunk:,} | {part} | {held:,.0f} MiB | {peak:,.0f} MiB |", flush=True)
+        plan = peak_memory(_recipe(layout), 0.0, on_cpu=True)
+        predicted = (plan.activations + plan.loss) / 2**20
+        row = (f"{ranks}", f"{chunk:,}", part, *(f"{size:,.0f} MiB" for size in (held, peak, predicted)))
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def worker(layout: dict[str, Any]) -> None:

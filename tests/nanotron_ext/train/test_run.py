@@ -78,6 +78,7 @@ def test_a_run_leaves_everything_a_reader_needs(straight: Recipe) -> None:
         ("{dp: 2}", 2, 1, True),
         ("{dp: 1}", 4, 1, False),
         ("{dp: 1, tp: 2, pp: 2}", 2, 2, False),
+        ("{dp: 2, context_parallel_size: 2}", 2, 1, False),
     ],
 )
 def test_stop_and_go_on_equals_one_run(
