@@ -5,7 +5,8 @@
 Each recipe's layout runs as in training (model, optimizer, micro-batches through the pipeline engine) on random tokens
 in documents of a given length. The peak is VmHWM of the largest process. The time of a step is the CPU time of all
 processes over the cores that they share (of the busiest one, where that is more), in the least disturbed step: what it
-takes on a machine that does nothing else. Beside it the median of wall time, which says little on a busy machine.
+takes on a machine that does nothing else. Beside it the median of wall time, which says little on a busy machine. With
+--gpu on a machine with GPUs: memory that torch reserves there, and wall time.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("arguments", nargs="+", metavar="RECIPE or section.key=value")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measured steps per recipe")
     parser.add_argument("--document-tokens", type=int, default=256)
+    parser.add_argument("--gpu", default="cpu", help="plan for this device, on a machine that has it")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     overrides = [argument for argument in options.arguments if "=" in argument]
@@ -39,11 +41,11 @@ def main() -> None:
     print("| recipe | layout | memory predicted | measured | error | step predicted | measured | error | wall |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for recipe in recipes:
-        print(row(recipe, overrides, options.seconds, options.document_tokens), flush=True)
+        print(row(recipe, overrides, options.seconds, options.document_tokens, options.gpu), flush=True)
 
 
-def row(recipe: str, overrides: list[str], seconds: float, document_tokens: int) -> str:
-    command = [sys.executable, "-m", "nanotron_ext.plan", recipe, *overrides, "--gpu", "cpu", "--json"]
+def row(recipe: str, overrides: list[str], seconds: float, document_tokens: int, gpu: str) -> str:
+    command = [sys.executable, "-m", "nanotron_ext.plan", recipe, *overrides, "--gpu", gpu, "--json"]
     command += ["--document-tokens", str(document_tokens)]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     layout = plan["layout"]
@@ -55,15 +57,16 @@ def row(recipe: str, overrides: list[str], seconds: float, document_tokens: int)
         ranks = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     cells = [Path(recipe).with_suffix("").as_posix().removeprefix("recipes/")]
     cells.append(f"dp {layout['dp']} pp {layout['pp']} tp {layout['tp']}")
+    wall = max(rank["seconds"] for rank in ranks)
     busy = [rank["cpu_seconds"] for rank in ranks]
-    step_seconds = max(sum(busy) / len(os.sched_getaffinity(0)), max(busy))
+    step_seconds = max(sum(busy) / len(os.sched_getaffinity(0)), max(busy)) if gpu == "cpu" else wall
     pairs = (
         (plan["memory"]["total"] / 1e6, max(rank["bytes"] for rank in ranks) / 1e6, "MB"),
         (plan["step"]["total"] * 1e3, step_seconds * 1e3, "ms"),
     )
     for predicted, measured, unit in pairs:
         cells += [f"{predicted:.0f} {unit}", f"{measured:.0f} {unit}", f"{predicted / measured - 1:+.1%}"]
-    cells.append(f"{max(rank['seconds'] for rank in ranks) * 1e3:.0f} ms")
+    cells.append(f"{wall * 1e3:.0f} ms")
     return f"| {' | '.join(cells)} |"
 
 
@@ -101,11 +104,11 @@ def measure(path: str, overrides: list[str], seconds: float, document_tokens: in
         clock = torch.tensor(sum(times[WARM_UP_STEPS:]))
         torch.distributed.broadcast(clock, 0)
         elapsed = float(clock)
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+    resident = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
     result = {
         "seconds": statistics.median(times[WARM_UP_STEPS:]),
         "cpu_seconds": min(busy[WARM_UP_STEPS:]),
-        "bytes": peak,
+        "bytes": torch.cuda.max_memory_reserved() if launch.device.type == "cuda" else resident,
     }
     (folder / f"{launch.rank}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()

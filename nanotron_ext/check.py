@@ -78,11 +78,12 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
         return check_recipe(recipe) or [*_check_surroundings(recipe, path), *_check_layout(path, overrides)]
 
     recipe = load_as(Recipe, path, overrides, problems)
-    if with_data:
-        from nanotron_ext.train.startup import preflight  # imports torch
+    if not with_data:
+        return _summary(recipe)
+    from nanotron_ext.train.startup import free_disk_bytes, preflight  # imports torch
 
-        preflight(recipe, recipe.parallelism.world_size)
-    return _summary(recipe)
+    preflight(recipe, recipe.parallelism.world_size)
+    return f"{_summary(recipe)}, {free_disk_bytes(recipe) / 1e9:,.0f} GB free for them"
 
 
 def check_slurm(path: Path, overrides: Sequence[str] = ()) -> None:

@@ -90,8 +90,7 @@ def check_run_folder(recipe: Recipe) -> None:
 def check_disk_space(recipe: Recipe) -> None:
     """Raises StartupError when the next checkpoint would not fit beside what is there."""
     needed = recipe.architecture.num_parameters() * len(STATE_KINDS) * _BYTES_PER_STATE
-    folder = _existing_parent(recipe.run_folder / "checkpoints")
-    free = shutil.disk_usage(folder).free
+    folder, free = _existing_parent(recipe.run_folder / "checkpoints"), free_disk_bytes(recipe)
     if free < needed * 1.05:
         raise StartupError(
             f"A checkpoint takes {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB left. Free some space, or "
@@ -99,6 +98,11 @@ def check_disk_space(recipe: Recipe) -> None:
         )
     if not os.access(folder, os.W_OK):
         raise StartupError(f"{folder} is not writable. Set general.runs_path (or RUN) to a folder that is.")
+
+
+def free_disk_bytes(recipe: Recipe) -> int:
+    """Where the run's checkpoints are, or will be."""
+    return shutil.disk_usage(_existing_parent(recipe.run_folder / "checkpoints")).free
 
 
 def find_checkpoints(recipe: Recipe) -> list[CheckpointReader]:

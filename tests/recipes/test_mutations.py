@@ -116,6 +116,12 @@ def test_there_are_fifty() -> None:
     assert len({(recipe, mistakes) for recipe, mistakes, _ in MUTATIONS}) >= 50
 
 
+def test_prepared_data_passes(tmp_path: Path) -> None:
+    tiny_run.prepare(tmp_path)
+    summary = check(RECIPES / "tiny/pretrain.yaml", with_data=True, overrides=tiny_run.overrides(tmp_path))
+    assert summary.startswith("ok: ") and summary.endswith(" GB free for them")
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
