@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanotron_ext.errors import UserError
-from slurm.jobs import Plan, Profile
+from posttrain.recipe import load_recipe as load_posttraining_recipe
+from slurm.jobs import Profile
 
 # Names for several steps at once, in STAGES.
 GROUPS = {
@@ -114,31 +115,24 @@ def _plan_step(profile: Profile) -> Step:
 
 def _pretraining_step(profile: Profile, job: str) -> Step:
     plan = profile.plan(job)
-    before = profile.predecessor(job) or "data"
+    needs = tuple(dict.fromkeys(("data", profile.predecessor(job) or "data")))
     stage = job.removeprefix("pretrain_stage").removeprefix("long_context_")
-    needs = tuple(dict.fromkeys(("data", before)))
-    return _training_step(job, plan, ("pretrain", f"STAGE={stage}"), _PRETRAINING_CODE, needs, (plan.folder,), 90)
+    return Step(
+        job, (("pretrain", f"STAGE={stage}"),), (plan.recipe,), _PRETRAINING_CODE, needs, (plan.folder,),
+        90, run_folder=plan.folder, last_step=plan.last_step,
+    )  # fmt: skip
 
 
 def _posttraining_step(profile: Profile, job: str, before: str) -> Step:
+    """All recipes of the phase: apo.yaml, apo_seed43.yaml, ..., whose models make the soup."""
     plan = profile.plan(job)
-    outputs = (plan.folder, *(product.parent for product in plan.products))
-    command = ("posttrain", f"PHASE={job}")
-    return _training_step(job, plan, command, _POSTTRAINING_CODE, ("data", before), outputs, 90)
-
-
-def _training_step(
-    job: str,
-    plan: Plan,
-    command: tuple[str, ...],
-    code: tuple[str, ...],
-    needs: tuple[str, ...],
-    outputs: tuple[Path, ...],
-    seconds: float,
-) -> Step:
+    paths = sorted(profile.recipes.glob(f"{job}*.yaml"))
+    recipes = [load_posttraining_recipe(path) for path in paths]
+    outputs = tuple(folder for recipe in recipes for folder in (recipe.run_folder, recipe.model_folder))
     return Step(
-        job, (command,), (plan.recipe,), code, needs, outputs, seconds, run_folder=plan.folder, last_step=plan.last_step
-    )
+        job, (("posttrain", f"PHASE={job}"),), tuple(paths), _POSTTRAINING_CODE, ("data", before), outputs,
+        90, run_folder=plan.folder, last_step=plan.last_step,
+    )  # fmt: skip
 
 
 def _export_step(profile: Profile, models: Sequence[str], needs: Sequence[str]) -> Step:
