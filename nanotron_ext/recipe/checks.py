@@ -230,6 +230,12 @@ def _check_data_stages(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_checkpoints(recipe: Recipe) -> Iterator[Problem]:
     checkpoints = recipe.checkpoints
+    if checkpoints.remote_path is not None and not checkpoints.checkpoints_path_is_shared_file_system:
+        yield Problem(
+            ("checkpoints", "remote_path"),
+            "Uploads need one folder with all files, which checkpoints_path_is_shared_file_system: false denies. Put "
+            "general.runs_path on a shared file system, or remove remote_path.",
+        )
     if checkpoints.resume_checkpoint_path and checkpoints.load_weights_path:
         yield Problem(
             ("checkpoints", "load_weights_path"),

@@ -234,6 +234,9 @@ class Checkpoints(Section):
     keep_every_steps: int | None = Field(
         None, gt=0, description="With keep_last: keep those of every n-th step for ever."
     )
+    checkpoints_path_is_shared_file_system: bool = Field(
+        True, description="false: every machine has a run folder of its own, and holds the files of its own ranks."
+    )
     remote_path: str | None = Field(
         None, description="URL for fsspec, s3://bucket/folder: each checkpoint is also uploaded to <remote_path>/<run>."
     )

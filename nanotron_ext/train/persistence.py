@@ -23,6 +23,7 @@ from nanotron_ext.engine import dist
 from nanotron_ext.ledger import Samples
 from nanotron_ext.retention import prune_checkpoints
 from nanotron_ext.storage import Uploader, not_uploaded
+from nanotron_ext.train.exchange import keeps_files
 from nanotron_ext.train.step import TrainState
 
 
@@ -60,7 +61,7 @@ class CheckpointWriter:
             "skipped_samples": self._skipped,
             "versions": versions(),
         }
-        if torch.distributed.get_rank() == 0:
+        if keeps_files(recipe):
             with self._disk_errors():
                 # What a killed attempt left, perhaps in another layout, must not be mixed with ours.
                 shutil.rmtree(self._temporary, ignore_errors=True)
@@ -88,7 +89,7 @@ class CheckpointWriter:
         files: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(files, self._written_files())
         self._writing = None
-        if torch.distributed.get_rank() == 0:
+        if keeps_files(self._state.recipe):
             final = checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"])
             with self._disk_errors():
                 all_files = {name: description for of_rank in files for name, description in of_rank.items()}

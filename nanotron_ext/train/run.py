@@ -1,5 +1,6 @@
 """A training run from start-up checks to the last checkpoint."""
 
+import dataclasses
 import logging
 import os
 import time
@@ -11,12 +12,13 @@ import torch
 from nanotron_ext import ledger
 from nanotron_ext.checkpoint import CheckpointError, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
-from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
+from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distributed
 from nanotron_ext.errors import UserError
 from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome, startup
+from nanotron_ext.train.exchange import complete_checkpoints
 from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.outcome import Outcome, StopSignal
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
@@ -39,9 +41,15 @@ def run(recipe: Recipe) -> Outcome:
         UserError: a RecipeError, DataError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
     """
-    found = startup.preflight(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.checkpoints.checkpoints_path_is_shared_file_system:
+        found = startup.preflight(recipe, world_size)
+        launch = initialize_distributed()
+    else:
+        startup.check_world_size(recipe, world_size)
+        launch = initialize_distributed()
+        found = _preflight_on_own_disks(recipe, launch)
     stop = StopSignal()
-    launch = initialize_distributed()
     parallelism = recipe.parallelism
     is_writer = launch.rank == 0
     if is_writer:
@@ -64,6 +72,16 @@ def run(recipe: Recipe) -> Outcome:
         raise
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight:
+    """With the checkpoints that all machines have in full, and the ledger of the first one."""
+    steps = complete_checkpoints(recipe, launch.device)
+    found = startup.preflight(recipe, launch.world_size)
+    own = [checkpoint for checkpoint in found.checkpoints if checkpoint.step in steps]
+    decided: list[Any] = [found.skipped, found.changes]
+    torch.distributed.broadcast_object_list(decided, src=0, device=launch.device)
+    return dataclasses.replace(found, checkpoints=own, skipped=decided[0], changes=decided[1])
 
 
 def _restore(state: TrainState, found: startup.Preflight) -> int:

@@ -1,0 +1,91 @@
+"""Checkpoints on disks of single machines: each holds what its own ranks wrote, and before a run goes on they share it.
+
+With `checkpoints_path_is_shared_file_system: false` the first rank of every machine keeps its own run folder. All of
+them commit a checkpoint together, with the same manifest of all files. A checkpoint can be continued if every file is
+on some machine; the others get what they lack over the process group.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanotron_ext.checkpoint import MANIFEST, checkpoint_folder, list_checkpoints, write_atomically
+from nanotron_ext.recipe import Recipe
+
+CHUNK_BYTES = 1 << 26
+COMPLETED_AT_MOST = 2  # the newest, and one to fall back on when it is damaged
+
+
+def keeps_files(recipe: Recipe) -> bool:
+    """Whether this rank makes, commits and prunes checkpoint folders."""
+    shared = recipe.checkpoints.checkpoints_path_is_shared_file_system
+    return torch.distributed.get_rank() == 0 if shared else os.environ["LOCAL_RANK"] == "0"
+
+
+def complete_checkpoints(recipe: Recipe, device: torch.device) -> list[int]:
+    """Bring all files of the newest checkpoints to every machine; returns their steps. To be called on all ranks."""
+    here = _inventory(recipe.run_folder) if keeps_files(recipe) else None
+    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, here)
+    keepers = {rank: inventory for rank, inventory in enumerate(everywhere) if inventory is not None}
+    manifests = {step: entry["manifest"] for of_rank in keepers.values() for step, entry in of_rank.items()}
+    completed: list[int] = []
+    for step in sorted(manifests, reverse=True):
+        holders = {
+            name: [rank for rank, of_rank in keepers.items() if step in of_rank and name in of_rank[step]["files"]]
+            for name in json.loads(manifests[step])["files"]
+        }
+        if all(holders.values()) and len(completed) < COMPLETED_AT_MOST:
+            _complete(recipe.run_folder, step, manifests[step], holders, list(keepers), device)
+            completed.append(step)
+    return completed
+
+
+def _inventory(run_folder: Path) -> dict[int, dict[str, Any]]:
+    """Of each checkpoint: its manifest's text, and those of its files that are here in full."""
+    found = {}
+    for folder in list_checkpoints(run_folder):
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        described = json.loads(text)["files"]
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        files = [name for name, description in described.items() if sizes.get(name) == description["bytes"]]
+        found[int(folder.name)] = {"manifest": text, "files": files}
+    return found
+
+
+def _complete(
+    run_folder: Path, step: int, manifest: str, holders: dict[str, list[int]], keepers: list[int], device: torch.device
+) -> None:
+    rank, final = torch.distributed.get_rank(), checkpoint_folder(run_folder, step)
+    folder = final if (final / MANIFEST).is_file() else final.with_name(f"{step}.joining")
+    for name, having in holders.items():
+        if len(having) == len(keepers):
+            continue
+        lacks = rank in keepers and rank not in having
+        if lacks:
+            folder.mkdir(parents=True, exist_ok=True)
+        size = json.loads(manifest)["files"][name]["bytes"]
+        _send_file(folder / name, size, having[0], lacks, device)
+    if rank in keepers and folder != final:
+        write_atomically(folder / MANIFEST, manifest)
+        folder.replace(final)
+    torch.distributed.barrier()
+
+
+def _send_file(path: Path, size: int, owner: int, receives: bool, device: torch.device) -> None:
+    """From the owner to all ranks, of which some write it."""
+    owns = torch.distributed.get_rank() == owner
+    partial = path.with_name(f"{path.name}.partial")
+    with (path if owns else partial if receives else Path(os.devnull)).open("rb" if owns else "wb") as file:
+        for start in range(0, size, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, size - start)
+            data = bytearray(file.read(length) if owns else length)
+            chunk = torch.frombuffer(data, dtype=torch.uint8).to(device)
+            torch.distributed.broadcast(chunk, src=owner)
+            if receives:
+                file.write(chunk.cpu().numpy().tobytes())
+    if receives:
+        partial.replace(path)

@@ -1,0 +1,68 @@
+"""Machines that share no file system: two ranks, each the first of a machine with a run folder of its own."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train.outcome import Outcome
+from nanotron_ext.train.run import run
+from nanotron_ext.train.tracking import read_metrics
+from tests.nanotron_ext.ranks import run_ranks
+from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
+
+
+def run_on_own_disk(recipes: list[Recipe]) -> Outcome:
+    rank = int(os.environ["RANK"])
+    os.environ["LOCAL_RANK"] = "0"
+    return run(recipes[rank])
+
+
+def recipes_of(root: Path, stop_step: int) -> list[Recipe]:
+    return [
+        tiny_recipe(
+            root,
+            general__runs_path=root / machine,
+            checkpoints="{checkpoint_interval: 4, checkpoints_path_is_shared_file_system: false}",
+            tokens__stop_step=stop_step,
+        )
+        for machine in ("first", "second")
+    ]
+
+
+def steps(recipe: Recipe) -> list[str]:
+    return [path.name for path in list_checkpoints(recipe.run_folder)]
+
+
+def test_a_checkpoint_is_put_together_from_the_machines_that_wrote_it(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    straight = tiny_recipe(tmp_path)
+    run_ranks(run, 2, straight)
+    expected = CheckpointReader(resolve_checkpoint(straight.run_folder))
+
+    first, second = recipes_of(tmp_path, 4)
+    run_ranks(run_on_own_disk, 2, [first, second])
+    for number, recipe in enumerate((first, second)):
+        assert steps(recipe) == ["4"]
+        files = [path.name for path in (recipe.run_folder / "checkpoints" / "4").glob("*.safetensors")]
+        assert len(files) == 3 and all(name.endswith(f"dp{number}.safetensors") for name in files)
+
+    both = recipes_of(tmp_path, 8)
+    assert run_ranks(run_on_own_disk, 2, both)[0] == Outcome("finished", 8)
+    losses = [row["loss"] for row in read_metrics(straight.run_folder)]
+    assert [row["loss"] for row in read_metrics(both[0].run_folder)] == losses
+
+    # Step 8 was committed on one machine alone: it is not whole, and both go on from step 4, which both have in full.
+    shutil.rmtree(both[1].run_folder / "checkpoints" / "8")
+    (both[0].run_folder / "metrics.jsonl").unlink()
+    assert run_ranks(run_on_own_disk, 2, both)[0] == Outcome("finished", 8)
+    assert [row["loss"] for row in read_metrics(both[0].run_folder)] == losses[4:]
+    for source in (both[1].run_folder / "checkpoints" / "8").glob("*.safetensors"):
+        shutil.copy(source, both[0].run_folder / "checkpoints" / "8")
+    reader = CheckpointReader(both[0].run_folder / "checkpoints" / "8")
+    assert reader.damaged_files() == []
+    for kind in STATE_KINDS:
+        assert all(torch.equal(reader.read(kind, name), expected.read(kind, name)) for name in expected.names())
