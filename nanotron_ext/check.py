@@ -40,7 +40,7 @@ def loader_for(path: Path) -> Callable[..., Any]:
     """
     name = path.stem
     # Each room reads its own recipes; imported here, because this command alone knows all rooms.
-    if name.startswith(("pretrain", "long_context")):
+    if name.startswith(("pretrain", "long_context")) or name == "recipe":  # the resolved one of a run folder
         return load_recipe
     if name.startswith(("midtrain", "sft", "apo")):
         from posttrain.recipe import load_recipe as load_posttraining_recipe

@@ -10,9 +10,10 @@ import json
 import sys
 from pathlib import Path
 
+from nanotron_ext.check import loader_for
 from nanotron_ext.errors import UserError
 from nanotron_ext.plan import devices
-from nanotron_ext.plan.estimate import Estimate, Target, estimate
+from nanotron_ext.plan.estimate import Estimate, Target, estimate, memory_by_recomputation
 from nanotron_ext.plan.kernels import GpuKernels, GpuLinks
 from nanotron_ext.plan.layout import BYTES_PER_ELEMENT
 from nanotron_ext.plan.memory import Trainer
@@ -85,6 +86,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to a file as well")
     arguments = parser.parse_intermixed_args()
     try:
+        if loader_for(Path(arguments.recipe)) is not load_recipe:
+            raise UserError(f"{arguments.recipe}: only pretraining and long-context recipes can be planned.")
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         target = cpu_target(recipe) if arguments.gpu == "cpu" else gpu_target(recipe, arguments.gpu)
         if arguments.nodes:
@@ -95,7 +98,13 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    content = {"device": target.name, **plan.to_dict(), "layouts": [one.to_dict() for one in others]}
+    by_recomputation = memory_by_recomputation(recipe, target, arguments.trainer)
+    content = {
+        "device": target.name,
+        **plan.to_dict(),
+        "memory_by_recomputation": by_recomputation,
+        "layouts": [one.to_dict() for one in others],
+    }
     text = json.dumps(content, indent=1)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +112,7 @@ def main() -> int:
     if arguments.json:
         print(text)
         return 0
-    print(report(arguments.recipe, target, plan))
+    print(report(arguments.recipe, target, plan, by_recomputation))
     if others:
         print(layouts_table(others))
     return 0

@@ -6,6 +6,7 @@ from typing import Any
 from nanotron_ext.flops import step_flops
 from nanotron_ext.plan.layout import BYTES_PER_ELEMENT
 from nanotron_ext.plan.memory import Memory, Trainer, peak_memory
+from nanotron_ext.plan.search import RECOMPUTATION, with_layout
 from nanotron_ext.plan.speed import Machine, StepTime, step_time
 from nanotron_ext.recipe import Recipe
 
@@ -101,6 +102,14 @@ def estimate(
         checkpoint_interval_minutes=recipe.checkpoints.checkpoint_interval * time.total / 60,
         data_bytes=tokens * (2 if recipe.architecture.vocab_size <= 2**16 else 4),
     )
+
+
+def memory_by_recomputation(recipe: Recipe, target: Target, trainer: Trainer = "ours") -> dict[str, float]:
+    """Peak bytes of a rank without recomputation, with that of the MLP, and with that of whole layers."""
+    return {
+        name: peak_memory(with_layout(recipe, **keys), target.runtime_bytes, target.on_cpu, trainer).total
+        for name, keys in RECOMPUTATION.items()
+    }
 
 
 def steps_before(recipe: Recipe) -> int:

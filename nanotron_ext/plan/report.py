@@ -5,7 +5,7 @@ from typing import Any
 from nanotron_ext.plan.estimate import Estimate, Target
 
 
-def report(name: str, target: Target, plan: Estimate) -> str:
+def report(name: str, target: Target, plan: Estimate, by_recomputation: dict[str, float]) -> str:
     """One screen: the run, memory and time by part, cost, storage."""
     layout = plan.layout
     lines = [
@@ -27,6 +27,8 @@ def report(name: str, target: Target, plan: Estimate) -> str:
             if plan.fits
             else "DOES NOT FIT; see the layouts below, or recompute_layer, zero_stage 1, a smaller batch"
         ),
+        "  memory by recomputation: "
+        + ", ".join(f"{what} {size / 1e9:.1f} GB" for what, size in by_recomputation.items()),
         f"  {plan.tokens_per_second_per_device:,.0f} tokens/s per device"
         + (f", MFU {plan.mfu:.1%}" if plan.mfu is not None else ""),
         f"  {plan.steps:,} steps, {_count(plan.tokens)} tokens: {_duration(plan.days)}, "

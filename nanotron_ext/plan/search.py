@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from nanotron_ext.recipe import Recipe, RecipeError
 from nanotron_ext.recipe.checks import check_recipe
 
+RECOMPUTATION: dict[str, dict[str, bool]] = {
+    "none": {"recompute_mlp": False, "recompute_layer": False},
+    "mlp": {"recompute_mlp": True, "recompute_layer": False},
+    "layer": {"recompute_mlp": False, "recompute_layer": True},
+}
+
 
 def with_layout(recipe: Recipe, **values: object) -> Recipe:
     """The recipe with other values of `parallelism`, `micro_batch_size`, accumulation or `zero_stage`.
@@ -37,9 +43,7 @@ def layouts(recipe: Recipe, devices: int, devices_per_node: int) -> Iterator[Rec
             continue
         sizes = [size for size in (1, 2, 3, 4, 6, 8, 12, 16) if samples // replicas % size == 0]
         zero_stages = (0, 1) if replicas > 1 else (recipe.optimizer.zero_stage,)
-        for size, zero_stage, recompute in itertools.product(
-            sizes, zero_stages, ("", "recompute_mlp", "recompute_layer")
-        ):
+        for size, zero_stage, recomputation in itertools.product(sizes, zero_stages, RECOMPUTATION.values()):
             try:
                 yield with_layout(
                     recipe,
@@ -48,8 +52,7 @@ def layouts(recipe: Recipe, devices: int, devices_per_node: int) -> Iterator[Rec
                     dp=replicas,
                     context_parallel_size=cp,
                     layers_per_stage=None,
-                    recompute_layer=recompute == "recompute_layer",
-                    recompute_mlp=recompute == "recompute_mlp",
+                    **recomputation,
                     micro_batch_size=size,
                     batch_accumulation_per_replica=samples // replicas // size,
                     zero_stage=zero_stage,

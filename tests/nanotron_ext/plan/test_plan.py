@@ -172,6 +172,12 @@ def test_wrong_arguments(
     assert expected in capsys.readouterr().err
 
 
+def test_other_phases_are_not_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", "recipes/smollm3-3b/sft.yaml"])
+    assert main() == 2
+    assert "only pretraining and long-context recipes" in capsys.readouterr().err
+
+
 def test_table_and_json_agree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["plan", PRETRAIN, "--price", "2", "--layouts", "2"])
     assert main() == 0
@@ -182,6 +188,8 @@ def test_table_and_json_agree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert f"{figures['parameters']:,} parameters" in table and f"{figures['days']:.1f} days" in table
     assert f"cost {figures['cost']:,.0f}" in table and figures["cost"] == 2 * figures["device_hours"]
     assert len(figures["layouts"]) == 2
+    none, mlp, layer = figures["memory_by_recomputation"].values()
+    assert none == figures["memory"]["total"] and none > mlp > layer
     assert figures["memory"]["total"] == pytest.approx(
         sum(value for key, value in figures["memory"].items() if key not in ("total", "stage"))
     )
