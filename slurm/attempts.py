@@ -1,11 +1,12 @@
-"""The attempts of a job, and whether it may try again: `python -m slurm.attempts begin|end FOLDER`, for lib.sh.
+"""The attempts of a job, and whether it may try again: `python -m slurm.attempts begin|end|lost FOLDER`, for lib.sh.
 
 `<folder>/attempts.json` lists every attempt with nodes, times, outcome and last step. The rules, in this order:
 
 1. Finished: done. Failed with a message of its own (bad input, a loss that is not finite; exit code 2): it would fail
    again.
 2. Stopped on request (time limit) with steps done since the attempt before it: again. Without: the limit is too short.
-3. Interrupted by Slurm (preemption, a node that failed): Slurm requeues by itself. Nodes lost: again, without them.
+3. Interrupted by Slurm (preemption, a node that failed): Slurm requeues by itself. Nodes lost: again, without them,
+   unless MAX_LOSSES attempts in a row lost nodes without a step between them.
 4. Crashed: again, unless the previous crash was in the same step, or MAX_CRASHES are used up.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MAX_CRASHES = 5
+MAX_LOSSES = 5
 ATTEMPTS_FILE = "attempts.json"
 _BAD_INPUT = 2  # exit code of every command of this project for an error that the user has to mend
 EXIT_CODES = {"done": 0, "fail": 1, "again": 75}  # 75 is EX_TEMPFAIL of sysexits.h
@@ -42,6 +44,7 @@ class Attempt:
     outcome: Result | None = None  # None: under way, or its batch script died with its node
     step: int = 0  # the last one done
     message: str = ""
+    lost_nodes: str = ""  # comma-separated
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
@@ -72,7 +75,7 @@ def end(
     """Note how the last attempt ended; returns it, what to do, and the reason in one line."""
     attempts = read_attempts(folder)
     result, step, message = _what_happened(folder, exit_status, stop_requested, interrupted, lost_nodes, logs)
-    attempts[-1] = _ended(attempts[-1], result, step, message)
+    attempts[-1] = dataclasses.replace(_ended(attempts[-1], result, step, message), lost_nodes=lost_nodes)
     _write(folder, attempts)
     return attempts[-1], *decide(attempts)
 
@@ -89,7 +92,12 @@ def decide(attempts: list[Attempt]) -> tuple[Action, str]:
         if earlier and earlier[-1].outcome == "stopped" and earlier[-1].step >= last.step:
             return "fail", f"two attempts in a row were stopped at step {last.step}: the time limit is too short"
         return "again", f"stopped on request after step {last.step}"
-    if last.outcome in ("interrupted", "lost nodes"):
+    if last.outcome == "interrupted":
+        return "again", last.message
+    if last.outcome == "lost nodes":
+        losses = [attempt for attempt in earlier if attempt.outcome == "lost nodes" and attempt.step >= last.step]
+        if len(losses) + 1 >= MAX_LOSSES:
+            return "fail", f"{MAX_LOSSES} attempts lost nodes before step {last.step + 1}: {last.message}"
         return "again", last.message
     crashes = [attempt for attempt in earlier if attempt.outcome == "crashed"]
     if crashes and crashes[-1].step == last.step:
@@ -117,9 +125,24 @@ def _what_happened(
     if stop_requested or outcome.get("outcome") == "stopped":
         return "stopped", step, ""
     if lost_nodes:
-        return "lost nodes", step, f"nodes that do not answer or fail their check: {lost_nodes}"
+        return "lost nodes", step, f"nodes that do not answer or fail their check: {_with_reasons(lost_nodes, logs)}"
     code, reason = _cause(logs, exit_status)
     return "failed" if code == _BAD_INPUT else "crashed", step, reason
+
+
+def _with_reasons(lost_nodes: str, logs: Path | None) -> str:
+    """`n2 (GPU 3 ...), n5`: names, and what the check said of them."""
+    log = logs / "node_check.log" if logs else None
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log and log.is_file() else []
+    said = dict(line.split(": ", 1) for line in lines if ": " in line)
+    return ", ".join(f"{node} ({said[node]})" if node in said else node for node in lost_nodes.split(","))
+
+
+def lost_nodes(folder: Path) -> list[str]:
+    """All nodes that attempts of the current job lost; a new submission gives them another chance."""
+    attempts = read_attempts(folder)
+    mine = [attempt.lost_nodes.split(",") for attempt in attempts if attempt.job_id == attempts[-1].job_id]
+    return sorted({node for nodes in mine for node in nodes if node})
 
 
 def last_step(folder: Path) -> int:
@@ -184,7 +207,12 @@ def main() -> int:
     last.add_argument("--interrupted", action="store_true", help="Slurm ended the job")
     last.add_argument("--lost-nodes", default="", help="nodes that no longer answer")
     last.add_argument("--logs", type=Path, help="folder of the attempt's logs")
+    lost = commands.add_parser("lost", help="print the nodes that the job's attempts lost, comma-separated")
+    lost.add_argument("folder", type=Path)
     options = parser.parse_args()
+    if options.command == "lost":
+        print(",".join(lost_nodes(options.folder)))
+        return 0
     if options.command == "begin":
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         begin(options.folder, int(os.environ["SLURM_JOB_ID"]), restart, os.environ["SLURM_JOB_NODELIST"])

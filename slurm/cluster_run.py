@@ -22,10 +22,9 @@ def missing_jobs(profile: Profile) -> list[str]:
     coming = set(queue)
     missing = []
     for name in profile.jobs:
-        before = profile.predecessor(name)
         if name in queue or profile.plan(name).is_done:
             continue
-        comes_first = [before] if before in coming else []
+        comes_first = [before for before in profile.waits_for(name) if before in coming]
         check_job(profile, name, requested_resources(name, settings.options(name)), [], comes_first)
         coming.add(name)
         missing.append(name)
@@ -43,13 +42,13 @@ def submit_chain(profile: Profile, *, dry_run: bool = False) -> int:
     ids = {name: job.job_id for name, job in queued_jobs(profile.run).items()}
     print(f"{profile.recipes} -> {profile.run}")
     for name in profile.jobs:
-        before = profile.predecessor(name)
-        behind = f"after {before}" if before in ids or before in missing else ""
+        before = [job for job in profile.waits_for(name) if job in ids or job in missing]
+        behind = f"after {', '.join(before)}" if before else ""
         if name not in missing:
             print(f"  {name:<18} {f'job {ids[name]}, queued before' if name in ids else 'done'}")
             continue
         if not dry_run:
-            after = [ids[before]] if before in ids else []
+            after = [ids[job] for job in before]
             ids[name] = sbatch(name, profile.run, settings.options(name), after, [])
         print(f"  {name:<18} {'would be submitted' if dry_run else f'job {ids[name]}'} {behind}".rstrip())
     count = 0 if dry_run else len(missing)

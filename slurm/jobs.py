@@ -41,6 +41,11 @@ class Profile:
         before = [job for job in self.jobs[: self.jobs.index(name)] if job != "eval_base"]
         return before[-1] if before else None
 
+    def waits_for(self, name: str) -> tuple[str, ...]:
+        """The jobs that have to succeed before `name` may start: its predecessor, and for the report all evaluations."""
+        before = (self.predecessor(name), "eval_base" if name == "report" else None)
+        return tuple(job for job in before if job in self.jobs)
+
     @cached_property
     def pretraining(self) -> tuple[str, ...]:
         return tuple(name for name in self.jobs if KINDS[name].plan is _pretraining)
@@ -248,6 +253,11 @@ def _evaluated_model(profile: Profile, name: str) -> Path:
     return profile.plan(last).products[-1].parent
 
 
+def _report(profile: Profile, name: str, path: Path, overrides: Sequence[str]) -> Plan:
+    inputs = tuple(product for job in profile.waits_for(name) for product in profile.plan(job).products)
+    return Plan(path, profile.run / "slurm" / name, inputs, (profile.run / "report" / "index.html",))
+
+
 KINDS = {
     "data": Kind(_data, recipe_file=DATA),
     "pretrain_stage1": Kind(_pretraining),
@@ -261,6 +271,7 @@ KINDS = {
     "apo": Kind(_post_training),
     "merge": Kind(_merge),
     "eval": Kind(_evaluation),
+    "report": Kind(_report, recipe_file="eval.yaml"),
 }
 
 

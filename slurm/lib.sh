@@ -23,15 +23,17 @@ JOB_SUITES=             # of an evaluation
 JOB_PROCESSES_PER_NODE=
 export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_PROCESSES_PER_NODE
 
-CONTAINER=()    # command prefix that enters the container
-SRUN_OPTIONS=() # further options of every srun
-NODE_CHECK=()   # command that fails on a node that should not take part
+CONTAINER=()          # command prefix that enters the container
+SRUN_OPTIONS=()       # further options of every srun
+NODE_CHECK_OPTIONS=() # of slurm/node_check.py: the rates that this cluster should reach
 PYTHON=python3
 [[ -x .venv/bin/python ]] && PYTHON=$PWD/.venv/bin/python
 SITE_FILE=${SMOLLM3_SITE:-slurm/site.sh}
 # shellcheck source=/dev/null
 [[ -f $SITE_FILE ]] && source "$SITE_FILE"
 export PYTHON
+# Command that fails on a node that should not take part; empty in the site file: none.
+[[ -v NODE_CHECK ]] || NODE_CHECK=("${CONTAINER[@]}" "$PYTHON" -m slurm.node_check "${NODE_CHECK_OPTIONS[@]}")
 
 STOP_REQUESTED=0 # Slurm warned that the time limit is near (--signal=B:USR1@seconds)
 INTERRUPTED=0    # Slurm is ending the job: preemption, scontrol requeue, scancel
@@ -105,13 +107,15 @@ job_state() {
 # Names of nodes that do not answer, or on which NODE_CHECK fails, comma-separated.
 bad_nodes() {
   local checked=$JOB_LOGS/nodes
+  rm -rf "$checked"
   mkdir -p "$checked"
-  rm -f "$checked"/*
   # shellcheck disable=SC2016 # the variables are those of the nodes
-  timeout --kill-after=10 "${NODE_CHECK_SECONDS:-180}" srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
-    --kill-on-bad-exit=0 "${SRUN_OPTIONS[@]}" bash -c \
+  NODE_CHECK_FOLDER=$JOB_LOGS/nodes.meeting-$SECONDS \
+    timeout --kill-after=10 "${NODE_CHECK_SECONDS:-180}" srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
+    --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 "${SRUN_OPTIONS[@]}" bash -c \
     'folder=$1; shift; if [[ $# -eq 0 ]] || "$@"; then : >"$folder/$SLURMD_NODENAME"; fi' \
     node-check "$checked" "${NODE_CHECK[@]}" >"$JOB_LOGS/node_check.log" 2>&1 || true
+  rm -rf "$JOB_LOGS"/nodes.meeting-*
   comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) <(find "$checked" -type f -printf '%f\n' | sort) \
     | paste --serial --delimiters=,
 }
@@ -191,10 +195,10 @@ finish() {
   [[ $INTERRUPTED -eq 0 ]] || options+=(--interrupted)
   if [[ -n ${LOST_NODES:-} ]]; then
     options+=(--lost-nodes "$LOST_NODES")
-    exclude=("ExcNodeList=$LOST_NODES")
   fi
   verdict=$(in_container "$PYTHON" -m slurm.attempts end "$JOB_FOLDER" "${options[@]}") || status=$?
   say "$verdict"
+  [[ -z ${LOST_NODES:-} ]] || exclude=("ExcNodeList=$(in_container "$PYTHON" -m slurm.attempts lost "$JOB_FOLDER")")
   [[ $status -eq 75 ]] || exit "$status"
   # After its own TERM Slurm requeues the job by itself, unless the user cancelled it or the time was over.
   [[ $INTERRUPTED -eq 0 || $(job_state) == TIMEOUT ]] || exit 143

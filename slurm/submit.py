@@ -25,14 +25,14 @@ def submit(profile: Profile, name: str, sbatch_options: Sequence[str] = (), over
     queue = queued_jobs(profile.run)
     if name in queue:
         raise JobError(f"{name} is in the queue already, as job {queue[name].job_id} ({queue[name].state.lower()}).")
-    before = profile.predecessor(name) if name in profile.jobs else None
-    first = [queue[before]] if before in queue else []
+    before = profile.waits_for(name) if name in profile.jobs else ()
+    first = [queue[job] for job in before if job in queue]
     plan = check_job(profile, name, requested_resources(name, options), overrides, [job.name for job in first])
     if plan.is_done:
         return f"{name} is done: {plan.products[-1]} exists."
     job_id = sbatch(name, profile.run, options, [job.job_id for job in first], list(overrides))
-    behind = f" behind {first[0].name} ({first[0].job_id})" if first else ""
-    return f"{name}: job {job_id}{behind}, output in slurm/logs/{name}-{job_id}.out"
+    behind = ", ".join(f"{job.name} ({job.job_id})" for job in first)
+    return f"{name}: job {job_id}{behind and f' behind {behind}'}, output in slurm/logs/{name}-{job_id}.out"
 
 
 def main() -> int:

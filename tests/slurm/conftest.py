@@ -22,7 +22,7 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.root = root
         site = root / "site.sh"
-        site.write_text(f"PYTHON={sys.executable}\nNODE_CHECK_SECONDS=20\n")
+        site.write_text(f"PYTHON={sys.executable}\nNODE_CHECK=()\nNODE_CHECK_SECONDS=20\n")
         self.environment = os.environ | {
             "SMOLLM3_DEV_CLUSTER": str(root / "cluster"),
             "SLURM_CONF": str(root / "cluster" / "slurm.conf"),

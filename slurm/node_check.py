@@ -1,0 +1,249 @@
+"""A short look at every node before training: `python -m slurm.node_check`, one task per node, from lib.sh.
+
+On each node: are all GPUs there, is their memory free, do they multiply matrices and all-reduce among themselves at the
+expected rate? Then nodes all-reduce in pairs, each with its two neighbours on a ring: a node whose network is slow or
+dead fails with both, its partners with one. Exit code 0: the node may take part. Everything has a time limit, so a node
+that hangs is bad too. NODE_CHECK_FOLDER is where the nodes meet: shared by them, and new for every check.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+NODE_SECONDS = 60.0  # for a node's own checks
+PAIR_SECONDS = 20.0  # for a pair's; two of them, each after waiting as long for a partner, fit NODE_CHECK_SECONDS
+MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
+ALL_REDUCE_BYTES = {"cuda": 256 << 20, "cpu": 1 << 20}
+EXPECTED_SHARE_OF_PEAK = 0.5  # large bf16 products reach 60 to 75 % on healthy GPUs
+
+
+class BadNode(Exception):
+    """This node should not take part; the message says why."""
+
+
+def matrix_rate(device: torch.device, seconds: float = 0.3) -> float:
+    """TFLOP/s of matrix products, bfloat16 on GPUs and float32 on CPUs, over about `seconds`."""
+    size = MATRIX_SIZE[device.type]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+
+    def timed(products: int) -> float:
+        return _seconds(device, lambda: [torch.mm(matrix, matrix) for _ in range(products)])
+
+    timed(3)
+    products = max(1, int(seconds / timed(3) * 3))
+    return products * 2 * size**3 / timed(products) / 1e12
+
+
+def all_reduce_rate(device: torch.device, repeats: int = 5) -> float:
+    """Gigabytes per second that each rank puts on the wire, 2 (n - 1) / n x size / time, comparable for all n."""
+    world = torch.distributed.get_world_size()
+    data = torch.ones(ALL_REDUCE_BYTES[device.type] // 4, device=device)
+    torch.distributed.all_reduce(data)
+    seconds = _seconds(device, lambda: [torch.distributed.all_reduce(data) for _ in range(repeats)])
+    return repeats * 2 * (world - 1) / world * data.nbytes / seconds / 1e9
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def expected_tflops(device: torch.device) -> float:
+    """Half of the data sheet's peak; 0, which any rate passes, for hardware that is not in the list."""
+    if device.type == "cpu":
+        return 0.0
+    from nanotron_ext.train.throughput import PEAK_FLOPS_PER_SECOND  # takes nanotron along, seconds that CPUs can spare
+
+    name = torch.cuda.get_device_name(device)
+    peaks = (peak for part, peak in PEAK_FLOPS_PER_SECOND.items() if part in name)
+    return next(peaks, 0.0) * EXPECTED_SHARE_OF_PEAK / 1e12
+
+
+def check_local(rank: int, world: int, store: Path, options: argparse.Namespace) -> None:
+    """One process per GPU of this node: memory, matrix product, all-reduce.
+
+    Raises:
+        BadNode: naming what is missing or slow.
+    """
+    device = _device(rank, options)
+    name = f"GPU {rank}" if device.type == "cuda" else "the CPU"
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    if free < options.min_free_gb * 1e9:
+        raise BadNode(f"{name} has {free / 1e9:.1f} GB of free memory, not {options.min_free_gb:g}")
+    expected = options.tflops if options.tflops is not None else expected_tflops(device)
+    rate = matrix_rate(device) * options.factor
+    if rate < expected:
+        raise BadNode(f"{name} multiplies matrices at {rate:.3g} TFLOP/s, not {expected:g}")
+    _check_all_reduce(device, rank, world, store, options.local_gb_per_second, "between its GPUs", options.factor)
+
+
+def check_pair(rank: int, world: int, store: Path, options: argparse.Namespace) -> None:
+    """The first GPU of two nodes: all-reduce over the network. Raises BadNode when it is slow."""
+    device = _device(0, options)
+    _check_all_reduce(device, rank, world, store, options.pair_gb_per_second, "between two nodes", options.factor)
+
+
+def _check_all_reduce(
+    device: torch.device, rank: int, world: int, store: Path, expected: float, where: str, factor: float
+) -> None:
+    if world == 1:
+        return
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=PAIR_SECONDS - 5)
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{store.absolute()}", rank=rank, world_size=world, timeout=timeout
+    )
+    rate = all_reduce_rate(device) * factor
+    if rate < expected:
+        raise BadNode(f"all-reduce {where} runs at {rate:.3g} GB/s, not {expected:g}")
+
+
+def _device(index: int, options: argparse.Namespace) -> torch.device:
+    if options.gpus == 0:
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if visible < options.gpus:
+        raise BadNode(f"{visible} of {options.gpus} GPUs are visible")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _free_memory() -> int:
+    """Bytes that Linux can hand out without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+Check = Callable[[int, int, Path, argparse.Namespace], None]
+
+
+def in_processes(
+    check: Check, ranks: list[int], world: int, store: Path, options: argparse.Namespace, seconds: float
+) -> None:
+    """Run `check` in a process per rank. Raises BadNode when one of them does, dies, or takes longer than `seconds`."""
+    context = multiprocessing.get_context("fork")  # this process never touches the GPUs, so forks may
+    processes = []
+    for rank in ranks:
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_report, args=(theirs, check, rank, world, store, options), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append((process, mine))
+    deadline = time.monotonic() + seconds
+    try:
+        for rank, (process, connection) in zip(ranks, processes, strict=True):
+            if not connection.poll(max(0.0, deadline - time.monotonic())):
+                raise BadNode(f"rank {rank} of {check.__name__} took longer than {seconds:g} s")
+            try:
+                problem = connection.recv()
+            except EOFError:
+                process.join()
+                raise BadNode(f"rank {rank} of {check.__name__} died with exit code {process.exitcode}") from None
+            if problem:
+                raise BadNode(problem)
+    finally:
+        for process, _ in processes:
+            process.kill()
+            process.join()
+
+
+def _report(
+    connection: Connection, check: Check, rank: int, world: int, store: Path, options: argparse.Namespace
+) -> None:
+    try:
+        check(rank, world, store, options)
+        connection.send("")
+    except BadNode as error:
+        connection.send(str(error))
+    except Exception as error:  # a driver that fails is a reason too
+        connection.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def ring_neighbours(index: int, count: int) -> list[tuple[int, int]]:
+    """The pairs that node `index` of `count` forms, in an order in which no two nodes wait for each other in a circle.
+
+    Edges of a ring, in rounds of disjoint ones: even edges, odd edges, and the closing edge of an odd ring.
+    """
+    edges = [(node, (node + 1) % count) for node in range(count if count > 2 else count - 1)]
+    closing = edges[-1:] if count % 2 else []
+    ordered = [*edges[0 : len(edges) - len(closing) : 2], *edges[1 : len(edges) - len(closing) : 2], *closing]
+    return [edge for edge in ordered if index in edge]
+
+
+def check_node(folder: Path, index: int, count: int, options: argparse.Namespace) -> None:
+    """All checks of the node with this index in the job.
+
+    Raises:
+        BadNode: it fails by itself, or with every neighbour that has passed by itself.
+    """
+    ranks, started = list(range(options.gpus or 1)), time.monotonic()
+    in_processes(check_local, ranks, len(ranks), folder / f"store-{index}", options, NODE_SECONDS)
+    (folder / f"ready-{index}").touch()
+    problems, passed = [], 0
+    for pair in ring_neighbours(index, count):
+        partner = pair[1] if index == pair[0] else pair[0]
+        name = f"{pair[0]}-{pair[1]}"
+        if not _appears(folder / f"ready-{partner}", NODE_SECONDS - (time.monotonic() - started)):
+            continue  # its own fault
+        (folder / f"met-{name}-{index}").touch()
+        if not _appears(folder / f"met-{name}-{partner}", PAIR_SECONDS + 5):
+            continue
+        try:
+            in_processes(check_pair, [int(index == pair[1])], 2, folder / f"store-{name}", options, PAIR_SECONDS)
+            passed += 1
+        except BadNode as error:
+            problems.append(str(error))
+    if problems and not passed:
+        raise BadNode(problems[0])
+
+
+def _appears(file: Path, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return file.exists()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m slurm.node_check", description=__doc__)
+    parser.add_argument("--gpus", type=int, default=int(os.environ.get("SLURM_GPUS_ON_NODE", "0")), help="on each node")
+    parser.add_argument(
+        "--min-free-gb", type=float, default=1.0, help="memory of each GPU, or of the node without GPUs"
+    )
+    parser.add_argument(
+        "--tflops", type=float, help="matrix product; default: half of the data sheet's dense bf16 peak"
+    )
+    parser.add_argument("--local-gb-per-second", type=float, default=0.0, help="all-reduce between the GPUs of a node")
+    parser.add_argument("--pair-gb-per-second", type=float, default=0.0, help="all-reduce between two nodes")
+    parser.add_argument("--pretend-slow", metavar="NODE", help="for drills: this node reaches 1/1000 of its rates")
+    options = parser.parse_args()
+    node = os.environ.get("SLURMD_NODENAME", "this node")
+    options.factor = 1e-3 if options.pretend_slow == node else 1.0
+    folder = Path(os.environ["NODE_CHECK_FOLDER"])
+    folder.mkdir(parents=True, exist_ok=True)
+    index, count = int(os.environ.get("SLURM_NODEID", "0")), int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    try:
+        check_node(folder, index, count, options)
+    except BadNode as error:
+        print(f"{node}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
