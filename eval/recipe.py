@@ -80,6 +80,13 @@ class Suite(Section):
         return self
 
 
+class CheckpointSuites(Section):
+    """Suites to run on pretraining checkpoints while training goes on, in Slurm jobs of their own."""
+
+    every_steps: int = Field(gt=0, description="Evaluate the checkpoints of every so many steps.")
+    suites: list[str] = Field(min_length=1, description="Suites without chat template.")
+
+
 class EvalRecipe(Section):
     output: str = Field(description="Folder of the results, <output>/<model>/<suite>.json.")
     data: str = Field(description="Folder of the data, written by python -m eval.data.")
@@ -89,6 +96,7 @@ class EvalRecipe(Section):
     )
     execute_code: bool = Field(False, description="Allow the code benchmarks to run model code, in a sandbox.")
     suites: dict[str, Suite] = Field(min_length=1)
+    checkpoints: CheckpointSuites | None = None
 
 
 def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRecipe:
@@ -97,7 +105,18 @@ def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRec
     Raises:
         RecipeError: naming every wrong key with file, line and fix.
     """
-    return load_as(EvalRecipe, path, overrides, _unknown_benchmarks)
+    return load_as(EvalRecipe, path, overrides, _problems)
+
+
+def _problems(recipe: EvalRecipe) -> list[Problem]:
+    return _unknown_benchmarks(recipe) + _unfit_checkpoint_suites(recipe)
+
+
+def _unfit_checkpoint_suites(recipe: EvalRecipe) -> list[Problem]:
+    fitting = [name for name, suite in recipe.suites.items() if not suite.needs_chat_template]
+    wanted = recipe.checkpoints.suites if recipe.checkpoints else []
+    message = f"No suite %r that runs without a chat template. Fitting: {', '.join(fitting)}."
+    return [Problem(("checkpoints", "suites"), message % name) for name in wanted if name not in fitting]
 
 
 def _unknown_benchmarks(recipe: EvalRecipe) -> list[Problem]:

@@ -154,6 +154,7 @@ def main() -> int:
         "JOB_MODEL": plan.model or "",
         "JOB_EXPORT_FROM": plan.export_from or "",
         "JOB_SUITES": " ".join(plan.suites),
+        "JOB_EVALUATES_CHECKPOINTS": "yes" if plan.checkpoint_suites else "",
     }
     for key, value in values.items():
         print(f"{key}={shlex.quote(str(value))}")

@@ -1,5 +1,6 @@
 """The queue: what Slurm holds for a run folder, and how this profile's jobs are put into it."""
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -101,21 +102,25 @@ def queued_jobs(run: Path) -> dict[str, QueuedJob]:
     return jobs
 
 
-def sbatch(job: str, run: Path, options: list[str], after: list[int], overrides: list[str]) -> int:
-    """Put a job into the queue, behind the jobs with the ids `after`; returns its id.
+def sbatch(job: str, run: Path, options: list[str], after: list[int], overrides: list[str], name: str = "") -> int:
+    """Put a job into the queue, behind the jobs with the ids `after`; returns its id. `name` defaults to the job's.
 
     Raises:
         JobError: with sbatch's own words.
     """
     dependency = [f"--dependency=afterok:{':'.join(map(str, after))}", "--kill-on-invalid-dep=yes"] if after else []
-    named = [f"--job-name={job}", f"--comment={run.absolute()}"]
+    named = [f"--job-name={name or job}", f"--comment={run.absolute()}"]
     answer = _slurm("sbatch", "--parsable", *named, *dependency, *options, str(script_of(job)), *overrides)
     return int(answer.split(";")[0])
 
 
 def _slurm(*command: str) -> str:
+    # A job that submits another one must not hand down what Slurm told it about itself.
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("SLURM") or key == "SLURM_CONF"
+    }
     try:
-        answer: Any = subprocess.run(command, capture_output=True, text=True, check=True)
+        answer: Any = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except FileNotFoundError:
         raise JobError(
             f"{command[0]} is not on this machine. Log in to a Slurm cluster, or try slurm/dev-cluster up."

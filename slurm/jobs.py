@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 
+if TYPE_CHECKING:  # the rooms' recipes are read only for jobs that need them
+    from eval.recipe import CheckpointSuites
+
 SCRIPTS = Path("slurm")
 DATA = "pretrain.yaml"  # the recipe whose mixtures the data job prepares, with those of the long-context phases
+EVALUATION = "eval.yaml"
 
 
 class JobError(UserError):
@@ -32,7 +37,8 @@ class Profile:
         """Names of the jobs that this profile has recipes for, in the order of the chain."""
         if not self.recipes.is_dir():
             raise JobError(f"There is no folder of recipes {self.recipes}. PROFILE names a folder of recipes/.")
-        return tuple(name for name, kind in KINDS.items() if (self.recipes / kind.recipe(name)).is_file())
+        chain = {name: kind for name, kind in KINDS.items() if kind.in_chain}
+        return tuple(name for name, kind in chain.items() if (self.recipes / kind.recipe(name)).is_file())
 
     def predecessor(self, name: str) -> str | None:
         """The job whose products `name` starts from."""
@@ -42,7 +48,7 @@ class Profile:
         return before[-1] if before else None
 
     def waits_for(self, name: str) -> tuple[str, ...]:
-        """The jobs that have to succeed before `name` may start: its predecessor, and for the report all evaluations."""
+        """The jobs that have to succeed before `name` starts: its predecessor, and for the report all evaluations."""
         before = (self.predecessor(name), "eval_base" if name == "report" else None)
         return tuple(job for job in before if job in self.jobs)
 
@@ -74,6 +80,7 @@ class Plan:
     model: Path | None = None  # transformers folder that the job starts from
     export_from: Path | None = None  # run folder to export that model from first
     suites: tuple[str, ...] = ()
+    checkpoint_suites: "CheckpointSuites | None" = None  # to evaluate checkpoints with while the job runs
 
     @property
     def is_done(self) -> bool:
@@ -94,6 +101,7 @@ class Kind:
     plan: Callable[[Profile, str, Path, Sequence[str]], Plan]
     script: str = ""  # default: the job's name
     recipe_file: str = ""  # default: the job's name
+    in_chain: bool = True
 
     def recipe(self, name: str) -> str:
         return self.recipe_file or f"{name}.yaml"
@@ -127,7 +135,7 @@ def _data(profile: Profile, name: str, path: Path, overrides: Sequence[str]) -> 
     if "eval" in profile.jobs:
         from eval.recipe import load_eval_recipe
 
-        products.append(Path(load_eval_recipe(profile.recipes / "eval.yaml").data))
+        products.append(Path(load_eval_recipe(profile.recipes / EVALUATION).data))
     return Plan(path, profile.run / "slurm" / name, (), tuple(products))
 
 
@@ -150,7 +158,22 @@ def _pretraining(profile: Profile, name: str, path: Path, overrides: Sequence[st
         inputs += (_start(profile, name, Path(start)),)
     products = (_checkpoint(recipe),)
     world_size = recipe.parallelism.world_size
-    return Plan(path, recipe.run_folder, inputs, products, world_size=world_size, last_step=recipe.last_step)
+    return Plan(
+        path,
+        recipe.run_folder,
+        inputs,
+        products,
+        world_size=world_size,
+        last_step=recipe.last_step,
+        checkpoint_suites=_checkpoint_suites(profile),
+    )
+
+
+def _checkpoint_suites(profile: Profile) -> "CheckpointSuites | None":
+    from eval.recipe import load_eval_recipe
+
+    file = profile.recipes / EVALUATION
+    return load_eval_recipe(file).checkpoints if file.is_file() else None
 
 
 def _start(profile: Profile, name: str, start: Path) -> Path:
@@ -243,6 +266,24 @@ def _evaluation(profile: Profile, name: str, path: Path, overrides: Sequence[str
     )
 
 
+def _checkpoint_evaluation(profile: Profile, name: str, path: Path, overrides: Sequence[str]) -> Plan:
+    """CHECKPOINT of the environment says which one: a folder of slurm/checkpoint_evaluations.py."""
+    from eval.recipe import load_eval_recipe
+
+    recipe = load_eval_recipe(path, overrides)
+    if recipe.checkpoints is None or "CHECKPOINT" not in os.environ:
+        raise JobError(f"{name} is submitted by training jobs, as the section checkpoints of {path} says.")
+    folder = Path(os.environ["CHECKPOINT"])
+    return Plan(
+        path,
+        folder,
+        (folder / "checkpoint" / "checkpoint.json", Path(recipe.data)),
+        (folder / "scores.json",),
+        model=folder / f"{folder.parent.parent.name}-{folder.name}",
+        suites=tuple(recipe.checkpoints.suites),
+    )
+
+
 def _evaluated_model(profile: Profile, name: str) -> Path:
     """What the chain evaluates: the last model of all (eval), or the last one of pretraining (eval_base)."""
     last = profile.predecessor(name)
@@ -265,13 +306,14 @@ KINDS = {
     "pretrain_stage3": Kind(_pretraining),
     "long_context_32k": Kind(_pretraining),
     "long_context_64k": Kind(_pretraining),
-    "eval_base": Kind(_evaluation, script="eval", recipe_file="eval.yaml"),
+    "eval_base": Kind(_evaluation, script="eval", recipe_file=EVALUATION),
     "midtrain": Kind(_post_training),
     "sft": Kind(_post_training),
     "apo": Kind(_post_training),
     "merge": Kind(_merge),
     "eval": Kind(_evaluation),
-    "report": Kind(_report, recipe_file="eval.yaml"),
+    "report": Kind(_report, recipe_file=EVALUATION),
+    "eval_checkpoint": Kind(_checkpoint_evaluation, recipe_file=EVALUATION, in_chain=False),
 }
 
 

@@ -21,6 +21,7 @@ JOB_MODEL=              # transformers folder that the job starts from
 JOB_EXPORT_FROM=        # run folder to export that model from first, if need be
 JOB_SUITES=             # of an evaluation
 JOB_PROCESSES_PER_NODE=
+JOB_EVALUATES_CHECKPOINTS= # not empty: jobs of their own do, while this one trains
 export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_PROCESSES_PER_NODE
 
 CONTAINER=()          # command prefix that enters the container
@@ -63,6 +64,7 @@ begin() {
     exit 2
   }
   local assignments status=0
+  JOB_ARGUMENTS=("$@")
   scontrol update JobId="$SLURM_JOB_ID" Comment="$(realpath --canonicalize-missing "$RUN")"
   assignments=$(in_container "$PYTHON" -m slurm.checks "$@") || status=$?
   if [[ $status -eq 3 ]]; then
@@ -131,7 +133,7 @@ exclude_bad_nodes() {
 
 # One process per GPU on every node, `MODULE arguments...` in each.
 torchrun_on_all_nodes() {
-  local head port
+  local head port watcher
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
   # Where Slurm itself reaches the node; the name alone need not resolve everywhere.
   head=$(scontrol show node "$head" --oneliner | grep --only-matching --perl-regexp '(?<= NodeAddr=)\S+')
@@ -144,6 +146,8 @@ torchrun_on_all_nodes() {
     --shutdown-timeout=600   # seconds for a last checkpoint
     -m "$@"
   )
+  evaluate_checkpoints --watch "${EVALUATION_POLL_SECONDS:-60}" &
+  watcher=$!
   # The ignored USR1 is inherited by torchrun and its workers; the workers then set their own handler.
   # shellcheck disable=SC2016 # expanded on the nodes
   run_step "$SLURM_NNODES" "${CONTAINER[@]}" bash -c '
@@ -151,6 +155,15 @@ torchrun_on_all_nodes() {
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOB_PROCESSES_PER_NODE ? cores / JOB_PROCESSES_PER_NODE : 1))}
     exec "$PYTHON" -m torch.distributed.run --node-rank="$SLURM_NODEID" "$@"' torchrun "${arguments[@]}"
+  if kill "$watcher" 2>/dev/null; then wait "$watcher" || true; fi
+  [[ $INTERRUPTED -ne 0 ]] || (evaluate_checkpoints) || true
+}
+
+# Submit evaluations of the checkpoints that are due; to be run in a subshell. Whatever goes wrong, training goes on.
+evaluate_checkpoints() {
+  [[ -n $JOB_EVALUATES_CHECKPOINTS ]] || exit 0
+  exec "${CONTAINER[@]}" "$PYTHON" -m slurm.checkpoint_evaluations "$@" "${JOB_ARGUMENTS[@]}" \
+    >>"$JOB_LOGS/checkpoint_evaluations.out" 2>&1
 }
 
 on_one_node() {
@@ -180,10 +193,16 @@ and_then() {
   "$@"
 }
 
-# The transformers folder that the job starts from, if it is a pretraining run's and not there yet.
+# The transformers folder that the job starts from, if it is a pretraining run's and not there yet. Several jobs may start
+# from the same one at the same time: each writes its own, and the first to be ready counts.
 export_model() {
   STEP_STATUS=0
-  [[ -z $JOB_EXPORT_FROM ]] || on_one_node "$PYTHON" -m nanotron_ext.export --replace "$JOB_EXPORT_FROM" "$JOB_MODEL"
+  # shellcheck disable=SC2016 # expanded on the node
+  [[ -z $JOB_EXPORT_FROM ]] || on_one_node bash -c '
+    "$PYTHON" -m nanotron_ext.export --replace "$1" "$2.$3" && { mv -T "$2.$3" "$2" || [[ -f $2/config.json ]]; }
+    status=$?
+    rm -rf "$2.$3"
+    exit $status' export "$JOB_EXPORT_FROM" "$JOB_MODEL" "$ATTEMPT"
 }
 
 finish() {

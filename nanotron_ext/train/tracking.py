@@ -106,6 +106,7 @@ class Wandb:
         self._run = wandb.init(
             project=recipe.general.project,
             name=recipe.general.run,
+            group=recipe.general.run,  # with the runs of other attempts, and of its checkpoints' evaluations
             id=f"{recipe.general.run}-{recipe.hash()[:12]}-{last_step_kept}",
             dir=str(recipe.run_folder),
             config=recipe.to_dict(),

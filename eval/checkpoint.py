@@ -1,0 +1,96 @@
+"""Join a checkpoint's evaluation to its run: `python -m eval.checkpoint <run>/evaluations/<step> --model FOLDER`.
+
+Reads <folder>/results, writes <run>/evaluations.jsonl (one object per evaluated step, as metrics.jsonl has one per
+trained step) and <folder>/scores.json, logs to wandb under the same step, and removes the copies of the weights. In
+wandb the evaluations are a run of their own in the group of the training run, so that neither waits for the other.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.data import EvalError
+from eval.results import read_suite
+from nanotron_ext.errors import UserError
+from nanotron_ext.recipe import Recipe, load_recipe
+from nanotron_ext.train.tracking import wandb_mode
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+
+
+def read_scores(results: Path) -> dict[str, float]:
+    """`evaluation/<suite>/<task>` -> main metric, over all suites of a results folder.
+
+    Raises:
+        EvalError: when there is no result.
+    """
+    suites = [read_suite(file) for file in sorted(results.glob("*/*.json"))]
+    scores = {
+        f"evaluation/{suite.suite}/{task.task}": task.main_metric.value for suite in suites for task in suite.tasks
+    }
+    if not scores:
+        raise EvalError(f"There is no result in {results}. Run python -m eval with output={results} first.")
+    return scores
+
+
+def join(run_folder: Path, step: int, scores: dict[str, float]) -> None:
+    """Set the step's row in evaluations.jsonl; rows stay in the order of steps."""
+    file = run_folder / EVALUATIONS_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = {row["step"]: row for row in map(json.loads, lines)} | {step: {"step": step, **scores}}
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)), encoding="utf-8")
+    partial.replace(file)
+
+
+def log_to_wandb(recipe: Recipe, step: int, scores: dict[str, float]) -> None:
+    """Under `step` of the run `<training run>-evaluation`. Jobs run in the order of steps, which wandb insists on.
+
+    Raises:
+        TrackingError: when the recipe wants wandb online and it is not.
+    """
+    mode = wandb_mode(recipe)
+    if mode == "disabled":
+        return
+    import wandb
+
+    run: Any = wandb.init(
+        project=recipe.general.project,
+        group=recipe.general.run,
+        name=f"{recipe.general.run}-evaluation",
+        id=f"{recipe.general.run}-{recipe.hash()[:12]}-evaluation",
+        resume="allow",
+        dir=str(recipe.run_folder),
+        mode="online" if mode == "online" else "offline",
+        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+    )
+    run.log(scores, step=step)
+    run.finish()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.checkpoint", description=__doc__)
+    parser.add_argument("folder", type=Path, help="<run>/evaluations/<step>, whose results/ holds the suites")
+    parser.add_argument("--model", type=Path, required=True, help="exported model, removed in the end")
+    options = parser.parse_args(arguments)
+    folder, step = options.folder, int(options.folder.name)
+    run_folder = folder.parent.parent
+    try:
+        scores = read_scores(folder / "results")
+        join(run_folder, step, scores)
+        log_to_wandb(load_recipe(run_folder / "recipe.yaml"), step, scores)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for weights in (options.model, folder / "checkpoint"):
+        shutil.rmtree(weights, ignore_errors=True)
+    (folder / "scores.json").write_text(json.dumps({"step": step, **scores}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A checkpoint's scores join the run's rows and wandb under the checkpoint's step."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb.proto import wandb_internal_pb2
+
+from eval.checkpoint import main
+from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
+from nanotron_ext.recipe import load_recipe
+from nanotron_ext.train.tracking import Wandb
+
+
+def suite(score: float) -> SuiteResult:
+    dataset = DatasetInfo(repo="own", subset="a", split="test", revision="1", edition="small", sha256="0")
+    task = TaskResult(
+        task="piqa", benchmark="piqa", mode="plain", chance=0.5, num_documents=4, num_samples=1,
+        num_unclosed_reasoning=0, num_over_length=0, seconds=1.0, dataset=dataset, settings={}, fingerprint="f",
+        metrics=[Metric(name="acc", value=score / 2, stderr=None, main=False),
+                 Metric(name="acc_norm", value=score, stderr=None, main=True)],
+    )  # fmt: skip
+    model = ModelInfo(name="m", path="m", weights_sha256="0", chat_template_sha256=None, num_parameters=1)
+    return SuiteResult(
+        suite="base", model=model, tasks=[task], seconds=1.0, versions={}, command="", created="2026-11-24"
+    )
+
+
+def evaluate(run_folder: Path, step: int, score: float) -> int:
+    folder = run_folder / "evaluations" / str(step)
+    for weights in ("checkpoint", f"stage1-{step}"):
+        (folder / weights).mkdir(parents=True)
+    write_json(suite(score), folder / "results" / "m" / "base.json")
+    return main([str(folder), "--model", str(folder / f"stage1-{step}")])
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    overrides = ["wandb.mode=offline", f"general.runs_path={tmp_path}", "general.run=stage1"]
+    recipe = load_recipe("recipes/tiny/pretrain.yaml", overrides)
+    recipe.run_folder.mkdir()
+    (recipe.run_folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    return recipe.run_folder
+
+
+def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """Of an offline run of less than one block: 7 bytes of header, then crc (4), length (2), type (1) and record."""
+    content, position = file.read_bytes(), 7
+    assert len(content) < 32768
+    while position < len(content):
+        (length,) = struct.unpack_from("<H", content, position + 4)
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(content[position + 7 : position + 7 + length])
+        yield record
+        position += 7 + length
+
+
+def logged(run_folder: Path) -> list[dict[str, object]]:
+    """History rows of all of the folder's offline wandb runs, each with its group."""
+    rows = []
+    for file in sorted(run_folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime):
+        group = ""
+        for record in records(file):
+            group = record.run.run_group or group
+            if record.history.item:
+                items = {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                }
+                rows.append(items | {"group": group})
+    return rows
+
+
+def test_scores_join_the_run_in_the_order_of_steps(run_folder: Path) -> None:
+    assert evaluate(run_folder, 200, 0.6) == 0 and evaluate(run_folder, 100, 0.5) == 0
+    rows = [json.loads(line) for line in (run_folder / "evaluations.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 100, "evaluation/base/piqa": 0.5}, {"step": 200, "evaluation/base/piqa": 0.6}]
+    assert sorted(path.name for path in (run_folder / "evaluations" / "200").iterdir()) == ["results", "scores.json"]
+
+
+def test_wandb_has_training_and_evaluation_under_the_same_step_in_one_group(run_folder: Path) -> None:
+    tracker = Wandb(load_recipe(run_folder / "recipe.yaml"), "offline", 0)
+    tracker.log({"step": 100, "loss": 3.0})
+    tracker.close()
+    evaluate(run_folder, 100, 0.5)
+    training, evaluation = logged(run_folder)
+    assert training["_step"] == evaluation["_step"] == 100
+    assert training["loss"] == 3.0 and evaluation["evaluation/base/piqa"] == 0.5
+    assert training["group"] == evaluation["group"] == "stage1"
+
+
+def test_no_result_is_an_error_that_keeps_the_weights(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder / "evaluations" / "100"
+    (folder / "checkpoint").mkdir(parents=True)
+    assert main([str(folder), "--model", str(folder / "none")]) == 2
+    assert "There is no result in" in capsys.readouterr().err
+    assert (folder / "checkpoint").is_dir()
