@@ -15,7 +15,7 @@ RECIPES := recipes/$(PROFILE)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-checkpoints bench-plan bench-merge chaos layouts test test-storage lint format
+.PHONY: bench-data bench-checkpoints bench-plan bench-merge chaos layouts test test-storage test-slurm lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -148,6 +148,9 @@ test: setup lint ## Lint, type check and run all tests
 test-storage: setup ## Sources, shards and checkpoints in an S3 service on this machine (installs moto)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,storage]'
 	$(PY) -m pytest tests/datapipes/test_s3.py tests/nanotron_ext/test_s3_checkpoints.py
+
+test-slurm: setup ## The longer tests on a local Slurm: nodes that die, and the whole chain from data to report
+	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm
 
 lint: setup ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .

@@ -71,6 +71,13 @@ class Optimizer(Section):
     activation_checkpointing: bool = False
 
 
+class Parallelism(Section):
+    fsdp: bool = Field(
+        False,
+        description="With several processes: shard float32 weights, gradients and Adam state over them (FSDP2).",
+    )
+
+
 class Apo(Section):
     beta: float = Field(0.05, gt=0, description="Scale of the log-ratios between policy and reference.")
 
@@ -88,6 +95,7 @@ class PostTrainingRecipe(Section):
     model: Model
     data: Data
     optimizer: Optimizer
+    parallelism: Parallelism = Parallelism()
     apo: Apo | None = Field(None, description="Only for phase apo.")
     checkpoints: Checkpoints
     wandb: Wandb = Wandb()

@@ -31,6 +31,7 @@ from posttrain.data import TrainingData, prepare_data
 from posttrain.progress import MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
 from posttrain.report import print_report
+from posttrain.sharding import Float32Masters, allow_cpus, fsdp_arguments, reduce_in_float32
 from posttrain.template import install_template
 
 _NOT_IDENTITY = {"general": ("project", "run", "runs_path"), "optimizer": ("micro_batch_size",), "data": ("num_proc",)}
@@ -110,14 +111,25 @@ def train(recipe: PostTrainingRecipe) -> Path:
     set_seed(recipe.general.seed)
     trainer = build_trainer(recipe, tokenizer, data)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # whole tensors, on the main process at least
     if state.is_main_process:
-        model = trainer.accelerator.unwrap_model(trainer.model)
         recipe.model_folder.mkdir(parents=True, exist_ok=True)
         with _saving(recipe.model_folder):
-            model.to(getattr(torch, recipe.model.compute_dtype)).save_pretrained(recipe.model_folder)
+            _save_model(recipe, trainer.accelerator.unwrap_model(trainer.model), weights)
             tokenizer.save_pretrained(recipe.model_folder)
     state.wait_for_everyone()
     return recipe.model_folder
+
+
+def _save_model(recipe: PostTrainingRecipe, trained: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    """Write the weights, in the compute type, as a model of the trained one's configuration."""
+    dtype = getattr(torch, recipe.model.compute_dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(trained.config, dtype=dtype)
+    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    model.tie_weights()
+    model.generation_config = trained.generation_config
+    model.save_pretrained(recipe.model_folder)
 
 
 def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase, data: TrainingData) -> Trainer:
@@ -140,6 +152,7 @@ def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase
             max_length=recipe.data.max_length,
             precompute_ref_log_probs=True,
         )
+        allow_cpus(pair_arguments)
         trainer = _TokenizedPairTrainer(
             model=model, args=pair_arguments, train_dataset=data.dataset, processing_class=tokenizer,
             callbacks=[metrics, StartsAtReference()],
@@ -155,10 +168,14 @@ def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase
             max_length=recipe.data.max_length,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
+        allow_cpus(arguments)
         trainer = _SupervisedTrainer(
             model=model, args=arguments, train_dataset=data.dataset, processing_class=tokenizer, callbacks=[metrics]
         )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Float32Masters())
+    if trainer.args.fsdp:
+        reduce_in_float32(trainer)
     return trainer
 
 
@@ -170,6 +187,9 @@ def _common_arguments(recipe: PostTrainingRecipe) -> dict[str, Any]:
             f"optimizer.global_batch_size {optimizer.global_batch_size} is no multiple of micro_batch_size "
             f"{optimizer.micro_batch_size} x {processes().num_processes} processes. Change one of them."
         )
+    sharding: dict[str, Any] = {}
+    if recipe.parallelism.fsdp and processes().num_processes > 1:
+        sharding = fsdp_arguments(optimizer.activation_checkpointing)
     return {
         "output_dir": str(recipe.run_folder / "checkpoints"),
         "run_name": f"{recipe.general.project}-{recipe.general.run}",
@@ -198,6 +218,7 @@ def _common_arguments(recipe: PostTrainingRecipe) -> dict[str, Any]:
         "ddp_find_unused_parameters": False,
         "report_to": _trackers(recipe),
         "push_to_hub": False,
+        **sharding,
     }
 
 

@@ -58,10 +58,10 @@ def row_of(name: str, plan: Plan, queued: QueuedJob | None) -> list[str]:
     cells = [name, state_of(plan, queued), "", "", "", ""]
     if rows:
         last = rows[-1]
-        of = f"/{plan.last_step}" if plan.last_step else ""
-        cells[2:5] = [f"{last['step']}{of}", f"{last['loss']:.4f}", f"{last['tokens_per_second']:,.0f}"]
-        if queued is not None and queued.state == "RUNNING" and plan.last_step:
-            minutes = round(seconds_left(rows, plan.last_step) / 60)
+        last_step = plan.last_step or round(last["step"] * (plan.num_epochs or 0) / last["epoch"])
+        cells[2:5] = [f"{last['step']}/{last_step}", f"{last['loss']:.4f}", f"{last['tokens_per_second']:,.0f}"]
+        if queued is not None and queued.state == "RUNNING":
+            minutes = round(seconds_left(rows, last_step) / 60)
             cells[5] = f"{minutes // 1440}d {minutes // 60 % 24:02d}:{minutes % 60:02d}"
     attempts = read_attempts(plan.folder)
     cells.append(str(len(attempts) or ""))
@@ -80,6 +80,9 @@ def status_table(profile: Profile) -> Table:
         table.add_column(heading, justify="left" if heading in ("job", "state") else "right", overflow="fold")
     for name in profile.jobs:
         table.add_row(*row_of(name, profile.plan(name), queue.get(name)))
+    waiting = [name for name in profile.jobs if name in queue and queue[name].state == "PENDING"]
+    table.caption = f"next: {', '.join(waiting)}" if waiting else None
+    table.caption_justify = "left"
     return table
 
 

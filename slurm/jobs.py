@@ -77,6 +77,7 @@ class Plan:
     world_size: int | None = None  # processes; None: one per GPU, or one
     micro_batches: int | None = None  # per step of post-training; the number of processes divides it
     last_step: int | None = None
+    num_epochs: int | None = None  # of post-training, whose steps follow from its data
     model: Path | None = None  # transformers folder that the job starts from
     export_from: Path | None = None  # run folder to export that model from first
     suites: tuple[str, ...] = ()
@@ -220,6 +221,7 @@ def _post_training(profile: Profile, name: str, path: Path, overrides: Sequence[
         inputs + sets,
         (product,),
         micro_batches=optimizer.global_batch_size // optimizer.micro_batch_size,
+        num_epochs=optimizer.num_train_epochs,
         model=model,
         export_from=export_from,
     )

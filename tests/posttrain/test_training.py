@@ -200,23 +200,44 @@ def test_three_phases_leave_a_chat_model(run: Path) -> None:
 
 
 def test_two_processes_take_the_same_steps(run: Path) -> None:
-    """Data parallel on two processes: the same global batches, so the same losses, and one writer of metrics."""
+    """Sharded over two processes (FSDP2): the same losses and weights as one process, also over an interruption."""
     arguments = [*FAST, from_base(run), "optimizer.micro_batch_size=1", "data.packing_strategy=null"]
     assert train_command.main(["recipes/tiny/sft.yaml", *arguments, "general.run=one"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
-    command += ["-m", "posttrain.train", "recipes/tiny/sft.yaml", *arguments, "general.run=two"]
-    subprocess.run(
-        command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
-    )
-    one, two = (
-        [json.loads(line) for line in (run / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
+    arguments += ["general.run=two", "checkpoints.checkpoint_interval=5", "checkpoints.keep_last=null"]
+
+    def on_two_processes() -> list[dict[str, object]]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
+        command += ["-m", "posttrain.train", "recipes/tiny/sft.yaml", *arguments]
+        subprocess.run(
+            command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+        )
+        return metrics_of(run / "two")
+
+    one, two = metrics_of(run / "one"), on_two_processes()
     assert [line["step"] for line in one] == [line["step"] for line in two]
     assert [line["tokens"] for line in one] == [line["tokens"] for line in two]
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(
-        weights(run / "hf/one").values(), weights(run / "hf/two").values(), strict=True))  # fmt: skip
+    sharded = weights(run / "hf/two")
+    assert all(torch.allclose(weight, sharded[name], atol=1e-4) for name, weight in weights(run / "hf/one").items())
+
+    checkpoints = run / "two" / "checkpoints"
+    assert (checkpoints / "checkpoint-5" / "pytorch_model_fsdp.bin").is_file()
+    shutil.rmtree(checkpoints / f"checkpoint-{len(two)}")
+    shutil.rmtree(run / "hf/two")
+    again = on_two_processes()
+    assert [line["loss"] for line in again] == [line["loss"] for line in two]
+    assert all(torch.equal(weight, sharded[name]) for name, weight in weights(run / "hf/two").items())
+
+
+def metrics_of(run_folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_masters_of_another_type_than_float32_are_refused(run: Path) -> None:
+    trainer = make_trainer(recipe("sft", from_base(run)))
+    trainer.model.to(torch.bfloat16)
+    with pytest.raises(TrainingFailure, match=r"updates weights of type torch.bfloat16 instead of torch.float32"):
+        trainer.train()
 
 
 def _free_port() -> int:

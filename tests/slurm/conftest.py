@@ -60,10 +60,10 @@ class Cluster:
             assert time.monotonic() < deadline, f"waited {seconds} seconds for {what}"
             time.sleep(0.5)
 
-    def wait_for_end(self, *job_ids: int) -> None:
+    def wait_for_end(self, *job_ids: int, seconds: float = 240) -> None:
         ended = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"}
         for job_id in job_ids:
-            self.wait_for(f"job {job_id}", lambda job_id=job_id: self.field(job_id, "JobState") in ended)
+            self.wait_for(f"job {job_id}", lambda job_id=job_id: self.field(job_id, "JobState") in ended, seconds)
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +82,12 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("profile")
     write_profile(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def straight(cluster: Cluster, profile: Path) -> Path:
+    """The run folder of all twelve steps in one go, by torchrun on this machine."""
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanotron_ext.train")
+    overrides = ("general.run=straight",)
+    cluster.run(sys.executable, *command, profile / "recipes" / "pretrain.yaml", *overrides)
+    return profile / "runs" / "straight"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempts import MAX_CRASHES, begin, end, read_attempts
+from slurm.attempts import MAX_CRASHES, MAX_LOSSES, begin, end, lost_nodes, read_attempts
 
 
 def write_run(folder: Path, last_step: int, outcome: str | None = None, message: str = "") -> None:
@@ -74,7 +74,7 @@ def test_time_limits_never_end_a_run_that_moves_on(tmp_path: Path) -> None:
 
 
 def test_nodes_that_were_lost_are_no_crash(tmp_path: Path) -> None:
-    actions = [attempt(tmp_path, 3, lost_nodes="n2")[0] for _ in range(MAX_CRASHES + 1)]
+    actions = [attempt(tmp_path, step, lost_nodes="n2")[0] for step in range(MAX_CRASHES + 2)]
     assert set(actions) == {"again"}
 
 
@@ -130,3 +130,24 @@ def test_the_reason_of_a_plain_command_is_its_exception(tmp_path: Path) -> None:
     logs.mkdir()
     (logs / "n1.log").write_text("Traceback (most recent call last):\n  File x\nOSError: No space left on device\n")
     assert "OSError: No space left on device" in attempt(tmp_path, 0, logs=logs)[1]
+
+
+def test_lost_nodes_stay_excluded_for_the_whole_job_and_are_named_with_the_reason(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "node_check.log").write_text("srun: warning: x\nn2: GPU 3 multiplies matrices at 120 TFLOP/s, not 495\n")
+    assert attempt(tmp_path, 3, lost_nodes="n2,n5", logs=logs) == (
+        "again",
+        "nodes that do not answer or fail their check: n2 (GPU 3 multiplies matrices at 120 TFLOP/s, not 495), n5",
+    )
+    attempt(tmp_path, 4)
+    attempt(tmp_path, 5, lost_nodes="n1")
+    assert lost_nodes(tmp_path) == ["n1", "n2", "n5"]
+    attempt(tmp_path, 6, job_id=8)
+    assert lost_nodes(tmp_path) == []
+
+
+def test_a_cluster_that_loses_nodes_before_every_step_is_given_up(tmp_path: Path) -> None:
+    answers = [attempt(tmp_path, 3, lost_nodes=f"n{number}") for number in range(MAX_LOSSES)]
+    assert [action for action, _ in answers] == ["again"] * (MAX_LOSSES - 1) + ["fail"]
+    assert answers[-1][1].startswith(f"{MAX_LOSSES} attempts lost nodes before step 4: nodes that do not answer")

@@ -15,15 +15,6 @@ from tests.slurm.small_profile import LAST_STEPS, losses, master_weights
 HANDICAPPED = Path("tests/slurm/handicapped_stage1.sh")
 
 
-@pytest.fixture(scope="module")
-def straight(cluster: Cluster, profile: Path) -> Path:
-    """The run folder of all twelve steps in one go, by torchrun on this machine."""
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanotron_ext.train")
-    overrides = ("general.run=straight",)
-    cluster.run(sys.executable, *command, profile / "recipes" / "pretrain.yaml", *overrides)
-    return profile / "runs" / "straight"
-
-
 def test_the_chain_trains_as_one_machine_does_and_is_submitted_once(
     cluster: Cluster, profile: Path, straight: Path
 ) -> None:
@@ -45,53 +36,6 @@ def test_the_chain_trains_as_one_machine_does_and_is_submitted_once(
     assert master_weights(profile / "runs" / "stage3", 12) == master_weights(straight, 12)
     [logs] = (profile / "runs" / "stage1" / "logs").iterdir()
     assert {log.stem for log in logs.glob("n*.log")} >= {"n1", "n2"}
-
-
-def test_a_job_survives_stop_requeue_and_the_loss_of_either_node(
-    cluster: Cluster, profile: Path, straight: Path, tmp_path: Path
-) -> None:
-    """Four attempts are ended in four ways; the weights in the end are those of a run that nothing happened to."""
-    run = tmp_path / "survivor"
-    folder = run / "stage1"
-    overrides = (f"general.runs_path={run}", "tokens.stop_step=12", "checkpoints.checkpoint_interval=1")
-    job = cluster.sbatch(HANDICAPPED, *overrides, RECIPES=profile / "recipes", RUN=run, STEP_SECONDS="3")
-
-    def steps() -> int:
-        return max(losses(folder), default=0)
-
-    def is_training(attempt: int) -> bool:
-        attempts = read_attempts(folder)
-        return len(attempts) == attempt and attempts[-1].outcome is None and steps() > before
-
-    before = 0
-    cluster.wait_for("the first step", lambda: is_training(1))
-    cluster.run("scancel", "--batch", "--signal=USR1", str(job))  # as --signal=B:USR1@600 does
-    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[0].outcome is not None)
-    before = steps()
-    cluster.wait_for("the second attempt", lambda: is_training(2))
-    cluster.run("scontrol", "requeue", str(job))
-    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[1].outcome is not None)
-    before = steps()
-    cluster.wait_for("the third attempt", lambda: is_training(3))
-    head, other = cluster.run("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).stdout.split()
-    cluster.run("slurm/dev-cluster", "kill", other)
-    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[2].outcome is not None)
-    before = steps()
-    cluster.wait_for("the fourth attempt", lambda: is_training(4))
-    cluster.run("slurm/dev-cluster", "start", other)
-    head = cluster.run("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).stdout.split()[0]
-    cluster.run("slurm/dev-cluster", "kill", head)
-    cluster.wait_for("the fifth attempt", lambda: len(read_attempts(folder)) == 5)
-    cluster.run("slurm/dev-cluster", "start", head)
-    cluster.wait_for_end(job)
-
-    attempts = read_attempts(folder)
-    outcomes = [attempt.outcome for attempt in attempts]
-    assert outcomes[:2] == ["stopped", "interrupted"] and outcomes[3:] == ["interrupted", "finished"]
-    assert outcomes[2] in ("lost nodes", "interrupted")  # whether this job or Slurm noticed first
-    assert cluster.field(job, "JobState") == "COMPLETED"
-    assert losses(folder) == losses(straight)
-    assert master_weights(folder, 12) == master_weights(straight, 12)
 
 
 def test_a_deterministic_crash_ends_the_chain_with_its_reason(cluster: Cluster, profile: Path, tmp_path: Path) -> None:

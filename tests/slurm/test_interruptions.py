@@ -1,0 +1,84 @@
+"""A job that meets everything at once on a real Slurm; its evaluations fail on top of it, which it does not notice."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slurm.attempts import read_attempts
+from tests.slurm.conftest import Cluster
+from tests.slurm.small_profile import losses, master_weights
+from tests.slurm.test_checkpoint_evaluations import EVALUATION
+from tests.slurm.test_cluster import HANDICAPPED
+
+pytestmark = pytest.mark.long
+INTERVAL = 2  # steps between checkpoints
+
+
+def test_a_job_survives_stop_requeue_and_the_loss_of_either_node(
+    cluster: Cluster, profile: Path, straight: Path, tmp_path: Path
+) -> None:
+    """Four attempts are ended in four ways; the weights in the end are those of a run that nothing happened to."""
+    run, recipes = tmp_path / "survivor", tmp_path / "recipes"
+    folder = run / "stage1"
+    shutil.copytree(profile / "recipes", recipes)
+    # The small profile's tokenizer is none that transformers could load.
+    evaluation = EVALUATION | {"data": str(tmp_path), "output": str(tmp_path / "eval")}
+    (recipes / "eval.yaml").write_text(yaml.safe_dump(evaluation))
+    overrides = (f"general.runs_path={run}", "tokens.stop_step=12", f"checkpoints.checkpoint_interval={INTERVAL}")
+    environment = {"RECIPES": recipes, "RUN": run, "STEP_SECONDS": "2", "EVALUATION_POLL_SECONDS": "2"}
+    job = cluster.sbatch(HANDICAPPED, *overrides, **environment)
+
+    def steps() -> int:
+        return max(losses(folder), default=0)
+
+    def is_training(attempt: int) -> bool:
+        attempts = read_attempts(folder)
+        return len(attempts) == attempt and attempts[-1].outcome is None and steps() > before
+
+    before = 0
+    cluster.wait_for("the first step", lambda: is_training(1))
+    cluster.run("scancel", "--batch", "--signal=USR1", str(job))  # as --signal=B:USR1@600 does
+    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[0].outcome is not None)
+    before = steps()
+    cluster.wait_for("the second attempt", lambda: is_training(2))
+    cluster.run("scontrol", "requeue", str(job))
+    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[1].outcome is not None)
+    before = steps()
+    cluster.wait_for("the third attempt", lambda: is_training(3))
+    head, other = cluster.run("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).stdout.split()
+    cluster.run("slurm/dev-cluster", "kill", other)
+    cluster.wait_for("the end of the attempt", lambda: read_attempts(folder)[2].outcome is not None)
+    before = steps()
+    cluster.wait_for("the fourth attempt", lambda: is_training(4))
+    cluster.run("slurm/dev-cluster", "start", other)
+    head = cluster.run("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).stdout.split()[0]
+    cluster.run("slurm/dev-cluster", "kill", head)
+    cluster.wait_for("the fifth attempt", lambda: len(read_attempts(folder)) == 5)
+    cluster.run("slurm/dev-cluster", "start", head)
+    cluster.wait_for_end(job)
+
+    attempts = read_attempts(folder)
+    outcomes = [attempt.outcome for attempt in attempts]
+    assert outcomes[:2] == ["stopped", "interrupted"] and outcomes[3:] == ["interrupted", "finished"]
+    assert outcomes[2] in ("lost nodes", "interrupted")  # whether this job or Slurm noticed first
+    assert cluster.field(job, "JobState") == "COMPLETED"
+    assert losses(folder) == losses(straight)
+    assert master_weights(folder, 12) == master_weights(straight, 12)
+
+    logs = [folder / "logs" / f"{attempt.job_id}-{attempt.restart}" for attempt in attempts]
+    for attempt, next_logs in zip(attempts, logs[1:], strict=False):
+        text = "".join(log.read_text() for log in next_logs.glob("n?.log"))
+        first = int(re.findall(r": steps (\d+) to 12,", text)[0])
+        assert 0 <= attempt.step - (first - 1) <= (0 if attempt.outcome == "stopped" else INTERVAL)
+    for attempt, of_attempt in zip(attempts, logs, strict=True):
+        nodes = {file.name: file.read_text() for file in (of_attempt / "ranks").iterdir()}
+        assert nodes.keys() == {"0", "1"} and len(set(nodes.values())) == 2, attempt
+
+    evaluations = [folder / "evaluations" / str(step) for step in (4, 8, 12)]
+    for evaluation_folder in evaluations:
+        cluster.wait_for("the evaluation", lambda of=evaluation_folder: any(a.outcome for a in read_attempts(of)))
+    assert {read_attempts(of)[0].outcome for of in evaluations} <= {"failed", "crashed"}
+    assert not (folder / "evaluations.jsonl").exists()
