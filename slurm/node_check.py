@@ -192,16 +192,21 @@ def check_node(folder: Path, index: int, count: int, options: argparse.Namespace
         BadNode: it fails by itself, or with every neighbour that has passed by itself.
     """
     ranks, started = list(range(options.gpus or 1)), time.monotonic()
-    in_processes(check_local, ranks, len(ranks), folder / f"store-{index}", options, NODE_SECONDS)
+    try:
+        in_processes(check_local, ranks, len(ranks), folder / f"store-{index}", options, NODE_SECONDS)
+    except BadNode:
+        (folder / f"bad-{index}").touch()  # nobody need wait for it
+        raise
     (folder / f"ready-{index}").touch()
     problems, passed = [], 0
     for pair in ring_neighbours(index, count):
         partner = pair[1] if index == pair[0] else pair[0]
         name = f"{pair[0]}-{pair[1]}"
-        if not _appears(folder / f"ready-{partner}", NODE_SECONDS - (time.monotonic() - started)):
+        ready, bad = folder / f"ready-{partner}", folder / f"bad-{partner}"
+        if _first_of(ready, bad, seconds=NODE_SECONDS - (time.monotonic() - started)) != ready:
             continue  # its own fault
         (folder / f"met-{name}-{index}").touch()
-        if not _appears(folder / f"met-{name}-{partner}", PAIR_SECONDS + 5):
+        if _first_of(folder / f"met-{name}-{partner}", seconds=PAIR_SECONDS + 5) is None:
             continue
         try:
             in_processes(check_pair, [int(index == pair[1])], 2, folder / f"store-{name}", options, PAIR_SECONDS)
@@ -212,11 +217,16 @@ def check_node(folder: Path, index: int, count: int, options: argparse.Namespace
         raise BadNode(problems[0])
 
 
-def _appears(file: Path, seconds: float) -> bool:
+def _first_of(*files: Path, seconds: float) -> Path | None:
+    """The first of the files to appear, None when `seconds` have passed without any."""
     deadline = time.monotonic() + seconds
-    while not file.exists() and time.monotonic() < deadline:
+    while True:
+        for file in files:
+            if file.exists():
+                return file
+        if time.monotonic() >= deadline:
+            return None
         time.sleep(0.1)
-    return file.exists()
 
 
 def main() -> int:
