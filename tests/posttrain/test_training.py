@@ -203,7 +203,12 @@ def test_two_processes_take_the_same_steps(run: Path) -> None:
     """Sharded over two processes (FSDP2): the same losses and weights as one process, also over an interruption."""
     arguments = [*FAST, from_base(run), "optimizer.micro_batch_size=1", "data.packing_strategy=null"]
     assert train_command.main(["recipes/tiny/sft.yaml", *arguments, "general.run=one"]) == 0
-    arguments += ["general.run=two", "checkpoints.checkpoint_interval=5", "checkpoints.keep_last=null"]
+    arguments += [
+        "general.run=two",
+        "optimizer.activation_checkpointing=true",
+        "checkpoints.checkpoint_interval=5",
+        "checkpoints.keep_last=null",
+    ]
 
     def on_two_processes() -> list[dict[str, object]]:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]

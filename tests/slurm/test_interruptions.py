@@ -68,11 +68,7 @@ def test_a_job_survives_stop_requeue_and_the_loss_of_either_node(
     assert losses(folder) == losses(straight)
     assert master_weights(folder, 12) == master_weights(straight, 12)
 
-    logs = [folder / "logs" / f"{attempt.job_id}-{attempt.restart}" for attempt in attempts]
-    for attempt, next_logs in zip(attempts, logs[1:], strict=False):
-        text = "".join(log.read_text() for log in next_logs.glob("n?.log"))
-        first = int(re.findall(r": steps (\d+) to 12,", text)[0])
-        assert 0 <= attempt.step - (first - 1) <= (0 if attempt.outcome == "stopped" else INTERVAL)
+    logs = assert_little_is_done_twice(folder)
     for attempt, of_attempt in zip(attempts, logs, strict=True):
         nodes = {file.name: file.read_text() for file in (of_attempt / "ranks").iterdir()}
         assert nodes.keys() == {"0", "1"} and len(set(nodes.values())) == 2, attempt
@@ -82,3 +78,30 @@ def test_a_job_survives_stop_requeue_and_the_loss_of_either_node(
         cluster.wait_for("the evaluation", lambda of=evaluation_folder: any(a.outcome for a in read_attempts(of)))
     assert {read_attempts(of)[0].outcome for of in evaluations} <= {"failed", "crashed"}
     assert not (folder / "evaluations.jsonl").exists()
+
+
+def test_a_time_limit_costs_no_step(cluster: Cluster, profile: Path, straight: Path, tmp_path: Path) -> None:
+    """12 steps of at least 4 s under a limit of one minute, of which Slurm leaves 15 s for saving."""
+    folder = tmp_path / "stage1"
+    options = ("--time=1", "--signal=B:USR1@15")
+    overrides = (f"general.runs_path={tmp_path}", "tokens.stop_step=12", "checkpoints.checkpoint_interval=12")
+    environment = {"RECIPES": profile / "recipes", "RUN": tmp_path, "STEP_SECONDS": "4"}
+    job = cluster.sbatch(*options, HANDICAPPED, *overrides, **environment)
+    cluster.wait_for_end(job, seconds=400)
+    attempts = read_attempts(folder)
+    assert len(attempts) >= 2 and attempts[-1].outcome == "finished"
+    assert {attempt.outcome for attempt in attempts[:-1]} == {"stopped"}
+    assert_little_is_done_twice(folder)
+    assert losses(folder) == losses(straight)
+    assert master_weights(folder, 12) == master_weights(straight, 12)
+
+
+def assert_little_is_done_twice(folder: Path) -> list[Path]:
+    """At most INTERVAL steps per interruption, none after a stop on request; returns the attempts' log folders."""
+    attempts = read_attempts(folder)
+    logs = [folder / "logs" / f"{attempt.job_id}-{attempt.restart}" for attempt in attempts]
+    for attempt, next_logs in zip(attempts, logs[1:], strict=False):
+        text = "".join(log.read_text() for log in next_logs.glob("n?.log"))
+        first = int(re.findall(r": steps (\d+) to 12,", text)[0])
+        assert 0 <= attempt.step - (first - 1) <= (0 if attempt.outcome == "stopped" else INTERVAL)
+    return logs
