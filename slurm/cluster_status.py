@@ -90,7 +90,8 @@ def main() -> int:
     argparse.ArgumentParser(prog="python -m slurm.cluster_status", description=__doc__).parse_args()
     try:
         read_site_settings()
-        Console().print(status_table(profile_from_environment()))
+        console = Console() if sys.stdout.isatty() else Console(width=130)
+        console.print(status_table(profile_from_environment()))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

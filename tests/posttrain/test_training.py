@@ -210,32 +210,26 @@ def test_two_processes_take_the_same_steps(run: Path) -> None:
         "checkpoints.keep_last=null",
     ]
 
-    def on_two_processes() -> list[dict[str, object]]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
-        command += ["-m", "posttrain.train", "recipes/tiny/sft.yaml", *arguments]
-        subprocess.run(
-            command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
-        )
-        return metrics_of(run / "two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
+    command += ["-m", "tests.posttrain.train_twice", "recipes/tiny/sft.yaml", *arguments]
+    environment = {**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
 
-    one, two = metrics_of(run / "one"), on_two_processes()
+    one, two = metrics_of(run / "one" / "metrics.jsonl"), metrics_of(run / "two" / "metrics-first.jsonl")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     assert [line["tokens"] for line in one] == [line["tokens"] for line in two]
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
-    sharded = weights(run / "hf/two")
+    sharded = weights(run / "hf/two-first")
     assert all(torch.allclose(weight, sharded[name], atol=1e-4) for name, weight in weights(run / "hf/one").items())
 
-    checkpoints = run / "two" / "checkpoints"
-    assert (checkpoints / "checkpoint-5" / "pytorch_model_fsdp.bin").is_file()
-    shutil.rmtree(checkpoints / f"checkpoint-{len(two)}")
-    shutil.rmtree(run / "hf/two")
-    again = on_two_processes()
+    assert (run / "two" / "checkpoints" / "checkpoint-5" / "pytorch_model_fsdp.bin").is_file()
+    again = metrics_of(run / "two" / "metrics.jsonl")
     assert [line["loss"] for line in again] == [line["loss"] for line in two]
     assert all(torch.equal(weight, sharded[name]) for name, weight in weights(run / "hf/two").items())
 
 
-def metrics_of(run_folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+def metrics_of(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_masters_of_another_type_than_float32_are_refused(run: Path) -> None:

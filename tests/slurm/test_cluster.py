@@ -1,7 +1,6 @@
 """Jobs on a real Slurm of three nodes: the chain, and what may happen to a job on the way."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,28 +35,6 @@ def test_the_chain_trains_as_one_machine_does_and_is_submitted_once(
     assert master_weights(profile / "runs" / "stage3", 12) == master_weights(straight, 12)
     [logs] = (profile / "runs" / "stage1" / "logs").iterdir()
     assert {log.stem for log in logs.glob("n*.log")} >= {"n1", "n2"}
-
-
-def test_a_deterministic_crash_ends_the_chain_with_its_reason(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
-    run = tmp_path / "crash"
-    environment = {"RECIPES": profile / "recipes", "RUN": run}
-    overrides = (f"general.runs_path={run}", "parallelism={dp: 2, tp: 2}")
-    job = cluster.sbatch(HANDICAPPED, *overrides, CRASH_STEP="3", **environment)
-    cluster.wait_for("the first attempt", lambda: bool(read_attempts(run / "stage1")))
-    # Plain sbatch knows of no predecessor: the job starts, on the third node, and goes back into the queue behind it.
-    recipes = run / "recipes"
-    shutil.copytree(profile / "recipes", recipes)
-    for recipe in recipes.glob("*.yaml"):
-        recipe.write_text(recipe.read_text().replace(str(profile / "runs"), str(run)))
-    behind = cluster.sbatch("--nodes=1", "slurm/pretrain_stage2.sh", RECIPES=recipes, RUN=run)
-    cluster.wait_for("the dependency", lambda: f"afterany:{job}" in cluster.field(behind, "Dependency"))
-    cluster.wait_for_end(job, behind)
-    assert cluster.field(job, "JobState") == "FAILED"
-    assert cluster.field(job, "Restarts") == "1"
-    last_line = cluster.output(job).splitlines()[-1]
-    assert re.search(r"giving up: step 3 failed twice: rank 1 on n\d was killed by SIGKILL", last_line)
-    assert cluster.field(behind, "JobState") == "FAILED"
-    assert "pretrain_stage2: no checkpoint to start from" in cluster.output(behind)
 
 
 def test_a_node_that_fails_its_check_is_excluded_by_name(cluster: Cluster, profile: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A job that meets everything at once on a real Slurm; its evaluations fail on top of it, which it does not notice."""
+"""What may happen to a job on a real Slurm: stops, preemption, dying nodes, its time limit, a crash at the same step."""
 
 import re
 import shutil
@@ -94,6 +94,31 @@ def test_a_time_limit_costs_no_step(cluster: Cluster, profile: Path, straight: P
     assert_little_is_done_twice(folder)
     assert losses(folder) == losses(straight)
     assert master_weights(folder, 12) == master_weights(straight, 12)
+
+
+def test_a_deterministic_crash_ends_the_chain_with_its_reason(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
+    run = tmp_path / "crash"
+    environment = {"RECIPES": profile / "recipes", "RUN": run}
+    overrides = (f"general.runs_path={run}", "parallelism={dp: 2, tp: 2}")
+    job = cluster.sbatch(HANDICAPPED, *overrides, CRASH_STEP="3", **environment)
+    cluster.wait_for("the first attempt", lambda: bool(read_attempts(run / "stage1")))
+    # Plain sbatch knows of no predecessor: the job starts, on the third node, and goes back into the queue behind it.
+    recipes = run / "recipes"
+    shutil.copytree(profile / "recipes", recipes)
+    for recipe in recipes.glob("*.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(profile / "runs"), str(run)))
+    behind = cluster.sbatch("--nodes=1", "slurm/pretrain_stage2.sh", RECIPES=recipes, RUN=run)
+    cluster.wait_for("the dependency", lambda: f"afterany:{job}" in cluster.field(behind, "Dependency"))
+    cluster.wait_for_end(job, behind)
+    assert cluster.field(job, "JobState") == "FAILED"
+    assert cluster.field(job, "Restarts") == "1"
+    last_line = cluster.output(job).splitlines()[-1]
+    # Whoever noticed first: torchrun on the rank's node, or the other ranks.
+    assert re.search(r"giving up: step 3 failed twice: .*rank 1 (on n\d )?was killed", last_line, re.IGNORECASE), (
+        last_line
+    )
+    assert cluster.field(behind, "JobState") == "FAILED"
+    assert "pretrain_stage2: no checkpoint to start from" in cluster.output(behind)
 
 
 def assert_little_is_done_twice(folder: Path) -> list[Path]:
