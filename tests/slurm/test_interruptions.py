@@ -1,4 +1,4 @@
-"""What may happen to a job on a real Slurm: stops, preemption, dying nodes, its time limit, a crash at the same step."""
+"""What may happen to a job on a real Slurm: stops, preemption, dying nodes, its time limit, a repeated crash."""
 
 import re
 import shutil
