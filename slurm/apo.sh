@@ -13,5 +13,6 @@
 source slurm/lib.sh || exit
 begin apo "$@"
 export_model
-and_then torchrun_on_all_nodes posttrain.train "$JOB_RECIPE" "$@"
+# apo.yaml and its other seeds, the members of the soup, one after the other
+and_then torchrun_on_all_nodes posttrain.train "$RECIPES"/apo*.yaml "$@"
 finish

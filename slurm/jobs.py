@@ -213,13 +213,14 @@ def _post_training(profile: Profile, name: str, path: Path, overrides: Sequence[
     sets = tuple(data for data in (Path(d.path) for d in recipe.data.datasets) if data.is_relative_to(profile.run))
     model = Path(recipe.model.model_name_or_path)
     inputs, export_from = _model_input(profile, model)
-    product = recipe.model_folder / "config.json"
+    others = [other for other in sorted(path.parent.glob(f"{name}_*.yaml")) if other != path]  # seeds, for the soup
+    trained = [load_post_training_recipe(other, overrides) for other in others] + [recipe]
     optimizer = recipe.optimizer
     return Plan(
         path,
         recipe.run_folder,
         inputs + sets,
-        (product,),
+        tuple(run.model_folder / "config.json" for run in trained),
         micro_batches=optimizer.global_batch_size // optimizer.micro_batch_size,
         num_epochs=optimizer.num_train_epochs,
         model=model,

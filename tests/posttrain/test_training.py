@@ -205,6 +205,7 @@ def test_two_processes_take_the_same_steps(run: Path) -> None:
     assert train_command.main(["recipes/tiny/sft.yaml", *arguments, "general.run=one"]) == 0
     arguments += [
         "general.run=two",
+        "parallelism.fsdp=true",
         "optimizer.activation_checkpointing=true",
         "checkpoints.checkpoint_interval=5",
         "checkpoints.keep_last=null",

@@ -45,6 +45,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         },
         "checkpoints": {"every_steps": 4, "suites": ["base"]},
     },
+    "sft": {"parallelism": {"fsdp": True}},
+    "apo": {"parallelism": {"fsdp": True}},
     "cluster": {"sbatch": {"all": {"time": 30}}},
 }
 ROWS_USED = {"midtrain": 0.05, "sft": 0.05, "apo": 0.05}
@@ -123,4 +125,5 @@ def test_from_an_empty_folder_to_the_report(cluster: Cluster, tmp_path: Path) ->
     # Post-training ran on two nodes, sharded.
     assert len({log.stem for log in (run / "sft" / "logs").glob("*/n?.log")}) == 2
     assert list((run / "sft" / "checkpoints").glob("*/pytorch_model_fsdp.bin"))
+    assert (run / "hf" / "apo_seed43" / "config.json").is_file()
     assert [attempt.outcome for attempt in read_attempts(run / "sft")] == ["finished"]
