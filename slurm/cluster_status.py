@@ -68,21 +68,17 @@ def row_of(name: str, plan: Plan, queued: QueuedJob | None) -> list[str]:
     return cells
 
 
-def status_table(profile: Profile) -> Table:
+def status_table(profile: Profile, queue: dict[str, QueuedJob]) -> Table:
     """A row per job of the chain, in its order.
 
     Raises:
-        UserError: when a recipe is wrong or Slurm does not answer.
+        UserError: when a recipe is wrong.
     """
-    queue = queued_jobs(profile.run)
     table = Table(title=f"{profile.recipes} -> {profile.run}", box=None, title_justify="left")
     for heading in ("job", "state", "step", "loss", "tokens/s", "ETA", "attempts"):
         table.add_column(heading, justify="left" if heading in ("job", "state") else "right", overflow="fold")
     for name in profile.jobs:
         table.add_row(*row_of(name, profile.plan(name), queue.get(name)))
-    waiting = [name for name in profile.jobs if name in queue and queue[name].state == "PENDING"]
-    table.caption = f"next: {', '.join(waiting)}" if waiting else None
-    table.caption_justify = "left"
     return table
 
 
@@ -90,8 +86,12 @@ def main() -> int:
     argparse.ArgumentParser(prog="python -m slurm.cluster_status", description=__doc__).parse_args()
     try:
         read_site_settings()
+        profile = profile_from_environment()
+        queue = queued_jobs(profile.run)
         console = Console() if sys.stdout.isatty() else Console(width=130)
-        console.print(status_table(profile_from_environment()))
+        console.print(status_table(profile, queue))
+        waiting = [name for name in profile.jobs if name in queue and queue[name].state == "PENDING"]
+        print(f"next: {', '.join(waiting) or 'nothing'}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
