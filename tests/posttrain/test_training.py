@@ -200,6 +200,27 @@ def test_three_phases_leave_a_chat_model(run: Path) -> None:
 
 
 def test_two_processes_take_the_same_steps(run: Path) -> None:
+    """Data parallel on two processes: the same global batches, so the same losses, and one writer of metrics."""
+    arguments = [*FAST, from_base(run), "optimizer.micro_batch_size=1", "data.packing_strategy=null"]
+    assert train_command.main(["recipes/tiny/sft.yaml", *arguments, "general.run=one"]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
+    command += ["-m", "posttrain.train", "recipes/tiny/sft.yaml", *arguments, "general.run=two"]
+    subprocess.run(
+        command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    )
+    one, two = (
+        [json.loads(line) for line in (run / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    assert [line["tokens"] for line in one] == [line["tokens"] for line in two]
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(
+        weights(run / "hf/one").values(), weights(run / "hf/two").values(), strict=True))  # fmt: skip
+
+
+@pytest.mark.long
+def test_sharded_over_two_processes_it_is_the_same_training(run: Path) -> None:
     """Sharded over two processes (FSDP2): the same losses and weights as one process, also over an interruption."""
     arguments = [*FAST, from_base(run), "optimizer.micro_batch_size=1", "data.packing_strategy=null"]
     assert train_command.main(["recipes/tiny/sft.yaml", *arguments, "general.run=one"]) == 0
