@@ -76,6 +76,7 @@ class Heartbeat:
         self._main_thread = threading.get_ident()
         self._mark = (0, "starting", time.monotonic())
         self._slowest = 0.0
+        self._started = time.monotonic()
         self._is_training = False
         self._beat = 0
         self._last_heard: dict[int, tuple[Pulse, float]] = {}  # with the time of its last new beat
@@ -129,7 +130,7 @@ class Heartbeat:
         last_contact = time.monotonic()
         while not self._closing.wait(self._interval):
             # Not even this thread runs while the main thread hangs in a call that keeps the interpreter's lock.
-            faulthandler.dump_traceback_later(2 * self._timeout, exit=True)
+            faulthandler.dump_traceback_later(self._timeout + 4 * self._interval, exit=True)
             try:
                 self._tell()
                 if self._store.check(["alarm"]):
@@ -156,7 +157,10 @@ class Heartbeat:
         now = time.monotonic()
         watched = range(self._world_size) if self._rank == 0 else [0]
         keys = [f"pulse/{rank}" for rank in watched]
-        if not self._store.check(keys):  # some rank has not come so far; a group of all exists, so it will or it dies
+        if not self._store.check(keys):
+            if now - self._started > self._timeout:
+                missing = [rank for rank, key in zip(watched, keys, strict=True) if not self._store.check([key])]
+                self._raise_alarm(Alarm(self._rank, f"Ranks {missing} ended or hang before the start of the training."))
             return
         silence_limit = 3 * self._interval if self._store.check(["broken"]) else self._timeout
         for rank, text in zip(watched, self._store.multi_get(keys), strict=True):
@@ -178,7 +182,7 @@ class Heartbeat:
 
     def _end(self, alarm: Alarm) -> None:
         """Leave the stacks, let the reporter speak, and end this process, unless it is coming to its end by itself."""
-        if alarm.message and self._closing.wait(2 * self._interval):
+        if alarm.message and self._closing.wait(self._interval):
             return
         frames = traceback.extract_stack(sys._current_frames()[self._main_thread])
         self._write_stacks()
@@ -203,7 +207,7 @@ class Heartbeat:
                 faulthandler.dump_traceback(file, all_threads=True)
 
     def _report(self, alarm: Alarm) -> None:
-        time.sleep(2 * self._interval)  # all have heard by then
+        time.sleep(1.5 * self._interval)  # all have heard by then
         message = alarm.message or "\n".join(self._suspects())
         with contextlib.suppress(OSError):
             step = outcome.last_recorded_step(self._recipe)
