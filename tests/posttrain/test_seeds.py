@@ -15,7 +15,7 @@ def test_every_seed_goes_through_all_phases(
     base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RUN", str(tmp_path))
-    shutil.copytree(base_model, tmp_path / "hf/stage3")
+    shutil.copytree(base_model, tmp_path / "hf/long_context_64k")
     write_sets(tmp_path, 0, {"midtrain": 1, "sft": 1, "apo": 1, "heldout": 1})
     started = []
 

@@ -40,7 +40,7 @@ def run(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runs folder with the tiny sets and the base model."""
     monkeypatch.setenv("RUN", str(tmp_path))
     write_sets(tmp_path / "posttrain_data", 0, SIZES)
-    shutil.copytree(base, tmp_path / "hf" / "stage3")
+    shutil.copytree(base, tmp_path / "hf" / "long_context_64k")
     return tmp_path
 
 
@@ -83,7 +83,7 @@ def test_packed_samples_equal_separate_ones(run: Path, checkpointing: bool) -> N
     loss.backward()
     ours = gradients(trainer.model)
 
-    reference = AutoModelForCausalLM.from_pretrained(run / "hf" / "stage3", dtype=torch.float64)
+    reference = AutoModelForCausalLM.from_pretrained(run / "hf" / "long_context_64k", dtype=torch.float64)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row in rows:
         start = 0
@@ -112,7 +112,7 @@ def test_apo_zero_equals_a_hand_computation(run: Path) -> None:
     loss.backward()
     ours = gradients(trainer.model)
 
-    source = run / "hf" / "stage3"
+    source = run / "hf" / "long_context_64k"
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64)
     policy = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64)
     policy.load_state_dict({name: value.double() for name, value in trainer.model.state_dict().items()})
