@@ -46,10 +46,10 @@ class Parallelism(Section):
     )
     loss_chunk_tokens: int = Field(2048, gt=0, description="Tokens whose logits exist at a time.")
     hang_timeout_seconds: float = Field(
-        35.0,
+        18.0,
         gt=0,
         description="End the job, and name the rank, when one is silent or makes no progress for this long; steps that "
-        "take longer by themselves get five times their own length, the start twenty times this.",
+        "take longer by themselves get five times their own length, the start sixty times this.",
     )
     layers_per_stage: list[int] | None = Field(
         None, description="Decoder layers on each pipeline stage; by default balanced by compute."

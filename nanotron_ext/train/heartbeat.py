@@ -33,7 +33,7 @@ from nanotron_ext.train import outcome
 from nanotron_ext.train.outcome import Outcome
 
 BEATS_PER_TIMEOUT = 10
-START_UP_FACTOR = 20  # loading a checkpoint, compiling, the first step
+START_UP_FACTOR = 60  # loading a checkpoint, compiling, the first step
 SLOW_STEP_FACTOR = 5  # steps that take long by themselves are not stuck
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 USER_ERROR_EXIT_CODE = 2
