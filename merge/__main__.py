@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def _select_greedily(recipe: MergeRecipe, checkpoints: list[Checkpoint]) -> list
 
     chosen, log = greedy_selection(checkpoints, score, write_soup)
     scratch.mkdir(parents=True, exist_ok=True)
+    for trial in scratch.glob("soup-*"):  # as large as the models; their scores stay in scratch / "eval"
+        shutil.rmtree(trial)
     (scratch / "selection.json").write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
     print(f"greedy soup: {len(chosen)} of {len(checkpoints)} checkpoints kept (trials: {scratch / 'selection.json'})")
     return chosen

@@ -83,6 +83,34 @@ def test_greedy_keeps_what_does_not_hurt(make_checkpoint, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_greedy_soup_is_written_with_its_trials_and_without_their_models(make_checkpoint, tmp_path, monkeypatch):
+    """Scores by the number of ingredients: two are better than one, three worse than two."""
+    folders = [make_checkpoint(f"apo-{index}", index) for index in range(3)]
+
+    def scores(model, name, evaluation, output):
+        manifest = model / "merge_manifest.json"
+        count = len(json.loads(manifest.read_text())["inputs"]) if manifest.is_file() else 1
+        value = {1: 0.5 + 0.01 * int(model.name[-1]), 2: 0.9, 3: 0.7}[count]
+        return {"base/a": {"value": value, "stderr": 0.1}}
+
+    monkeypatch.setattr("merge.__main__.suite_scores", scores)
+    recipe = write_recipe(
+        tmp_path,
+        f"soup: {{method: greedy, checkpoints: [{{path: '{tmp_path}/apo-*'}}], output: {tmp_path}/soup}}\n"
+        "evaluation: {recipe: eval.yaml, suites: [base]}\n",
+    )
+    assert main([str(recipe)]) == 0
+    manifest = json.loads((tmp_path / "soup" / "merge_manifest.json").read_text())
+    assert [(Path(entry["path"]), entry["weight"]) for entry in manifest["inputs"]] == [
+        (folders[2], 0.5), (folders[1], 0.5),
+    ]  # fmt: skip
+    trials = json.loads((tmp_path / "soup.greedy" / "selection.json").read_text())
+    assert [(len(trial["checkpoints"]), trial["kept"]) for trial in trials] == [
+        (1, False), (1, False), (1, True), (2, True), (3, False),
+    ]  # fmt: skip
+    assert [path.name for path in (tmp_path / "soup.greedy").iterdir()] == ["selection.json"]
+
+
 def test_command_line_writes_soup_and_linear_merge(make_checkpoint, tmp_path, capsys):
     apo = [make_checkpoint(f"apo-{index}", index) for index in (1, 2)]
     mid = make_checkpoint("mid", 3)
