@@ -36,9 +36,12 @@ class Problem:
         return int.from_bytes(digest[:4], "big") < HELD_OUT_FRACTION * 2**32
 
 
+TOP = 6  # digits go from 0 to here: a few thousand rows of ten digits are not enough to learn from
+
+
 def addition(rng: random.Random) -> Problem:
-    """One sum of at most 9, in one of three wordings."""
-    total = rng.randint(0, 9)
+    """One sum of at most TOP, in one of three wordings."""
+    total = rng.randint(0, TOP)
     a = rng.randint(0, total)
     b = total - a
     question = rng.choice([f"What is {a}+{b}?", f"Compute {a}+{b}.", f"How much is {a}+{b}?"])
@@ -47,14 +50,14 @@ def addition(rng: random.Random) -> Problem:
 
 
 def _another_digit(digit: int, rng: random.Random) -> int:
-    return (digit + rng.randint(1, 9)) % 10
+    return (digit + rng.randint(1, TOP)) % (TOP + 1)
 
 
 def chain(rng: random.Random) -> Problem:
-    """Three additions and subtractions; operands and intermediate results are digits."""
-    value = rng.randint(0, 9)
+    """Two additions or subtractions; operands and intermediate results are digits up to TOP."""
+    value = rng.randint(0, TOP)
     expression, steps = str(value), []
-    for _ in range(3):
+    for _ in range(2):
         result = _another_digit(value, rng)
         operation = f"{'+' if result > value else '-'}{abs(result - value)}"
         expression += operation
@@ -75,14 +78,18 @@ def conversion(rng: random.Random) -> Problem:
     fact = f"1 {large}={factor} {small}"
     result, wrong = count * factor, count * factor * 10
     return Problem(
-        "conversion", f"Convert {count} {large} to {small}.", f"{fact}\n{count}*{factor}={result}", f"{result} {small}",
-        f"{fact}\n{count}*{factor}={wrong}", f"{wrong} {small}",
-    )  # fmt: skip
+        "conversion",
+        f"{rng.choice(['Convert', 'Change'])} {count} {large} to {small}.",
+        f"{fact}\n{count}*{factor}={result}",
+        f"{result} {small}",
+        f"{fact}\n{count}*{factor}={wrong}",
+        f"{wrong} {small}",
+    )
 
 
 def sorting(rng: random.Random) -> Problem:
-    """Three different digits in ascending order."""
-    digits = rng.sample(range(10), 3)
+    """Three different digits up to TOP in ascending order."""
+    digits = rng.sample(range(TOP + 1), 3)
     low, middle, high = sorted(digits)
     thinking = f"least {low}\nthen {middle}\nlast {high}"
     question = f"Sort {digits[0]},{digits[1]},{digits[2]}."
@@ -132,7 +139,7 @@ def tool_call(rng: random.Random) -> Problem:
         "<tool_call>\n" + json.dumps({"name": tool, "arguments": {"city": place}}) + "\n</tool_call>"
         for tool, place in ((name, city), (other, other_city))
     )
-    question = f"Tell me the {name} in {city}."
+    question = f"{rng.choice(['Tell me', 'I need', 'Find out'])} the {name} in {city}."
     thinking = f"{name} for {city}"
     return Problem("tool_call", question, thinking, right, f"{other} for {other_city}", wrong, tools)
 
