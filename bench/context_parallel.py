@@ -27,9 +27,9 @@ SCHEMES = {"contiguous": 1, "zigzag": 2, "2 blocks": 2, "4 blocks": 4, "8 blocks
 DRAWS = 40
 
 SMALL_MODEL = {
-    "vocab_size": 4096,
-    "hidden_size": 64,
-    "intermediate_size": 176,
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "intermediate_size": 88,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -37,7 +37,7 @@ SMALL_MODEL = {
     "rope_theta": 5.0e6,
     "eos_token_id": 1,
 }
-DOCUMENT_TOKENS = 2500
+DOCUMENT_TOKENS = 1000
 MEMORY_RUNS: list[dict[str, Any]] = [
     {"loss_chunk_tokens": 65536},
     {"loss_chunk_tokens": 8192},

@@ -34,6 +34,8 @@ from nanotron_ext.recipe import Recipe
 
 Trainer = Literal["ours", "nanotron"]
 NANOTRON_LOGITS_FACTOR = 2.66
+# Gradients of gathered keys and values: of the block at hand, of those before it, joined, and in the ranks' order.
+_GATHERED_BACKWARD_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _stage_memory(recipe: Recipe, stage: StageShard, runtime_bytes: float, on_cp
     shards = gradient_ranks(recipe) if recipe.optimizer.zero_stage == 1 else 1
     activations, recomputed = _activations(recipe, stage, on_cpu)
     loss = _loss(recipe, trainer) + _final_norm(recipe, on_cpu) if stage.has_head else 0.0
-    working = max(loss, recomputed + _layer_backward(recipe)) + b * stage.largest_parameter
+    backward = max(_layer_backward(recipe), _GATHERED_BACKWARD_COPIES * shared_key_bytes(recipe))
+    working = max(loss, recomputed + backward) + b * stage.largest_parameter
     # Between backward and the next forward pass activations are gone, and these take their place.
     update = 4 * stage.tied_elements + ((4 + b) * n / shards if shards > 1 else 0)
     if not recipe.optimizer.torch_adam_is_fused:
