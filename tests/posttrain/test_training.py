@@ -49,7 +49,7 @@ def recipe(phase: str, *overrides: str) -> PostTrainingRecipe:
 
 
 def from_base(run: Path) -> str:
-    return f"model.model_name_or_path={run / 'hf' / 'stage3'}"
+    return f"model.model_name_or_path={run / 'hf' / 'long_context_64k'}"
 
 
 def make_trainer(wanted: PostTrainingRecipe) -> Trainer:
