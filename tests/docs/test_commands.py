@@ -32,6 +32,12 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
     assert len([problem for command in commands(page) for problem in check(command)]) == 4
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_linked_page_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
 def check(command: str) -> list[str]:
     """Sentences about what the command names and the repository lacks."""
     words = command.split()
