@@ -27,7 +27,7 @@ from nanotron_ext.train.step import TrainState
 RECIPE = "recipes/tiny/pretrain.yaml"
 LAYOUT = ["parallelism={dp: 2}"]
 INTERVAL_STEPS = 20
-WARM_UP_STEPS = 5
+WARM_UP_STEPS = 10
 
 
 def random_batch(recipe: Recipe, step: int) -> StepBatch:

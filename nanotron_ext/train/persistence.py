@@ -146,7 +146,10 @@ def _copied(parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Iterator[tuple[An
 
 def _write(folder: Path, rank_name: str, parts_by_kind: dict[str, list[Any]]) -> dict[str, Any]:
     """Write and flush one rank's files; what the manifest will say of them."""
-    return describe_files([save_shard(folder, kind, rank_name, iter(parts)) for kind, parts in parts_by_kind.items()])
+    paths = []
+    for kind in list(parts_by_kind):
+        paths.append(save_shard(folder, kind, rank_name, iter(parts_by_kind.pop(kind))))  # and free the copy
+    return describe_files(paths)
 
 
 def verify_together(reader: CheckpointReader) -> list[str]:
