@@ -88,6 +88,7 @@ def make_recipe(
             "data.validation=[]",
             "tokens.val_check_interval=null",
             "tokenizer.tokenizer_name_or_path=some/hub-name",
+            "tokenizer.train=null",
             f"parallelism={{dp: {dp}}}",
             f"tokens.train_steps={train_steps}",
             f"tokens.sequence_length={sequence_length}",
