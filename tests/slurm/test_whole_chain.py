@@ -27,14 +27,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "pretrain_stage1": {"tokens": {"stop_step": 4}},
     "pretrain_stage2": {"tokens": {"stop_step": 8}},
-    "pretrain_stage3": {"parallelism": {"dp": 1, "tp": 2}},
+    "pretrain_stage3": {"parallelism": {"dp": 2, "tp": 1}},
     "long_context_32k": {
         "tokens": {"train_steps": 2, "val_check_interval": 2, "limit_val_batches": 1},
-        "parallelism": {"dp": 1, "tp": 2},
         "optimizer": {"learning_rate_scheduler": {"lr_warmup_steps": 1}},
         "checkpoints": {"checkpoint_interval": 2},
     },
-    "long_context_64k": {"parallelism": {"dp": 2, "tp": 1}},
     "eval": {
         "suites": {
             "base": {"tasks": {"piqa": {"max_documents": 4}}},
