@@ -56,6 +56,7 @@ class Attempt:
     log: Path
     is_running: Callable[[], bool]
     paused: Connection | None = None
+    victim_end: Connection | None = None  # kept open, so that silence is not taken for the end of the pipe
     started: float = field(default_factory=time.monotonic)
 
     def kill(self, victims: list[int]) -> None:
@@ -133,7 +134,7 @@ def start(recipe: Recipe, log: Path, stop: tuple[int, int] | None = None) -> tup
     def is_running() -> bool:
         return any(process.is_alive() for process in processes)
 
-    return Attempt([process.pid or 0 for process in processes], log, is_running, paused), counts
+    return Attempt([process.pid or 0 for process in processes], log, is_running, paused, victim_end), counts
 
 
 def start_torchrun(root: Path, recipe: Recipe, changes: dict[str, object], log: Path) -> Attempt:
@@ -254,10 +255,13 @@ class Chaos:
         """At a random step, since the imports take most of the time."""
         attempt = start_torchrun(self.root, recipe, run_changes, log)
         step = self.random.randint(newest_step(recipe), STEPS - 1)
-        while attempt.is_running() and len(read_metrics(recipe.run_folder)) <= step:
+        while attempt.is_running() and not (
+            TRAINING_LINE.search(log.read_text()) and len(read_metrics(recipe.run_folder)) > step
+        ):
             time.sleep(0.02)
         ranks = children(attempt.pids[0])
         if not ranks:
+            attempt.wait(SHUTDOWN_SECONDS)  # finished before its kill
             return None
         attempt.pids += ranks
         return f"{self._kill(attempt, ranks, self.random.randrange(len(ranks)))} after step {step + 1}"

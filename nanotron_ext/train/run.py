@@ -42,6 +42,7 @@ def run(recipe: Recipe) -> Outcome:
             written; a NonFiniteError in the middle of a run.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    startup.check_not_running(recipe)
     if recipe.checkpoints.checkpoints_path_is_shared_file_system:
         found = startup.preflight(recipe, world_size)
         launch = initialize_distributed()
@@ -52,6 +53,7 @@ def run(recipe: Recipe) -> Outcome:
     stop = StopSignal()
     parallelism = recipe.parallelism
     is_writer = launch.rank == 0
+    lock = startup.take_run_folder(recipe) if is_writer else None
     if is_writer:
         outcome.clear(recipe)
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
@@ -72,6 +74,8 @@ def run(recipe: Recipe) -> Outcome:
         raise
     finally:
         torch.distributed.destroy_process_group()
+        if lock is not None:
+            lock.close()
 
 
 def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight:

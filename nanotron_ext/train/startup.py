@@ -1,12 +1,14 @@
 """What must hold before a run may start; checked before a process group exists and before anything is written."""
 
 import dataclasses
+import fcntl
 import logging
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -29,6 +31,8 @@ from nanotron_ext.train.changes import accepted_changes, differences, harmless_c
 from nanotron_ext.train.tracking import wandb_mode
 
 logger = logging.getLogger("nanotron_ext.train")
+
+LOCK_FILE = "training.lock"
 
 _BYTES_PER_STATE = 4  # masters and Adam's moments are float32
 
@@ -78,6 +82,42 @@ def check_world_size(recipe: Recipe, world_size: int) -> None:
             f"started. Use torchrun --nproc-per-node so that "
             f"nodes x processes is {parallelism.world_size}, or change the parallelism section."
         )
+
+
+def check_not_running(recipe: Recipe) -> None:
+    """Raises StartupError when a job that holds `take_run_folder`'s lock trains in the run folder."""
+    path = recipe.run_folder / LOCK_FILE
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            _lock(file, fcntl.LOCK_SH, recipe)
+
+
+def take_run_folder(recipe: Recipe) -> TextIO:
+    """Keep other jobs out for as long as the returned file is open, or until this process ends, however that ends.
+
+    Raises:
+        StartupError: when another job was faster.
+    """
+    recipe.run_folder.mkdir(parents=True, exist_ok=True)
+    file = (recipe.run_folder / LOCK_FILE).open("a+", encoding="utf-8")
+    _lock(file, fcntl.LOCK_EX, recipe)
+    file.truncate(0)
+    file.write(f"Process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _lock(file: TextIO, kind: int, recipe: Recipe) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise StartupError(
+            f"{file.read().strip() or 'Another job'} is training in {recipe.run_folder} already. Wait for its end or "
+            f"stop it; two jobs would spoil each other's checkpoints."
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 def check_run_folder(recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import export
 from nanotron_ext.import_hf import import_hf
 from nanotron_ext.recipe import Recipe, load_recipe
-from nanotron_ext.train import persistence
+from nanotron_ext.train import persistence, startup
 from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.run import run
@@ -340,6 +340,16 @@ def test_a_folder_without_write_permission(root: Path) -> None:
         run_ranks(run_without_privileges, 1, recipe)
     (recipe.run_folder / "checkpoints").chmod(0o755)
     assert run_ranks(run_without_privileges, 1, recipe) == [Outcome("finished", 8)]
+
+
+def test_a_second_job_is_kept_out(root: Path) -> None:
+    recipe = tiny_recipe(root, general__run="taken", parallelism="{dp: 1}", tokens=TOKENS % (4, 1, ""))
+    first = startup.take_run_folder(recipe)
+    with pytest.raises(RuntimeError, match=rf"Process {os.getpid()} on \S+ is training in .*taken already"):
+        run_ranks(run, 1, recipe)
+    assert list_checkpoints(recipe.run_folder) == []
+    first.close()
+    assert run_ranks(run, 1, recipe) == [Outcome("finished", 8)]
 
 
 def test_resume_modes_and_retention(root: Path, straight: Recipe) -> None:
