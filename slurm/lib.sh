@@ -44,8 +44,12 @@ STEP_STATUS=1 # of the last step; nothing is finished before it
 on_stop_request() {
   STOP_REQUESTED=1
   say "the time limit is near: finishing the step and saving"
-  # Reaches all processes of the steps; torchrun itself ignores it (see torchrun_on_all_nodes).
-  [[ -z $STEP_PID ]] || scancel --signal=USR1 "$SLURM_JOB_ID" || true
+  # Reaches all processes of the steps; torchrun itself ignores it (see torchrun_on_all_nodes). Again and again, because
+  # so does a trainer that is still starting, until its own handler is there.
+  [[ -z $STEP_PID ]] || while kill -0 "$STEP_PID" 2>/dev/null; do
+    scancel --signal=USR1 "$SLURM_JOB_ID" || true
+    sleep 5
+  done &
 }
 trap on_stop_request USR1
 trap 'INTERRUPTED=1' TERM # Slurm sends it to the steps too; the shell stays to note how they end
