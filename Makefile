@@ -66,7 +66,8 @@ posttrain-seeds: setup ## Post-training from start to finish under SEEDS (defaul
 	  --json $(RUN)/eval/posttrain_seeds.json
 
 capabilities: setup ## Mode following and the taught tasks of MODELS="folder ..." on held-out prompts
-	$(PY) -m posttrain.evaluate $(MODELS) --prompts $(RUN)/posttrain_data/heldout.jsonl --json $(RUN)/eval/capabilities.json
+	$(PY) -m posttrain.evaluate $(MODELS) --seeds $(or $(SEEDS),3) \
+	  --prompts $(RUN)/posttrain_data/heldout.jsonl --json $(RUN)/eval/capabilities.json
 
 chat: setup ## Talk to MODEL in the terminal
 	$(PY) -m posttrain.chat $(MODEL)

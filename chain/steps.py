@@ -165,7 +165,9 @@ def _evaluation_steps(profile: Profile, base: Sequence[str], posttrained: Sequen
     if posttrained:
         models = " ".join(str(model) for model in [hf / base[-1], *(hf / name for name in posttrained), *merged])
         code = ("posttrain", "eval/ruler.py")
-        steps.append(Step("capabilities", (("capabilities", f"MODELS={models}"),), (), code, ("data", before), (), 60))
+        steps.append(
+            Step("capabilities", (("capabilities", f"MODELS={models}", "SEEDS=1"),), (), code, ("data", before), (), 60)
+        )
     if "merge" in profile.jobs:
         sweep_recipes = (profile.recipes / "merge.yaml", recipe)
         steps.append(
