@@ -23,7 +23,9 @@ def suite(score: float) -> SuiteResult:
         metrics=[Metric(name="acc", value=score / 2, stderr=None, main=False),
                  Metric(name="acc_norm", value=score, stderr=None, main=True)],
     )  # fmt: skip
-    model = ModelInfo(name="m", path="m", weights_sha256="0", chat_template_sha256=None, num_parameters=1)
+    model = ModelInfo(
+        name="m", path="m", weights_sha256="0", chat_template_sha256=None, tokenizer_sha256="0", num_parameters=1
+    )
     return SuiteResult(
         suite="base", model=model, tasks=[task], seconds=1.0, versions={}, command="", created="2026-11-24"
     )

@@ -39,6 +39,7 @@ NANOTRON = {
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
+    monkeypatch.delenv("RUN", raising=False)  # recipes name their folders by it
     monkeypatch.setattr("sys.argv", ["recipe", "diff", *arguments])
     code = main()
     captured = capsys.readouterr()
