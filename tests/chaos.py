@@ -70,7 +70,8 @@ class Attempt:
         while self.is_running():
             if time.monotonic() - started > limit_seconds:
                 self.kill(self.pids)
-                raise AssertionError(f"still running {limit_seconds:.0f} s later, see {self.log}")
+                end = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+                raise AssertionError(f"still running {limit_seconds:.0f} s later; {self.log} ends with:\n{end}")
             time.sleep(0.02)
         return time.monotonic() - started
 
@@ -148,7 +149,17 @@ def start_torchrun(root: Path, recipe: Recipe, changes: dict[str, object], log: 
             env=environment,
             start_new_session=True,
         )
-    return Attempt([process.pid], log, lambda: process.poll() is None)
+    # Ranks that it leaves behind when it is killed itself still hold files while the kernel clears them away.
+    attempt = Attempt([process.pid], log, lambda: process.poll() is None or any(map(is_alive, attempt.pids[1:])))
+    return attempt
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is more than an entry in the process table."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def children(pid: int) -> list[int]:

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,6 +34,7 @@ from nanotron_ext.train.tracking import wandb_mode
 logger = logging.getLogger("nanotron_ext.train")
 
 LOCK_FILE = "training.lock"
+LOCK_WAIT_SECONDS = 10.0  # a killed process keeps its lock until the kernel has freed its memory
 
 _BYTES_PER_STATE = 4  # masters and Adam's moments are float32
 
@@ -108,16 +110,25 @@ def take_run_folder(recipe: Recipe) -> TextIO:
 
 
 def _lock(file: TextIO, kind: int, recipe: Recipe) -> None:
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while not _try_lock(file, kind):
+        if time.monotonic() > deadline:
+            file.seek(0)
+            raise StartupError(
+                f"{file.read().strip() or 'Another job'} is training in {recipe.run_folder} already. Wait for its end "
+                f"or stop it; two jobs would spoil each other's checkpoints."
+            )
+        time.sleep(0.1)
+
+
+def _try_lock(file: TextIO, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        raise StartupError(
-            f"{file.read().strip() or 'Another job'} is training in {recipe.run_folder} already. Wait for its end or "
-            f"stop it; two jobs would spoil each other's checkpoints."
-        ) from None
+        return False
     except OSError:  # a file system without locks
-        return
+        return True
+    return True
 
 
 def check_run_folder(recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from nanotron_ext.train import persistence, startup
 from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.run import run
+from nanotron_ext.train.startup import StartupError
 from nanotron_ext.train.step import NonFiniteError, TrainState
 from nanotron_ext.train.tracking import read_metrics
 from nanotron_ext.train.validation import token_bytes
@@ -342,14 +344,17 @@ def test_a_folder_without_write_permission(root: Path) -> None:
     assert run_ranks(run_without_privileges, 1, recipe) == [Outcome("finished", 8)]
 
 
-def test_a_second_job_is_kept_out(root: Path) -> None:
+def test_a_second_job_is_kept_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(root, general__run="taken", parallelism="{dp: 1}", tokens=TOKENS % (4, 1, ""))
     first = startup.take_run_folder(recipe)
-    with pytest.raises(RuntimeError, match=rf"Process {os.getpid()} on \S+ is training in .*taken already"):
-        run_ranks(run, 1, recipe)
+    monkeypatch.setattr(startup, "LOCK_WAIT_SECONDS", 0.3)
+    with pytest.raises(StartupError, match=rf"Process {os.getpid()} on \S+ is training in .*taken already"):
+        startup.check_not_running(recipe)
     assert list_checkpoints(recipe.run_folder) == []
-    first.close()
+    release = threading.Timer(2, first.close)  # as when the kernel has cleared away a killed process
+    release.start()
     assert run_ranks(run, 1, recipe) == [Outcome("finished", 8)]
+    release.join()
 
 
 def test_resume_modes_and_retention(root: Path, straight: Recipe) -> None:
