@@ -12,8 +12,10 @@ from eval.benchmarks import BENCHMARKS, Dataset
 from eval.data import EvalError, main, read_dataset
 from eval.hub import CONVERTED, Hub
 from eval.recipe import load_eval_recipe
+from eval.results import read_suite
 from eval.runner import inspect_model, plan_suite, run_suite
 from tests.eval.real_schemas import write_mirror
+from tests.eval.test_command_line import run
 from tests.eval.test_scripted_models import Scripted, best
 
 # One language stands for the others, one set of passages for its family, which differ in nothing but names.
@@ -54,13 +56,21 @@ def test_a_perfect_model_scores_one_hundred_on_the_real_schemas(prefetched, mode
     assert documents["math"] == 3 and documents["arc_easy"] == 2
 
 
-def test_the_pack_holds_the_whole_suite(prefetched, model_folder, tmp_path):
+def test_the_pack_holds_the_whole_suite_and_runs_elsewhere_with_all_sockets_blocked(prefetched, model_folder, tmp_path):
     recipe, folder = prefetched
     with tarfile.open(folder / "all.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
-    moved = recipe.model_copy(update={"data": str(tmp_path)})
-    model = inspect_model(model_folder, "m")
-    assert len(plan_suite(moved, "all", model)) == len(recipe.suites["all"].tasks)
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    tree = recipe.model_dump()
+    tree["data"], tree["output"] = str(tmp_path / "unpacked"), str(tmp_path / "results")
+    for task in tree["suites"]["all"]["tasks"].values():
+        task |= {"max_documents": 1, "num_fewshots": 0, "num_samples": 1, "generation_tokens": 4}
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    done = run("eval", str(tmp_path / "eval.yaml"), "--model", str(model_folder), "--name", "m")
+    assert done.returncode == 0, done.stderr
+    assert "NETWORK" not in done.stderr
+    tasks = read_suite(tmp_path / "results" / "m" / "all.json").tasks
+    assert {task.task for task in tasks} == set(recipe.suites["all"].tasks)
+    assert {task.dataset.edition for task in tasks if task.dataset} <= {"full", "generated"}
 
 
 def test_one_suite_alone_and_unknown_suites(prefetched, tmp_path, capsys):
