@@ -108,10 +108,9 @@ def prepare_data(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase)
 
 
 def _load_rows(spec: DataSet, needed_columns: Sequence[str]) -> Dataset:
-    path = Path(spec.path)
-    is_local = path.exists() or path.is_absolute() or path.suffix or spec.path.count("/") > 1
+    file = spec.local_file()
     try:
-        rows = _load_file(spec, path) if is_local else _load_hub(spec)
+        rows = _load_file(file) if file else _load_hub(spec)
     except DatasetGenerationError as error:
         raise DataError(f"{spec.path} cannot be read: {error.__cause__ or error}") from None
     missing = [column for column in needed_columns if column not in rows.column_names]
@@ -123,14 +122,7 @@ def _load_rows(spec: DataSet, needed_columns: Sequence[str]) -> Dataset:
     return rows
 
 
-def _load_file(spec: DataSet, path: Path) -> Dataset:
-    candidates = [path] if path.suffix else [path / f"{spec.split}{suffix}" for suffix in (".jsonl", ".parquet")]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if file is None:
-        raise DataError(
-            f"There is no {' or '.join(map(str, candidates))}. Correct data.datasets.path, or write the file "
-            "(python -m posttrain.tiny_data FOLDER writes the sets of the tiny profile)."
-        )
+def _load_file(file: Path) -> Dataset:
     rows = Dataset.from_parquet(str(file)) if file.suffix == ".parquet" else Dataset.from_json(str(file))
     assert isinstance(rows, Dataset)
     return rows

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from nanotron_ext.errors import UserError
-from posttrain.recipe import PostTrainingRecipe, load_recipe
+from posttrain.recipe import PostTrainingRecipe, check_inputs, load_recipe
 
 
 def process_count(recipes: list[PostTrainingRecipe], available: int) -> int:
@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> int:
     overrides = [argument for argument in arguments if "=" in argument]
     try:
         recipes = [load_recipe(argument, overrides) for argument in arguments if "=" not in argument]
+        for recipe in recipes:
+            if recipe.model.model_name_or_path not in {str(other.model_folder) for other in recipes}:
+                check_inputs(recipe)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,10 +6,15 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Problem, load_as
 from nanotron_ext.recipe.schema import General, Section, Wandb
 
 TemplateName: TypeAlias = Literal["dual_mode", "chatml"]
+
+
+class MissingInputError(UserError):
+    """A model folder or a local data set that a recipe names and that is not there."""
 
 
 class Model(Section):
@@ -34,6 +39,24 @@ class DataSet(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="Template arguments of every row; a row's own chat_template_kwargs win."
     )
+
+    def local_file(self) -> Path | None:
+        """The file that holds the set; None when `path` is the name of a hub dataset.
+
+        Raises:
+            MissingInputError: it is a path, and nothing is there.
+        """
+        path = Path(self.path)
+        if not (path.exists() or path.is_absolute() or path.suffix or self.path.count("/") > 1):
+            return None
+        candidates = [path] if path.suffix else [path / f"{self.split}{suffix}" for suffix in (".jsonl", ".parquet")]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        raise MissingInputError(
+            f"There is no {' or '.join(map(str, candidates))}. Correct data.datasets.path, or write the file "
+            "(python -m posttrain.tiny_data FOLDER writes the sets of the tiny profile)."
+        )
 
     @property
     def label(self) -> str:
@@ -109,6 +132,23 @@ class PostTrainingRecipe(Section):
     def model_folder(self) -> Path:
         """The trained model in transformers format."""
         return Path(self.general.runs_path) / "hf" / self.general.run
+
+
+def check_inputs(recipe: PostTrainingRecipe) -> None:
+    """Look for what the recipe starts from; costs nothing, and leaves names of the hub to the hub.
+
+    Raises:
+        MissingInputError: naming what is absent and what makes it.
+    """
+    source = recipe.model.model_name_or_path
+    is_path = source.count("/") > 1 or source.startswith((".", "/"))
+    if is_path and not (Path(source) / "config.json").is_file():
+        raise MissingInputError(
+            f"There is no model at {source} (no config.json). Run the phase that writes it first, or set "
+            "model.model_name_or_path to a transformers folder."
+        )
+    for dataset in recipe.data.datasets:
+        dataset.local_file()
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PostTrainingRecipe:

@@ -43,10 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
         }
     from nanotron_ext.errors import UserError
     from posttrain.progress import TrainingFailure
-    from posttrain.recipe import load_recipe
+    from posttrain.recipe import check_inputs, load_recipe
 
     try:
         for recipe in [load_recipe(path, overrides) for path in paths]:
+            check_inputs(recipe)
             if options.preview is not None:
                 _preview(recipe, options.preview)
             else:

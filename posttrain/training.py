@@ -78,26 +78,16 @@ def processes() -> PartialState:
 
 def load_tokenizer(recipe: PostTrainingRecipe) -> PreTrainedTokenizerBase:
     """The model's tokenizer with this phase's chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(_model_source(recipe), revision=recipe.model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.model_name_or_path, revision=recipe.model.model_revision)
     install_template(tokenizer, recipe.data.chat_template)
     return tokenizer
-
-
-def _model_source(recipe: PostTrainingRecipe) -> str:
-    source = recipe.model.model_name_or_path
-    if (source.count("/") > 1 or source.startswith((".", "/"))) and not (Path(source) / "config.json").is_file():
-        raise RunError(
-            f"There is no model at {source} (no config.json). Run the phase that writes it first, or set "
-            "model.model_name_or_path to a transformers folder."
-        )
-    return source
 
 
 def train(recipe: PostTrainingRecipe) -> Path:
     """Train (or resume, or find finished) the run of a recipe; returns the folder of the trained model.
 
     Raises:
-        RunError, DataError: nothing was trained; the message says why.
+        RunError, DataError, MissingInputError: nothing was trained; the message says why.
         TrainingFailure: the run broke off; its last checkpoint stays.
     """
     state = processes()
@@ -135,7 +125,7 @@ def _save_model(recipe: PostTrainingRecipe, trained: PreTrainedModel, weights: d
 def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase, data: TrainingData) -> Trainer:
     """The phase's TRL trainer, ready to train. Weights are float32 masters whatever the compute type."""
     model = AutoModelForCausalLM.from_pretrained(
-        _model_source(recipe),
+        recipe.model.model_name_or_path,
         revision=recipe.model.model_revision,
         dtype=torch.float32,
         attn_implementation=recipe.model.attn_implementation,

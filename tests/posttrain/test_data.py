@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data import IGNORED, DataError, SetReport, TrainingData, prepare_data
-from posttrain.recipe import PostTrainingRecipe, load_recipe
+from posttrain.recipe import MissingInputError, PostTrainingRecipe, load_recipe
 
 DATE = "01 July 2025"
 
@@ -241,7 +241,9 @@ def test_files_that_cannot_be_used(
 
 
 def test_a_missing_file_names_the_generator(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DataError, match=r"There is no .*train\.jsonl or .*train\.parquet.*posttrain\.tiny_data"):
+    with pytest.raises(
+        MissingInputError, match=r"There is no .*train\.jsonl or .*\.parquet.*posttrain\.tiny_data"
+    ):
         prepare("sft", str(tmp_path / "a/b"), tokenizer)
 
 

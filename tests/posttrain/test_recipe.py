@@ -94,3 +94,24 @@ def test_processes_divide_every_step() -> None:
 def test_a_wrong_recipe_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main([str(SFT), "optimizer.learning_rat=1"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+
+
+def test_absent_inputs_are_named_before_any_process_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(launch.os, "execv", lambda _, arguments: started.append(arguments))
+    monkeypatch.setenv("RUN", str(tmp_path))
+    sft, midtrain = str(SFT), "recipes/tiny/midtrain.yaml"
+    assert launch.main([sft]) == 2
+    assert f"There is no model at {tmp_path}/hf/midtrain" in capsys.readouterr().err
+    folder = tmp_path / "hf" / "long_context_64k"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert launch.main([midtrain]) == 2
+    assert "midtrain_reasoning/train.jsonl or " in capsys.readouterr().err
+    for name in ("midtrain_reasoning", "sft_think", "sft_no_think"):
+        (tmp_path / "posttrain_data" / name).mkdir(parents=True)
+        (tmp_path / "posttrain_data" / name / "train.jsonl").touch()
+    launch.main([midtrain, sft])  # the second starts from the model of the first
+    assert started and started[0][-2:] == [midtrain, sft]
