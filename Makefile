@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 
-# PROFILE names a folder of recipes; RUN is where its results go.
-PROFILE ?= tiny
+# PROFILE names a folder of recipes; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
+# told otherwise; everything else is the miniature.
+PROFILE ?= $(if $(filter merge% eval%,$(firstword $(MAKECMDGOALS))),smollm3-3b,tiny)
 export RUN ?= runs/$(PROFILE)
 STAGE ?= 1 2 3
 PHASE ?= midtrain sft apo
@@ -19,7 +20,7 @@ RECIPES := recipes/$(PROFILE)
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: PROFILE=$(PROFILE) RUN=$(RUN) STAGE=\"$(STAGE)\""
+	@echo "Variables: PROFILE=$(PROFILE) (smollm3-3b for merge* and eval*) RUN=$(RUN) STAGE=\"$(STAGE)\""
 
 setup: $(VENV)/.installed ## Install everything into .venv with pip, at the exact versions of constraints.txt
 
@@ -87,8 +88,8 @@ eval-prefetch: setup ## Fetch the real sets (of SUITE, default all) from the hub
 
 eval: setup ## Evaluate the folders in MODEL on the recipe's suites (SUITE=name for one; SET="section.key=value ...")
 	@for model in $(MODEL); do test -d $$model || \
-	  { echo "error: there is no model folder $$model; give MODEL=<transformers folder>"; exit 2; }; done
-	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || test $(PROFILE) != tiny || $(MAKE) --no-print-directory eval-data
+	  { echo "error: there is no model folder $$model; give MODEL=<transformers folder>, or PROFILE=tiny"; exit 2; }; done
+	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || test $(PROFILE) != tiny || $(MAKE) --no-print-directory eval-data PROFILE=tiny
 	$(PY) -m eval $(RECIPES)/eval.yaml $(SET) $(MODEL:%=--model %) $(SUITE:%=--suite %)
 
 eval-curve: setup ## SUITE over all checkpoints of the pretraining runs, against tokens (REFERENCE=curve.json is a gate)
