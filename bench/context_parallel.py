@@ -5,8 +5,9 @@ The first figure of a cell is the busiest rank's attention over the mean; the se
 SmolLM3-3B, whose other parts cost every rank alike.
 
 memory: peak memory per rank of one training step over a window of 65,536 tokens, for a fixed small model, by context
-parallelism, chunk of the loss and recomputation, beside the planner's prediction. Measured as the process's largest
-resident size during the second step, less what it held before it. CPU, float32.
+parallelism, chunk of the loss and recomputation, beside the planner's prediction. Measured twice: as the tensors that
+live at the peak of a step, and as the process's largest resident size during one, less what it held before, which has
+the message library's copies and the allocator's leftovers too. CPU, float32.
 """
 
 import argparse
@@ -102,8 +103,8 @@ def _imbalance(lengths: list[int], cp: int, scheme: str) -> tuple[float, float]:
 def memory() -> None:
     from nanotron_ext.plan.memory import peak_memory
 
-    print("| cp | loss_chunk_tokens | recomputed | weights and optimizer | peak above that | predicted |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| cp | loss_chunk_tokens | recomputed | weights and optimizer | tensors above that | resident | predicted |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for layout in MEMORY_RUNS:
         ranks = layout.get("context_parallel_size", 1)
         # A fixed threshold: otherwise glibc keeps ever larger freed blocks, and the resident size never falls.
@@ -114,19 +115,20 @@ def memory() -> None:
         )
         rows = [json.loads(line) for line in output.stdout.splitlines() if line.startswith(b"{")]
         assert len(rows) == ranks
-        held, peak = (max(row[key] for row in rows) / 2**20 for key in ("held_bytes", "peak_bytes"))
+        sizes = [max(row[key] for row in rows) / 2**20 for key in ("held_bytes", "tensor_bytes", "resident_bytes")]
         part = next((name for name in ("mlp", "layer") if layout.get(f"recompute_{name}")), "nothing")
         chunk = layout.get("loss_chunk_tokens", 2048)
         plan = peak_memory(_recipe(layout), 0.0, on_cpu=True)
         predicted = (plan.activations + plan.loss) / 2**20
-        row = (f"{ranks}", f"{chunk:,}", part, *(f"{size:,.0f} MiB" for size in (held, peak, predicted)))
+        row = (f"{ranks}", f"{chunk:,}", part, *(f"{size:,.0f} MiB" for size in (*sizes, predicted)))
         print(f"| {' | '.join(row)} |", flush=True)
 
 
 def worker(layout: dict[str, Any]) -> None:
-    """One rank of a measurement; prints bytes held before the second step, and the most held during it beyond that."""
+    """One rank of a measurement; prints bytes held between steps, and the most held during one beyond that."""
     import torch
 
+    from bench.live_bytes import peak_of_step
     from nanotron_ext.data.loader import MicroBatch, StepBatch
     from nanotron_ext.engine import ParallelContext, initialize_distributed
     from nanotron_ext.train.step import TrainState
@@ -139,15 +141,18 @@ def worker(layout: dict[str, Any]) -> None:
     lengths = [DOCUMENT_TOKENS] * full + [rest]
     batches = [
         StepBatch(step, 0, [MicroBatch(ids, torch.tensor(lengths).cumsum(0) - 1, lengths)], WINDOW - len(lengths))
-        for step in (1, 2)
+        for step in (1, 2, 3)
     ]
     state.train_step(batches[0])
     Path("/proc/self/clear_refs").write_text("5")  # forget the largest resident size so far
     before = dict(_resident_bytes())
     state.train_step(batches[1])
-    peak = dict(_resident_bytes())["VmHWM"] - before["VmRSS"]
+    resident = dict(_resident_bytes())["VmHWM"] - before["VmRSS"]
     held = sum(group.params.nbytes + group.grads.nbytes + 3 * group.master.nbytes for group in state.optimizer.groups)
-    print(json.dumps({"held_bytes": held, "peak_bytes": peak}), flush=True)
+    tensors = peak_of_step(state, batches[2])
+    line = json.dumps({"held_bytes": held, "tensor_bytes": tensors, "resident_bytes": resident})
+    sys.stdout.write(f"{line}\n")  # in one piece: the ranks share the pipe
+    sys.stdout.flush()
     torch.distributed.destroy_process_group()
 
 

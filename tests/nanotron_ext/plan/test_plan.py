@@ -4,10 +4,8 @@ import json
 from typing import Any
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from bench.live_bytes import peak_of_step
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.plan import Estimate, estimate, memory
 from nanotron_ext.plan.__main__ import best_layouts, gpu_target, main, on_nodes
@@ -55,25 +53,6 @@ def test_segments_are_parts_of_the_run() -> None:
     assert [segment.steps for segment in segments] == [3_450_000, 748_000, 522_000]
 
 
-class LiveBytes(TorchDispatchMode):
-    """Peak of the bytes of all tensors that operations have returned and that still live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, tuple[Any, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.live[storage._cdata] = (storage._weak_ref(), storage.nbytes())
-        self.live = {key: entry for key, entry in self.live.items() if not torch.UntypedStorage._expired(entry[0])}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
-        return out
-
-
 @pytest.mark.parametrize(
     "parallelism",
     [
@@ -105,16 +84,7 @@ def _live_bytes(recipe: Recipe) -> int:
     context = ParallelContext(1, 1, 1, recipe.parallelism.context_parallel_size)
     state = TrainState(recipe, context, launch.device)
     state.train_step(random_batch(recipe, 1))
-    buffers = {
-        tensor.untyped_storage()._cdata: tensor.nbytes
-        for group in state.optimizer.groups
-        for tensor in (group.params, group.grads, group.master, *state.optimizer.adam.state[group.master].values())
-    }
-    with LiveBytes() as live:
-        state.model.train()
-        state.train_step(random_batch(recipe, 2))
-    seen = sum(size for key, size in buffers.items() if key in live.live)
-    return live.peak - seen
+    return peak_of_step(state, random_batch(recipe, 2))
 
 
 @pytest.mark.parametrize("tied", [True, False])
