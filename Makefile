@@ -10,7 +10,7 @@ STAGE ?= 1 2 3
 PHASE ?= midtrain sft apo
 GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
-RECIPES := recipes/$(PROFILE)
+RECIPES ?= recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep

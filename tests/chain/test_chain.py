@@ -108,7 +108,7 @@ def test_interrupt_lets_the_step_save_and_leaves_no_process(folder: Path) -> Non
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
-    assert output == "stopped\n" and process.returncode == 0
+    assert output.startswith("Stopping") and output.endswith("\nstopped\n") and process.returncode == 0
     assert (folder / "run" / "slow" / "saved").read_text() == "saved\n"
     assert read_state(Path("run")).steps["slow"].state == "stopped"
 
