@@ -31,6 +31,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## The whole chain in miniature, from text to the report; STAGES="sft merge" for a part of it
 	@$(PY) -m chain recipes/tiny $(STAGES)
 
+.PHONY: demo-seeds
+demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its effects with intervals (45 minutes)
+	@$(PY) -m chain.seeds recipes/tiny --seeds $(or $(SEEDS),42 43 44)
+
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests
 	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml)
 

@@ -203,11 +203,11 @@ def _evaluation_steps(profile: Profile, base: Sequence[str], posttrained: Sequen
         code, made = ("posttrain/evaluate.py", *_TEMPLATES, _VERSIONS), (profile.run / "eval" / "capabilities.json",)
         steps.append(Step("capabilities", (command,), (), code, ("data", before), made, _SECONDS["capabilities"]))
     if "merge" in profile.jobs:
-        code, curve = ("merge/sweep.py", *_EVALUATION_CODE), profile.run / "merge_sweep" / "sweep.json"
+        recipes, curve = (profile.recipes / "merge.yaml", profile.recipes / "eval.yaml"), profile.run / "merge_sweep"
         steps.append(
             Step(
-                "merge_sweep", (("merge-sweep",),), (profile.recipes / "merge.yaml", profile.recipes / "eval.yaml"),
-                code, ("merge",), (), _SECONDS["merge_sweep"], kept=(curve,),
+                "merge_sweep", (("merge-sweep",),), recipes, ("merge/sweep.py", *_EVALUATION_CODE), ("merge",), (),
+                _SECONDS["merge_sweep"], kept=(curve / "sweep.json",),
             )
         )  # fmt: skip
     return steps

@@ -9,7 +9,7 @@ from html import escape
 # Okabe & Ito (2008), "Color universal design": told apart with every common colour vision; black and yellow left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
 _WIDTH, _HEIGHT = 760, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 14, 46
 _CHARACTER = 7.2  # average width of 13 pixels' type
 _TICKS = 5
 _BOUNDARY_LABELS = 30  # two lines above the curves

@@ -146,7 +146,7 @@ def _categories(pretraining: Sequence[Training], mixtures: Mapping[str, Sequence
     names |= {
         name for training in pretraining for row in training.rows for name in row.get("validation_bits_per_byte", ())
     }
-    categories = {}
+    categories: dict[str, str] = {}
     for name in sorted(names):
         with contextlib.suppress(DataError):
             categories[name] = find_source(name).category

@@ -50,7 +50,7 @@ def capabilities(report: Report) -> list[Block]:
     return [
         _shares_table(models, {title: ("all", measure) for title, measure in measures.items()}),
         Details("Right, task by task", [_shares_table(models, {task: (task, "correct") for task in tasks})]),
-        Text(f"Every prompt under {report.capabilities['seeds']} sampling seed(s)."),
+        Text(f"Sampling seeds per prompt: {report.capabilities['seeds']}."),
     ]
 
 
@@ -77,10 +77,14 @@ def merge(report: Report) -> list[Block]:
     means, errors = [100 * row["mean"] for row in rows], [_error_of_mean(row["scores"]) for row in rows]
     series = Series("mean", [row["soup_weight"] for row in rows], means, errors, marks=True)
     best = max(range(len(rows)), key=lambda i: means[i])
-    tied = [rows[i]["soup_weight"] for i in range(len(rows)) if means[best] - means[i] <= errors[best]]
+    tied = [
+        f"{rows[i]['soup_weight']:g}"
+        for i in range(len(rows))
+        if i != best and means[best] - means[i] <= math.hypot(errors[best], errors[i])
+    ]
     verdict = f"The best mean is at {report.sweep['best_soup_weight']:g}"
-    if len(tied) > 1:
-        verdict += f", but within its standard error lie {', '.join(f'{weight:g}' for weight in tied)} alike"
+    if tied:
+        verdict += f"; no further below it than the standard error of the difference: {', '.join(tied)}"
     text = f"1 is the soup alone, 0 the mid-training checkpoint alone. {verdict}."
     table = Table(
         ["score, percent", *(f"{row['soup_weight']:g}" for row in rows)],

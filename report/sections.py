@@ -3,14 +3,14 @@
 from report import models, training
 from report.blocks import Section
 from report.collect import Report
-from report.story import findings, introduction
+from report.story import findings, introduction, seed_by_seed
 
 
 def build_sections(report: Report) -> list[Section]:
     """All sections, also of parts without results: those say what makes them."""
     found = findings(report)
     return [
-        Section("What happened", introduction(found), found),
+        Section("What happened", introduction(found), [*found, *seed_by_seed(report)]),
         Section(
             "This run", "What was trained, on which machine, and how long each stage took.",
             [*training.summary(report), *training.time_per_stage(report)],

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from report.blocks import Finding
+from report.blocks import Block, Details, Finding, Table
 from report.collect import Report
 from report.effects import Claim, Effect, measure, multi_step_tasks, over_posttraining_seeds
 from report.intervals import Estimate, t_interval
@@ -88,3 +88,16 @@ def introduction(found: Sequence[Finding]) -> str:
         "Shown means that the 95 % interval of every number excludes no effect (positive numbers speak for the claim). "
         "A small model and few questions give wide intervals: what is not shown may still be true."
     )
+
+
+def seed_by_seed(report: Report) -> list[Block]:
+    """What the chain gave under each seed, where it ran under several."""
+    if not report.seeds:
+        return []
+    rows = []
+    for effect in report.seeds["effects"]:
+        numbers = [*effect["values"], effect["mean"]]
+        interval = f"[{effect['low']:.2f}, {effect['high']:.2f}]"
+        rows.append([effect["claim"], effect["effect"], effect["unit"], *(f"{x:.2f}" for x in numbers), interval])
+    header = ["claim", "effect", "unit", *(f"seed {seed}" for seed in report.seeds["seeds"]), "mean", "95 % interval"]
+    return [Details("Seed by seed", [Table(header, rows, text_columns=3)])]
