@@ -11,7 +11,7 @@ STAGE ?= 1 2 3
 PHASE ?= midtrain sft apo
 GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
-RECIPES := recipes/$(PROFILE)
+RECIPES ?= recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
@@ -31,6 +31,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup ## The whole chain in miniature, from text to the report; STAGES="sft merge" for a part of it
 	@$(PY) -m chain recipes/tiny $(STAGES)
+
+.PHONY: demo-seeds
+demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its effects with intervals (45 minutes)
+	@$(PY) -m chain.seeds recipes/tiny --seeds $(or $(SEEDS),42 43 44)
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests
 	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml)

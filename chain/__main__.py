@@ -6,12 +6,16 @@ interrupted, the same command goes on. Results go to RUN (default runs/<profile>
 
 import argparse
 import os
+import shlex
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 
 from chain.runner import only_one, pending, run_step
-from chain.state import read_state, step_keys
-from chain.steps import ChainError, select, steps_of
+from chain.state import read_state, reason_to_run, step_keys
+from chain.steps import ChainError, Step, select, steps_of
 from chain.view import View, duration
 from nanotron_ext.errors import UserError
 from slurm.jobs import Profile
@@ -28,6 +32,7 @@ def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> 
     keys = step_keys(chain)
     chosen = select(chain, stages) if stages else chain
     state = read_state(profile.run)
+    state.steps = {name: state.steps[name] for name in keys if name in state.steps}  # in the order of the chain
     todo = pending(chosen, keys, state)
     for step in todo:
         waits = [other for other in pending(chain, keys, state) if other.name in step.needs and other not in todo]
@@ -37,7 +42,8 @@ def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> 
         f"{profile.recipes} -> {profile.run}: {len(chosen) - len(todo)} of {len(chosen)} stages are done.", flush=True
     )
     if dry_run:
-        print("\n".join(f"  {step.name}: make {' && make '.join(map(' '.join, step.commands))}" for step in todo))
+        for step in todo:
+            print(f"  {step.name} ({reason_to_run(step, keys, state)}): {shown(step)}")
         return
     with View(chain, state, todo) as view:
         for step in todo:
@@ -50,6 +56,21 @@ def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> 
     print(f"The stages took {duration(total)} in all.")
 
 
+def shown(step: Step) -> str:
+    """The step's commands as one would type them."""
+    return " && ".join(shlex.join(["make", *command]) for command in step.commands)
+
+
+def stop_in_good_order_on_every_signal() -> None:
+    """A closed terminal and a plain kill are as good as a Ctrl-C: else the running stage would outlive the chain."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chain", description=__doc__)
     parser.add_argument("recipes", type=Path, help="folder of recipes, such as recipes/tiny")
@@ -57,9 +78,10 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     options = parser.parse_args()
     run = Path(os.environ.setdefault("RUN", f"runs/{options.recipes.name}"))
-    os.environ["PROFILE"] = options.recipes.name
+    os.environ["PROFILE"], os.environ["RECIPES"] = options.recipes.name, str(options.recipes)
+    stop_in_good_order_on_every_signal()
     try:
-        with only_one(run):
+        with nullcontext() if options.dry_run else only_one(run):
             run_chain(Profile(options.recipes, run), options.stages, dry_run=options.dry_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

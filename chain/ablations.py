@@ -17,11 +17,11 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student_t
 
 from chain.steps import ChainError
 from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import load_recipe
+from report.intervals import t_interval
 
 OVERLAYS = Path("recipes/ablations")
 BASE = "base"
@@ -68,10 +68,9 @@ def effect_of(variant: str, measure: str, outcomes: Sequence[Outcome]) -> Effect
     if len(seeds) < 2:
         raise ChainError("An interval needs at least two seeds: --seeds 42 43 44")
     differences = [by_run[variant, seed] - by_run[BASE, seed] for seed in seeds]
-    mean = statistics.fmean(differences)
-    half = float(student_t.ppf(0.975, len(seeds) - 1)) * statistics.stdev(differences) / len(seeds) ** 0.5
+    difference = t_interval(differences)
     base = statistics.fmean(by_run[BASE, seed] for seed in seeds)
-    return Effect(variant, measure, base, mean, mean - half, mean + half)
+    return Effect(variant, measure, base, difference.value, difference.low, difference.high)
 
 
 def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequence[str]) -> Outcome:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from chain.state import ChainState, StepRecord, is_done, set_aside, write_state
+from chain.state import ChainState, StepKey, StepRecord, is_done, reason_to_run, set_aside, write_state
 from chain.steps import ChainError, Step
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 90.0  # a training step finishes its step and saves
+_KILL_SECONDS = 5.0
 _TAIL_LINES = 12  # of the log of a step that failed
 
 
@@ -36,7 +37,7 @@ def only_one(run: Path) -> Iterator[None]:
 
 
 def run_step(
-    step: Step, run: Path, keys: Mapping[str, str], state: ChainState, tick: Callable[[Step, float], None]
+    step: Step, run: Path, keys: Mapping[str, StepKey], state: ChainState, tick: Callable[[Step, float], None]
 ) -> None:
     """Run the step's commands and note in chain.json how it went; output goes to `<run>/logs/<step>.log`.
 
@@ -46,11 +47,12 @@ def run_step(
         StepFailed: with the end of the log.
         KeyboardInterrupt: after the step was asked to stop, and did.
     """
-    record = state.steps.get(step.name)
-    if record is None or record.key != keys[step.name]:
+    record, key = state.steps.get(step.name), keys[step.name]
+    if record is None or record.key != key.total:
+        reason = reason_to_run(step, keys, state)
         if record is not None and (folder := set_aside(step, run)):
-            print(f"{step.name}: recipe, code or data changed; what was there lies in {folder}", flush=True)
-        record = StepRecord(key=keys[step.name], state="running", seconds=0.0, started=_now())
+            print(f"{step.name} runs anew ({reason}); what was there lies in {folder}", flush=True)
+        record = StepRecord(key=key.total, parts=dict(key.parts), state="running", seconds=0.0, started=_now())
         state.steps[step.name] = record
     record.state = "running"
     write_state(run, state)
@@ -95,6 +97,9 @@ def _run(arguments: Sequence[str], log: Path, tick: Callable[[], None]) -> None:
             while process.poll() is None:
                 tick()
                 time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            print(f"Stopping: it may take {_GRACE_SECONDS:.0f} s to save. Ctrl-C again ends it at once.", flush=True)
+            raise
         finally:
             _end_group(process)
     if process.returncode:
@@ -105,19 +110,30 @@ def _run(arguments: Sequence[str], log: Path, tick: Callable[[], None]) -> None:
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
     """Nothing of the group is left afterwards: make may be gone while torchrun's workers still save."""
-    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, number)
-            deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-        except ProcessLookupError:
-            process.wait()
-            return
+    try:
+        is_gone = _ends_within(process, signal.SIGTERM, _GRACE_SECONDS)
+    except KeyboardInterrupt:  # somebody cannot wait
+        _ends_within(process, signal.SIGKILL, _KILL_SECONDS)
+        raise
+    if not is_gone:
+        _ends_within(process, signal.SIGKILL, _KILL_SECONDS)
 
 
-def pending(steps: Sequence[Step], keys: Mapping[str, str], state: ChainState) -> list[Step]:
+def _ends_within(process: "subprocess.Popen[bytes]", number: int, seconds: float) -> bool:
+    """Signal the group of `process`, and wait until it is gone or the time is over."""
+    try:
+        os.killpg(process.pid, number)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    except ProcessLookupError:
+        process.wait()
+        return True
+    return False
+
+
+def pending(steps: Sequence[Step], keys: Mapping[str, StepKey], state: ChainState) -> list[Step]:
     """The steps that have to run; a step whose predecessor runs again is among them, because its key follows."""
     return [step for step in steps if not is_done(step, keys, state)]

@@ -2,19 +2,34 @@
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from chain.code import Code
 from chain.steps import ChainError, Step
 from nanotron_ext.recipe.loading import read_tree
 
 CHAIN_FILE = "chain.json"
 State = Literal["running", "failed", "stopped", "done"]
+
+
+@dataclass(frozen=True)
+class StepKey:
+    """What a step's results depend on, as SHA-256 by kind, so that a difference can be named."""
+
+    parts: Mapping[str, str]
+
+    @cached_property
+    def total(self) -> str:
+        return _sha256(dict(self.parts))
 
 
 class StepRecord(BaseModel):
@@ -23,6 +38,7 @@ class StepRecord(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     key: str
+    parts: dict[str, str] = {}  # of the key
     state: State
     seconds: float  # over all attempts with this key
     started: str  # ISO 8601
@@ -62,50 +78,57 @@ def write_state(run: Path, state: ChainState) -> None:
     partial.replace(run / CHAIN_FILE)
 
 
-def step_keys(steps: Sequence[Step], root: Path = Path()) -> dict[str, str]:
-    """SHA-256 per step over its commands, resolved recipes, code, and the keys of the steps it needs.
+def step_keys(steps: Sequence[Step], root: Path = Path()) -> dict[str, StepKey]:
+    """The key of every step: its commands with the lines of the Makefile behind them, its resolved recipes, its code,
+    and the keys of the steps that it needs.
 
     `steps` is the whole chain in order; `root` is the repository's.
 
     Raises:
         UserError: when a recipe cannot be read.
     """
-    keys: dict[str, str] = {}
-    digests: dict[str, str] = {}
+    makefile, code = (root / "Makefile").read_text(encoding="utf-8"), Code(root)
+    keys: dict[str, StepKey] = {}
     for step in steps:
-        for path in step.code:
-            if path not in digests:
-                digests[path] = code_digest(root / path)
-        content = {
-            "commands": step.commands,
-            "recipes": [read_tree(root / recipe) for recipe in step.recipes],
-            "code": [digests[path] for path in step.code],
-            "needs": {need: keys[need] for need in step.needs},
+        parts = {
+            "command": [[command, target_lines(makefile, command[0])] for command in step.commands],
+            "recipe": [*(read_tree(root / recipe) for recipe in step.recipes), step.settings],
+            "code": [code.digest(path) for path in step.code],
+            "an earlier stage": {need: keys[need].total for need in step.needs},
         }
-        text = json.dumps(content, sort_keys=True, default=str)
-        keys[step.name] = hashlib.sha256(text.encode()).hexdigest()
+        keys[step.name] = StepKey({kind: _sha256(content) for kind, content in parts.items()})
     return keys
 
 
-def code_digest(path: Path) -> str:
-    """SHA-256 over the names and contents of a file, or of all files below a folder that are not caches."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        if "__pycache__" not in file.parts:
-            digest.update(f"{file.relative_to(path.parent)}\0".encode() + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def is_done(step: Step, keys: Mapping[str, str], state: ChainState) -> bool:
-    """Made with the same key, and its outputs are still there."""
-    record = state.steps.get(step.name)
-    return (
-        record is not None
-        and record.state == "done"
-        and record.key == keys[step.name]
-        and all(output.exists() for output in step.outputs)
-    )
+def target_lines(makefile: str, target: str) -> str:
+    """What a target of a Makefile does, without its help text."""
+    rule = re.search(rf"^{re.escape(target)}:(?P<first>[^#\n]*).*(?P<others>(?:\n\t.*)*)", makefile, re.MULTILINE)
+    return f"{rule['first']}{rule['others']}" if rule else ""
+
+
+def is_done(step: Step, keys: Mapping[str, StepKey], state: ChainState) -> bool:
+    """Made with the same key, and its results are still there."""
+    return not reason_to_run(step, keys, state)
+
+
+def reason_to_run(step: Step, keys: Mapping[str, StepKey], state: ChainState) -> str:
+    """Why the step has to run, in words; empty when it is done."""
+    record, key = state.steps.get(step.name), keys[step.name]
+    if record is None:
+        return "has not run yet"
+    if record.key != key.total:
+        if not record.parts:
+            return "was made by an older version of the chain"
+        changed = [kind for kind, digest in key.parts.items() if record.parts.get(kind) != digest]
+        return f"changed: {', '.join(changed)}"
+    if record.state != "done":
+        return {"failed": "failed last time", "stopped": "was stopped"}.get(record.state, "was cut off")
+    missing = [path for path in (*step.outputs, *step.kept) if not path.exists()]
+    return f"{missing[0]} is gone" if missing else ""
 
 
 def set_aside(step: Step, run: Path) -> Path | None:

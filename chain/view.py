@@ -2,8 +2,9 @@
 
 import json
 import os
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from chain.state import ChainState
-from chain.steps import Step
+from chain.steps import Step, TrainingRun
 
 _PLAIN_SECONDS = 20.0  # between two lines where no terminal can be redrawn
 _TAIL_BYTES = 8192
@@ -25,19 +26,16 @@ _MARKS = {
 }
 
 
-def last_row(run_folder: Path | None) -> dict[str, Any] | None:
-    """The last whole line of metrics.jsonl; reads the file's end only."""
-    file = run_folder / "metrics.jsonl" if run_folder else None
-    if file is None or not file.is_file():
-        return None
+def last_rows(run_folder: Path) -> list[dict[str, Any]]:
+    """The last whole lines of metrics.jsonl; reads the file's end only."""
+    file = run_folder / "metrics.jsonl"
+    if not file.is_file():
+        return []
     with file.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        start = max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES)
+        stream.seek(start)
         lines = stream.read().split(b"\n")[:-1]
-    try:
-        row: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    except json.JSONDecodeError:  # a line longer than the tail
-        return None
-    return row or None
+    return [json.loads(line) for line in (lines[1:] if start else lines)]  # the tail may start within a line
 
 
 def duration(seconds: float) -> str:
@@ -46,16 +44,29 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
-def seconds_left(step: Step | None, elapsed: float, waiting: Sequence[Step], pace: float) -> float:
-    """`pace`: seconds that this machine took for one expected second so far."""
-    left = sum(other.expected_seconds for other in waiting) * pace
-    if step is None:
-        return left
-    row = last_row(step.run_folder)
-    if row and step.last_step and row["step"] > 0 and elapsed > 0:
-        first = row.get("first_step", 0)
-        return left + elapsed * (step.last_step - row["step"]) / max(1, row["step"] - first)
-    return left + max(0.0, step.expected_seconds * pace - elapsed)
+def running(step: Step) -> tuple[int, list[dict[str, Any]]]:
+    """(how many of the step's trainings have begun, the last rows of the latest)."""
+    begun = [rows for run in step.runs if (rows := last_rows(run.folder))]
+    return len(begun), begun[-1] if begun else []
+
+
+def last_step(run: TrainingRun, row: Mapping[str, Any]) -> int | None:
+    """The number of the training's last step, as its recipe says or as the epochs done so far do."""
+    if run.last_step or not run.epochs or not row.get("epoch"):
+        return run.last_step
+    return round(row["step"] * run.epochs / row["epoch"])
+
+
+def seconds_left(step: Step, elapsed: float, expected: float) -> float:
+    """Of a running step: by the speed of its training's last steps, else by what it is `expected` to take in all."""
+    begun, rows = running(step)
+    last = last_step(step.runs[begun - 1], rows[-1]) if rows else None
+    if last is None:
+        return max(0.0, expected - elapsed)
+    # Both kinds of training count tokens from their first step on; the median passes over a slow single step.
+    paces = [row["tokens"] / row["step"] / row["tokens_per_second"] for row in rows]
+    to_come = expected * (len(step.runs) - begun) / len(step.runs)
+    return (last - rows[-1]["step"]) * statistics.median(paces) + to_come
 
 
 class View:
@@ -63,6 +74,9 @@ class View:
 
     def __init__(self, steps: Sequence[Step], state: ChainState, todo: Sequence[Step]) -> None:
         self._steps, self._state, self._todo = steps, state, list(todo)
+        # What a step took here before, unless it has never ended here.
+        ended = {name: record.seconds for name, record in state.steps.items() if record.state == "done"}
+        self._expected = {step.name: ended.get(step.name, step.expected_seconds) for step in todo}
         self._pace_seconds, self._pace_expected = 0.0, 0.0
         self._current: tuple[Step, float] | None = None
         self._console = Console()
@@ -90,7 +104,7 @@ class View:
 
     def finished(self, step: Step, seconds: float) -> None:
         self._pace_seconds += seconds
-        self._pace_expected += step.expected_seconds
+        self._pace_expected += self._expected[step.name]
         self._todo.remove(step)
         self._current, self._next_line_at = None, 0.0
         if not self._live:
@@ -100,10 +114,11 @@ class View:
         return f"[{self._steps.index(step) + 1}/{len(self._steps)}]"
 
     def _eta(self) -> str:
-        step, elapsed = self._current or (None, 0.0)
         # The first short stages alone say little about this machine.
         pace = (self._pace_seconds + _PRIOR_SECONDS) / (self._pace_expected + _PRIOR_SECONDS)
-        return duration(seconds_left(step, elapsed, [other for other in self._todo if other is not step], pace))
+        step, elapsed = self._current or (None, 0.0)
+        left = sum(pace * self._expected[other.name] for other in self._todo if other is not step)
+        return duration(left + (seconds_left(step, elapsed, pace * self._expected[step.name]) if step else 0.0))
 
     def _table(self) -> Table:
         table = Table(box=None, title=f"chain, eta {self._eta()}" if self._todo else "chain", title_justify="left")
@@ -124,8 +139,11 @@ class View:
 
 
 def _progress(step: Step) -> str:
-    row = last_row(step.run_folder)
-    if row is None:
+    begun, rows = running(step)
+    if not rows:
         return ""
-    of = f"/{step.last_step}" if step.last_step else ""
-    return f"step {row['step']}{of}, loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"
+    row, run = rows[-1], step.runs[begun - 1]
+    last = last_step(run, row)
+    which = f"{run.folder.name}: " if len(step.runs) > 1 else ""
+    of = f"/{last}" if last else ""
+    return f"{which}step {row['step']}{of}, loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"

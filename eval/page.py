@@ -7,10 +7,11 @@ from html import escape
 
 @dataclass(frozen=True)
 class Cell:
-    """`value` is what a numeric cell is sorted by."""
+    """`value` is what a numeric cell is sorted by; `note` stands below the text, or behind it in Markdown."""
 
     text: str
     value: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def to_markdown(sheets: Sequence[Sheet]) -> str:
     parts = []
     for sheet in sheets:
         lines = [f"## {sheet.title}", "", "| " + " | ".join(sheet.header) + " |", "|" + "---|" * len(sheet.header)]
-        lines += ["| " + " | ".join(cell.text for cell in row) + " |" for row in sheet.rows]
+        lines += ["| " + " | ".join(f"{cell.text} {cell.note}".strip() for cell in row) + " |" for row in sheet.rows]
         parts.append("\n".join([*lines, "", sheet.note, ""]))
     return "\n".join(parts)
 
@@ -40,10 +41,13 @@ th{position:sticky;top:0;background:light-dark(#f2f2f2,#333)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:light-dark(#fafafa,#262626)}
 th:first-child{z-index:1}
 th.text,td.text{text-align:left}
+td{vertical-align:top}
+small{opacity:.75}
 th button{all:unset;cursor:pointer;font-weight:600}
 th button:focus-visible{outline:2px solid}
 th[aria-sort] button::after{content:" ▲"}
 th[aria-sort=descending] button::after{content:" ▼"}
+@media(max-width:40rem){td:first-child{min-width:9rem;max-width:9rem;white-space:normal;overflow-wrap:anywhere}}
 p{max-width:70rem;color:light-dark(#555,#bbb)}
 """
 # Numbers before texts before empty cells, whatever the direction.
@@ -90,4 +94,5 @@ def to_html(title: str, sheets: Sequence[Sheet]) -> str:
 def _html_cell(cell: Cell) -> str:
     if cell.value is None:
         return f'<td class="text">{escape(cell.text)}</td>'
-    return f'<td data-value="{cell.value!r}">{escape(cell.text)}</td>'
+    note = f"<br><small>{escape(cell.note)}</small>" if cell.note else ""
+    return f'<td data-value="{cell.value!r}">{escape(cell.text)}{note}</td>'

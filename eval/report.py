@@ -156,34 +156,56 @@ def regressions(table: Table, reference: str, tolerance: float) -> list[str]:
     return found
 
 
-def task_sheet(table: Table) -> Sheet:
-    """Every task of every suite, one column per model."""
-    header = ["suite", "task", "metric", "documents", "chance", *table.models]
-    rows = []
+def task_sheets(table: Table) -> list[Sheet]:
+    """A sheet per suite: its tasks, and one column for each model that was asked."""
+    suites: dict[str, dict[str, dict[str, TaskResult]]] = {}
     for (suite, task), row in table.cells.items():
+        suites.setdefault(suite, {})[task] = row
+    return [_suite_sheet(table, suite, tasks) for suite, tasks in suites.items()]
+
+
+def _suite_sheet(table: Table, suite: str, tasks: dict[str, dict[str, TaskResult]]) -> Sheet:
+    models = [model for model in table.models if any(model in row for row in tasks.values())]
+    results = [result for row in tasks.values() for result in row.values()]
+    has_chance = any(result.chance is not None for result in results)
+    rows = []
+    for task, row in tasks.items():
         first = next(iter(row.values()))
         chance = Cell("") if first.chance is None else Cell(f"{100 * first.chance:.0f}", 100 * first.chance)
         documents = f"{first.num_documents}" + (f" x {first.num_samples}" if first.num_samples > 1 else "")
         mark = _EDITION_MARKS.get(first.dataset.edition, "")
-        cells = [_score_cell(row[model]) if model in row else Cell("") for model in table.models]
-        names = [Cell(suite), Cell(task + mark), Cell(first.main_metric.name)]
-        rows.append([*names, Cell(documents, first.num_documents), chance, *cells])
-    note = (
-        "Percent ± standard error. † our own small edition of the set, not comparable with published numbers. "
-        "‡ generated prompts. documents: x answers per document. unclosed: answers that never left their reasoning, "
-        "counted as wrong. too long: documents that did not fit into the window."
-    )
-    return Sheet("Tasks", header, rows, note)
+        cells = [_score_cell(row[model]) if model in row else Cell("") for model in models]
+        about = [*([chance] if has_chance else []), Cell(first.main_metric.name), Cell(documents, first.num_documents)]
+        rows.append([Cell(task + mark), *cells, *about])
+    header = ["task", *models, *(["chance"] if has_chance else []), "metric", "documents"]
+    return Sheet(f"Suite {suite}", header, rows, _note(results))
+
+
+def _note(results: Sequence[TaskResult]) -> str:
+    """What the marks in a sheet of these results mean."""
+    editions = {result.dataset.edition for result in results}
+    parts = {
+        "Percent ± standard error.": True,
+        "† our own small edition of the set, not comparable with published numbers.": "small" in editions,
+        "‡ generated prompts.": "generated" in editions,
+        "documents: x answers per document.": any(result.num_samples > 1 for result in results),
+        "unclosed: answers that never left their reasoning, counted as wrong.": any(
+            result.num_unclosed_reasoning for result in results
+        ),
+        "too long: documents that did not fit into the window.": any(result.num_over_length for result in results),
+    }
+    return " ".join(text for text, applies in parts.items() if applies)
 
 
 def _score_cell(task: TaskResult) -> Cell:
     value, error = percent(task)
     text = f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
+    notes = []
     if task.num_unclosed_reasoning:
-        text += f" (unclosed {task.num_unclosed_reasoning}/{task.num_documents * task.num_samples})"
+        notes.append(f"(unclosed {task.num_unclosed_reasoning}/{task.num_documents * task.num_samples})")
     if task.num_over_length:
-        text += f" (too long {task.num_over_length}/{task.num_documents})"
-    return Cell(text, value)
+        notes.append(f"(too long {task.num_over_length}/{task.num_documents})")
+    return Cell(text, value, " ".join(notes))
 
 
 def _card_cell(score: CardScore | None) -> Cell:
@@ -195,13 +217,14 @@ def _card_cell(score: CardScore | None) -> Cell:
 def card_sheet(table: Table) -> Sheet | None:
     """Our models beside the announced scores, with the win rate over the twelve base benchmarks; None if no task of
     ours is on the card."""
+    models = [model for model in table.models if any(card_score(table, row, model) is not None for row in CARD)]
     rows = []
     for row in CARD:
         ours = {model: score for model in table.models if (score := card_score(table, row, model)) is not None}
         if not ours:
             continue
         cells = [Cell(row.label), Cell(row.mode)]
-        cells += [_card_cell(ours.get(model)) for model in table.models]
+        cells += [_card_cell(ours.get(model)) for model in models]
         for model in BASE_MODELS:
             cells.append(Cell(f"{row.scores[model]:.2f}", row.scores[model]) if model in row.scores else Cell(""))
         rows.append(cells)
@@ -210,10 +233,10 @@ def card_sheet(table: Table) -> Sheet | None:
     counted = base_scores(table)
     rates = win_rates(counted)
     if rates:
-        columns = [*table.models, *(f"card {model}" for model in BASE_MODELS)]
+        columns = [*models, *(f"card {model}" for model in BASE_MODELS)]
         cells = [Cell(f"{rates[name]:.1f}", rates[name]) if name in rates else Cell("") for name in columns]
         rows.append([Cell(f"Win rate over {len(counted)} of the 12 base benchmarks"), Cell("plain"), *cells])
-    header = ["benchmark", "mode", *table.models, *(f"{model} (card)" for model in BASE_MODELS)]
+    header = ["benchmark", "mode", *models, *(f"{model} (card)" for model in BASE_MODELS)]
     note = (
         "Means over the tasks of each row of the SmolLM3 model card, beside the scores announced there. † on our small "
         "edition, or on a part of the documents: not comparable with the card, and left out of the win rate against it."
@@ -223,7 +246,8 @@ def card_sheet(table: Table) -> Sheet | None:
 
 def write_tables(folder: Path, table: Table) -> str:
     """Write table.md and table.html into `folder`; returns the Markdown."""
-    sheets = [sheet for sheet in (task_sheet(table), card_sheet(table)) if sheet is not None]
+    card = card_sheet(table)
+    sheets = [*task_sheets(table), *([card] if card else [])]
     markdown = to_markdown(sheets)
     (folder / "table.md").write_text(markdown, encoding="utf-8")
     (folder / "table.html").write_text(to_html("Evaluation", sheets), encoding="utf-8")

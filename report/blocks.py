@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Union
 
 from report.charts import Series
 
@@ -53,12 +54,40 @@ class Missing:
     command: str
 
 
-Block = Text | Table | Chart | Sample | Missing
+Verdict = Literal["shown", "not shown at this size", "not measured"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, whether the run bears it out, and the numbers behind that; `command` measures what is not measured."""
+
+    verdict: Verdict
+    claim: str
+    numbers: Sequence[str]
+    command: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.verdict} ({self.command})" if self.command else self.verdict
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are folded away until somebody opens them."""
+
+    title: str
+    blocks: Sequence["Block"]
+
+
+Block = Union[Text, Table, Chart, Sample, Missing, Finding, Details]  # noqa: UP007 (one member is a forward reference)
 
 
 @dataclass(frozen=True)
 class Section:
+    """`introduction` says in a sentence or two what one sees and why it matters."""
+
     title: str
+    introduction: str
     blocks: Sequence[Block]
 
     @property

@@ -9,8 +9,10 @@ from html import escape
 # Okabe & Ito (2008), "Color universal design": told apart with every common colour vision; black and yellow left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
 _WIDTH, _HEIGHT = 760, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 14, 46
+_CHARACTER = 7.2  # average width of 13 pixels' type
 _TICKS = 5
+_BOUNDARY_LABELS = 30  # two lines above the curves
 _LEGEND_LINE = 20
 
 
@@ -73,12 +75,14 @@ def line_chart(
     A script in the page may read the curves from the attribute `data-series`; without one the picture is complete.
     """
     x_low, x_high = min(min(s.x) for s in series), max(max(s.x) for s in series)
+    x_low = min([x_low, *(x for x, _ in boundaries)])
     y_low, y_high = min(s.extents[0] for s in series), max(s.extents[1] for s in series)
     if y_from_zero:
         y_low = min(0.0, y_low)
     margin = 0.05 * (y_high - y_low) or 0.05 * abs(y_high) or 0.05
     to_x = Axis(x_low, x_high if x_high > x_low else x_low + 1, _LEFT, _WIDTH - _RIGHT)
-    to_y = Axis(y_low if y_from_zero else y_low - margin, y_high + margin, _HEIGHT - _BOTTOM, _TOP)
+    top = _TOP + (_BOUNDARY_LABELS if boundaries else 0)
+    to_y = Axis(y_low if y_from_zero else y_low - margin, y_high + margin, _HEIGHT - _BOTTOM, top)
     data = [{"name": s.name, "x": list(s.x), "y": list(s.y)} for s in series]
     scale = {"low": to_x.low, "high": to_x.high, "start": to_x.start, "end": to_x.end}
     legend = _legend([s.name for s in series]) if len(series) > 1 else []
@@ -90,12 +94,7 @@ def line_chart(
         *(['<rect width="100%" height="100%" fill="white"/>'] if on_white else []),
         *_axes(to_x, to_y, x_label, y_label),
     ]
-    for x, label in ((x, label) for x, label in boundaries if to_x.low <= x <= to_x.high):
-        parts.append(
-            f'<path d="M{to_x(x):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="currentColor" opacity=".45" '
-            f'stroke-dasharray="3 3"/><text x="{to_x(x) + 4:.1f}" y="{_TOP + 11}" fill="currentColor" '
-            f'opacity=".75">{escape(label)}</text>'
-        )
+    parts += _boundary_lines([(to_x(x), label) for x, label in boundaries if x <= to_x.high])
     for number, curve in enumerate(series):
         parts += _curve(curve, colour(number), to_x, to_y)
     for number, (name, (x, line)) in enumerate(zip((s.name for s in series), legend, strict=False)):
@@ -105,11 +104,27 @@ def line_chart(
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def _boundary_lines(places: Sequence[tuple[float, str]]) -> list[str]:
+    """Dashed lines; a label that would run into the one before stands a line lower."""
+    parts, lower, free_from = [], False, 0.0
+    for x, label in places:
+        start = min(x + 4, _WIDTH - _CHARACTER * len(label))
+        lower = start < free_from and not lower
+        free_from = start + _CHARACTER * len(label)
+        y = _TOP + (26 if lower else 11)
+        parts.append(
+            f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="currentColor" opacity=".45" '
+            f'stroke-dasharray="3 3"/><text x="{start:.1f}" y="{y}" fill="currentColor" '
+            f'opacity=".75">{escape(label)}</text>'
+        )
+    return parts
+
+
 def _legend(names: Sequence[str]) -> list[tuple[int, int]]:
-    """(x, line) of every entry; names of 13 pixels' type are about 7.2 pixels a character wide."""
+    """(x, line) of every entry."""
     places, x, line = [], _LEFT, 0
     for name in names:
-        width = 36 + round(7.2 * len(name))
+        width = 36 + round(_CHARACTER * len(name))
         if x + width > _WIDTH and x > _LEFT:
             x, line = _LEFT, line + 1
         places.append((x, line))
@@ -130,7 +145,7 @@ def _axes(to_x: Axis, to_y: Axis, x_label: str, y_label: str) -> list[str]:
     for tick in to_x.ticks:
         parts.append(_text(to_x(tick), base + 17, short_number(tick), "middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, x_label, "middle"))
-    middle = (_TOP + base) / 2
+    middle = (to_y.end + base) / 2
     parts.append(
         f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle" fill="currentColor">'
         f"{escape(y_label)}</text>"

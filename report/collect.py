@@ -1,5 +1,6 @@
 """Reads what the stages of a chain left in their folders. What is not there is None or empty."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,9 @@ from typing import Any
 
 import yaml
 
+from datapipes.errors import DataError
+from datapipes.registry import find_source
+from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
 from nanotron_ext.errors import UserError
 from slurm.jobs import Profile
@@ -26,11 +30,12 @@ class ReportError(UserError):
 
 @dataclass(frozen=True)
 class Training:
-    """A training run's resolved recipe and the rows of its metrics.jsonl."""
+    """A training run's resolved recipe, the rows of its metrics.jsonl, and those of its evaluations.jsonl."""
 
     name: str
     recipe: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]] = ()  # of checkpoints, made while it trained
     tokens_before: int = 0  # of the runs whose weights this one started from, step 1
 
     @property
@@ -62,6 +67,7 @@ class Report:
     chain: Mapping[str, Any] | None  # chain.json
     pretraining: Sequence[Training]
     mixtures: Mapping[str, Sequence[Source]]  # by stage
+    categories: Mapping[str, str]  # of the sources in the mixtures and of the held-out ones: web, code, math, ...
     summary: Mapping[str, Any] | None  # eval/pretraining.json
     posttraining: Sequence[Training]
     evaluations: Sequence[SuiteResult]
@@ -69,6 +75,8 @@ class Report:
     sweep: Mapping[str, Any] | None
     plans: Mapping[str, Mapping[str, Any]]  # the planner's predictions, by run folder's name
     ablations: Mapping[str, Any] | None
+    seeds: Mapping[str, Any] | None  # effects of the whole chain under several seeds (chain/seeds.py)
+    posttraining_seeds: Mapping[str, Any] | None  # shares after post-training under several seeds
     missing: Sequence[str]  # stages of the chain without results
 
     @property
@@ -90,6 +98,7 @@ def collect(profile: Profile) -> Report:
     if not pretraining and not posttraining:
         raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: make demo")
     done = {training.name for training in (*pretraining, *posttraining)}
+    mixtures = _mixtures(pretraining)
     wanted = [profile.plan(job).folder.name for job in (*profile.pretraining, *phases)]
     return Report(
         profile=profile.recipes.name,
@@ -98,7 +107,8 @@ def collect(profile: Profile) -> Report:
         versions={name: version(name) for name in _PACKAGES},
         chain=_json(run / "chain.json"),
         pretraining=pretraining,
-        mixtures=_mixtures(pretraining),
+        mixtures=mixtures,
+        categories=_categories(pretraining, mixtures),
         summary=_json(run / "eval" / "pretraining.json"),
         posttraining=posttraining,
         evaluations=[read_suite(file) for file in sorted((run / "eval").glob("*/*.json"))],
@@ -106,17 +116,41 @@ def collect(profile: Profile) -> Report:
         sweep=_json(run / "merge_sweep" / "sweep.json"),
         plans=_plans(profile),
         ablations=_json(run / "ablations" / "ablations.json"),
+        seeds=_json(seeds_file(run)),
+        posttraining_seeds=_json(run / "eval" / "posttrain_seeds.json"),
         missing=[name for name in wanted if name not in done],
     )
 
 
+def seeds_file(run: Path) -> Path:
+    """What the chain under several seeds found; its runs lie beside the profile's own."""
+    return run.with_name(f"{run.name}-seeds") / "seeds.json"
+
+
 def _training(folder: Path) -> Training | None:
-    metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
-    if not metrics.is_file() or not recipe.is_file():
+    recipe, rows = folder / "recipe.yaml", _rows(folder / "metrics.jsonl")
+    if not rows or not recipe.is_file():
         return None
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
-    rows = [json.loads(line) for line in lines]
-    return Training(folder.name, yaml.safe_load(recipe.read_text(encoding="utf-8")), rows) if rows else None
+    resolved = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    return Training(folder.name, resolved, rows, _rows(folder / EVALUATIONS_FILE))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that may still grow."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]] if file.is_file() else []
+
+
+def _categories(pretraining: Sequence[Training], mixtures: Mapping[str, Sequence[Source]]) -> dict[str, str]:
+    """Of the sources that the registry knows."""
+    names = {source.name for sources in mixtures.values() for source in sources}
+    names |= {
+        name for training in pretraining for row in training.rows for name in row.get("validation_bits_per_byte", ())
+    }
+    categories: dict[str, str] = {}
+    for name in sorted(names):
+        with contextlib.suppress(DataError):
+            categories[name] = find_source(name).category
+    return categories
 
 
 def _one_after_the_other(runs: Sequence[Training | None]) -> list[Training]:

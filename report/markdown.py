@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from report.blocks import Block, Chart, Missing, Sample, Section, Table, Text
+from report.blocks import Block, Chart, Details, Finding, Missing, Sample, Section, Table, Text
 from report.charts import line_chart
 
 CHART_FOLDER = "charts"
@@ -15,7 +15,7 @@ def write_markdown(file: Path, title: str, subtitle: str, sections: Sequence[Sec
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}", subtitle]
     for section in sections:
-        parts.append(f"## {section.title}")
+        parts += [f"## {section.title}", section.introduction]
         parts += [_block(block, folder) for block in section.blocks]
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -29,6 +29,10 @@ def _block(block: Block, folder: Path) -> str:
         case Sample():
             lines = "\n".join(f"    {line}" for line in f"{block.prompt}\n{block.text}".strip().splitlines())
             return f"{block.label}:\n\n{lines}"
+        case Finding():
+            return "\n".join([f"- **{block.claim}** {block.label}", *(f"  - {line}" for line in block.numbers)])
+        case Details():
+            return "\n\n".join([f"**{block.title}**", *(_block(inner, folder) for inner in block.blocks)])
         case Table():
             return _table(block)
         case Chart():

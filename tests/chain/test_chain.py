@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from chain.runner import StepFailed, only_one, pending, run_step
-from chain.state import ChainState, read_state, step_keys
+from chain.state import ChainState, read_state, reason_to_run, step_keys
 from chain.steps import ChainError, Step, select, steps_of
 from slurm.jobs import Profile
 
@@ -74,6 +75,21 @@ def test_changed_step_runs_again_and_keeps_what_was_there(folder: Path, change: 
     assert len(list((folder / "run").glob("replaced/*/train/out"))) == (change != "output")
 
 
+def test_reason_names_what_changed(folder: Path) -> None:
+    execute(chain_of_two())
+    (folder / "code" / "a.py").write_text("one = 2\n")
+    (folder / "Makefile").write_text(MAKEFILE.replace("echo text", "echo words"))
+    keys, state = step_keys(chain_of_two()), read_state(Path("run"))
+    reasons = {step.name: reason_to_run(step, keys, state) for step in chain_of_two()}
+    assert reasons == {"text": "changed: command", "train": "changed: code, an earlier stage"}
+
+
+def test_another_target_of_the_makefile_changes_nothing(folder: Path) -> None:
+    execute(chain_of_two())
+    (folder / "Makefile").write_text(MAKEFILE.replace("exit 1", "exit 2"))
+    assert execute(chain_of_two()) == []
+
+
 def test_comment_in_a_recipe_changes_nothing(folder: Path) -> None:
     execute(chain_of_two())
     (folder / "recipe.yaml").write_text("# a remark\ntokens: {train_steps: 4}\n")
@@ -102,15 +118,52 @@ def test_interrupt_lets_the_step_save_and_leaves_no_process(folder: Path) -> Non
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 30
-    while not (folder / "run" / "slow" / "began").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    wait_for((folder / "run" / "slow" / "began").exists)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
-    assert output == "stopped\n" and process.returncode == 0
+    assert output.startswith("Stopping") and output.endswith("\nstopped\n") and process.returncode == 0
     assert (folder / "run" / "slow" / "saved").read_text() == "saved\n"
     assert read_state(Path("run")).steps["slow"].state == "stopped"
+
+
+def test_second_interrupt_ends_the_step_at_once(folder: Path) -> None:
+    (folder / "Makefile").write_text(
+        "stubborn: ; @trap '' TERM; mkdir -p run; echo $$$$ > run/pid; sleep 60 & wait; sleep 60\n"
+    )
+    script = "from tests.chain.test_chain import *\nexecute([Step('stubborn', (('stubborn',),), (), (), (), (), 1)])\n"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    wait_for(lambda: (folder / "run" / "pid").exists() and (folder / "run" / "pid").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline().startswith("Stopping")
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=20)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "run" / "pid").read_text()), 0)
+    assert read_state(Path("run")).steps["stubborn"].state == "stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_closed_terminal_stops_the_step_too(folder: Path, number: signal.Signals) -> None:
+    script = (
+        "from tests.chain.test_chain import *\nfrom chain.__main__ import stop_in_good_order_on_every_signal\n"
+        "stop_in_good_order_on_every_signal()\n"
+        "execute([Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+    wait_for((folder / "run" / "slow" / "began").exists)
+    process.send_signal(number)
+    process.wait(timeout=30)
+    assert (folder / "run" / "slow" / "saved").read_text() == "saved\n"
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_two_chains_in_one_run_folder_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from eval.published import CARD
 from eval.recipe import load_eval_recipe
-from eval.report import ReportError, build_table, main, regressions, win_rates
+from eval.report import ReportError, build_table, main, regressions, task_sheets, win_rates
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
 
 
@@ -32,16 +32,26 @@ def test_tables_show_values_errors_editions_and_announced_scores(tmp_path, capsy
     assert main([str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text(encoding="utf-8") in table
-    assert "| base | hellaswag | acc | 50 | 25 | 50.00 ± 2.00 |  |" in table
+    assert "| hellaswag | 50.00 ± 2.00 |  | 25 | acc | 50 |" in table
     assert "25.00 ± 2.00 (unclosed 3/50)" in table
-    assert "| base | piqa † | acc | 50 | 25 |  | 75.00 ± 2.00 |" in table
+    assert "| piqa † |  | 75.00 ± 2.00 | 25 | acc | 50 |" in table
     assert "| HellaSwag | plain | 50.00 ± 2.00 |  | 76.15 | 74.19 | 75.52 | 60.52 | 74.37 |" in table
     assert "| ARC (mean of both) | plain | 60.00 ± 1.41 |  | 65.61 |" in table
     assert "| PIQA | plain |  | 75.00 ± 2.00 † | 78.89 |" in table
     # HellaSwag: worst; ARC: between; GSM8K: worst. Five announced models each; PIQA has nobody to compare with.
     assert "| Win rate over 4 of the 12 base benchmarks | plain | 20.0 |  |" in table
     page = (tmp_path / "table.html").read_text(encoding="utf-8")
+    assert '<td data-value="25.0">25.00 ± 2.00<br><small>(unclosed 3/50)</small></td>' in page
     assert "small &lt;1&gt;" in page and '<td data-value="50.0">50.00 ± 2.00</td>' in page
+
+
+def test_a_suites_table_has_the_models_that_were_asked_and_explains_its_own_marks(tmp_path):
+    results = [suite("one", task("piqa", 0.5)), suite("two", task("piqa", 0.6))]
+    results.append(results[0].model_copy(update={"suite": "code", "tasks": [task("mbpp", 0.1, edition="small")]}))
+    base, code = task_sheets(build_table(results))
+    assert (base.title, base.header[1:3]) == ("Suite base", ["one", "two"])
+    assert (code.title, code.header[1:3]) == ("Suite code", ["one", "chance"])
+    assert "†" not in base.note and "†" in code.note and "unclosed" not in code.note
 
 
 def test_the_announced_win_rate_has_its_twelve_benchmarks():

@@ -4,36 +4,18 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from report.blocks import Chart
+from report.blocks import Chart, Details
 from report.collect import ReportError, collect
 from report.html import to_html
 from report.markdown import write_markdown
 from report.sections import build_sections
 from slurm.jobs import Profile
+from tests.report.run_folder import summary, write, write_capabilities, write_stage
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"
-
-
-def write_stage(folder: Path, first: int, last: int, mixture: dict[str, float], consumed: dict[str, int]) -> None:
-    rows = []
-    for step in range(first, last + 1):
-        rows.append({"step": step, "loss": 8.0 - step / 100, "lr": 1e-3, "grad_norm": 1.0, "tokens": 100 * step,
-                     "tokens_per_second": 50.0})  # fmt: skip
-    rows[-1]["data"] = {name: {"tokens": tokens, "epochs": 0.5} for name, tokens in consumed.items()}
-    rows[-1]["validation_bits_per_byte"] = {"held": 3.0 - last / 100}
-    recipe = {
-        "model": {"model_config": {"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 64}},
-        "parallelism": {"dp": 2, "tp": 1, "pp": 1},
-        "data_stages": [{"start_training_step": first, "mixture": mixture}],
-    }
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
 @pytest.fixture
@@ -99,24 +81,15 @@ def test_page_loads_nothing(profile: Profile) -> None:
 
 
 def test_capabilities_and_sweep_show_their_numbers(profile: Profile) -> None:
-    share: dict[str, Any] = {"value": 0.5, "low": 0.25, "high": 0.75}
-    measures = dict.fromkeys(("correct", "followed_mode", "ended"), share)
-    summary = {"all": {"think": measures, "no_think": measures}}
     reply = {"task": "sum", "mode": "think", "correct": True, "question": "1+1 < 3?", "text": "<think>2</think> yes"}
-    content = {"seeds": 3, "models": {"hf/apo": {"summary": summary, "replies": [reply]}}}
-    write(profile.run / "eval" / "capabilities.json", content)
+    write_capabilities(profile.run, {"hf/apo": summary({"all": (5, 5), "sum": (5, 5)}, (5, 5), 10)}, [reply])
     scores = {"gsm8k": {"value": 0.4, "stderr": 0.1}}
     sweep_rows = [{"soup_weight": w, "mean": 0.4, "scores": scores} for w in (0.0, 1.0)]
     write(profile.run / "merge_sweep" / "sweep.json", {"best_soup_weight": 0.9, "rows": sweep_rows})
     page = page_of(profile)
-    assert page.count("50 [25, 75]") == 6
+    assert page.count("50 [25, 75]") == 6  # right and in the mode, over all tasks; right in the one task; two modes
     assert "1+1 &lt; 3?" in page and "&lt;think&gt;2" in page
-    assert "The best mean is at 0.9" in page
-
-
-def write(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
+    assert "The best mean is at 0.9; no further below it than the standard error of the difference: 1." in page
 
 
 def test_markdown_has_the_same_sections_and_its_charts(profile: Profile, tmp_path: Path) -> None:
@@ -152,3 +125,35 @@ def test_prediction_stands_beside_the_median_of_the_steps(profile: Profile) -> N
     row = re.search(r"<tr>\s*<td[^>]*>stage1</td>\s*<td[^>]*>cpu</td>.*?</tr>", page_of(profile), re.DOTALL)
     assert row is not None
     assert re.findall(r"<td[^>]*>([^<]*)</td>", row.group())[2:] == ["0.50 GB", "60", "50", "+20 %"]
+
+
+def test_scores_of_checkpoints_are_drawn_over_tokens(profile: Profile) -> None:
+    lines = [{"step": step, "evaluation/base/piqa": step / 100, "evaluation/base/boolq": 0.5} for step in (10, 20)]
+    file = profile.run / "stage1" / "evaluations.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    section = next(s for s in build_sections(collect(profile)) if s.title == "Checkpoints while training")
+    mean, details = section.blocks
+    assert isinstance(mean, Chart) and isinstance(details, Details)
+    assert [(s.name, list(s.x), list(s.y)) for s in mean.series] == [("base", [1000, 2000], [30, 35])]
+    single = [block for block in details.blocks if isinstance(block, Chart)]
+    assert [(s.name, list(s.y)) for s in single[0].series] == [("piqa", [10, 20]), ("boolq", [50, 50])]
+
+
+def test_margin_of_preference_training_is_drawn(profile: Profile) -> None:
+    write_stage(profile.run / "apo", 1, 4, {"pairs": 1.0}, {})
+    file = profile.run / "apo" / "metrics.jsonl"
+    rows = [json.loads(line) | {"rewards/margins": 0.1} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    charts = [b for s in build_sections(collect(profile)) for b in s.blocks if isinstance(b, Chart)]
+    assert next(list(chart.series[0].y) for chart in charts if chart.name == "apo-margin") == [0.1] * 4
+
+
+def test_every_section_starts_with_a_sentence_and_the_story_comes_first(profile: Profile) -> None:
+    sections = build_sections(collect(profile))
+    assert sections[0].title == "What happened"
+    assert all(section.introduction.endswith((".", ":")) for section in sections)
+
+
+def test_page_of_a_long_run_stays_small(profile: Profile) -> None:
+    write_stage(profile.run / "stage3", 41, 60_000, {"web": 1.0}, {})
+    assert len(page_of(profile).encode()) < 500_000

@@ -1,0 +1,55 @@
+"""The time left: from the pace of the last steps, for resumed trainings and several in a row too."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chain.steps import Step, TrainingRun
+from chain.view import last_rows, seconds_left
+
+
+def write_rows(folder: Path, first: int, last: int, seconds_per_step: float, **more: float) -> None:
+    folder.mkdir()
+    rows = [
+        {"step": step, "loss": 1.0, "tokens": 64 * step, "tokens_per_second": 64 / seconds_per_step}
+        | {key: value * step for key, value in more.items()}
+        for step in range(first, last + 1)
+    ]
+    rows[0]["tokens_per_second"] = 0.1  # the first step is slow
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def step(*runs: TrainingRun) -> Step:
+    return Step("train", (), (), (), (), (), 100, runs=runs)
+
+
+def test_stage_that_goes_on_from_another_stages_step(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a", 201, 230, 2.0)
+    assert seconds_left(step(TrainingRun(tmp_path / "a", last_step=300)), 500.0, 100) == pytest.approx(70 * 2.0)
+
+
+def test_phase_whose_steps_follow_from_its_data(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a", 1, 30, 2.0, epoch=0.02)  # two epochs are 100 steps
+    assert seconds_left(step(TrainingRun(tmp_path / "a", epochs=2)), 1.0, 100) == pytest.approx(70 * 2.0)
+
+
+def test_second_of_two_trainings_is_still_to_come(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a", 1, 30, 2.0)
+    runs = TrainingRun(tmp_path / "a", last_step=40), TrainingRun(tmp_path / "b", last_step=40)
+    assert seconds_left(step(*runs), 60.0, 160) == pytest.approx(10 * 2.0 + 80)
+    write_rows(tmp_path / "b", 1, 10, 2.0)
+    assert seconds_left(step(*runs), 120.0, 160) == pytest.approx(30 * 2.0)
+
+
+def test_before_the_first_step_the_expectation_counts(tmp_path: Path) -> None:
+    assert seconds_left(step(TrainingRun(tmp_path / "a", last_step=40)), 30.0, 100) == 70
+    assert seconds_left(step(), 130.0, 100) == 0
+
+
+def test_end_of_a_long_file_is_read_in_whole_lines(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a", 1, 1000, 2.0)
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1001, "lo')
+    rows = last_rows(tmp_path / "a")
+    assert rows[-1]["step"] == 1000 and len(rows) < 1000
