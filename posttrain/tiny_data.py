@@ -139,8 +139,8 @@ def tool_call(rng: random.Random) -> Problem:
         for tool, key in offered
     )
     question = f"Please {name} {parameter} {number}."
-    thinking = f"to {name}: {parameter} {number}"
-    return Problem("tool_call", question, thinking, right, f"to {other}: {other_parameter} {number}", wrong, tools)
+    thinking, wrong_thinking = (f"to {tool} {key} {number}" for tool, key in offered)
+    return Problem("tool_call", question, thinking, right, wrong_thinking, wrong, tools)
 
 
 TASKS: dict[str, Callable[[random.Random], Problem]] = {
@@ -202,11 +202,10 @@ def conversation(problem: Problem, mode: str, rng: random.Random) -> dict[str, A
 
 
 def midtrain_row(asked: Sequence[Problem]) -> dict[str, Any]:
-    """Plain questions and reasoning, as in the public reasoning sets."""
+    """Plain questions and reasoning, as in the public reasoning sets; which tools there are is said from SFT on."""
     messages = []
     for problem in asked:
-        question = "\n".join([*(json.dumps(tool) for tool in problem.tools), problem.question])
-        messages += [{"role": "user", "content": question}, reply(problem.thinking, problem.answer)]
+        messages += [{"role": "user", "content": problem.question}, reply(problem.thinking, problem.answer)]
     return {"messages": messages}
 
 

@@ -143,11 +143,13 @@ def test_rows_ask_for_the_mode_that_they_answer_in(tokenizer: PreTrainedTokenize
 
     rng = random.Random(0)
     stream = problems(rng, held_out=False)
-    contradictions = 0
+    contradictions, turns = 0, set()
     for mode in MODES * 100:
         row = sft_row(exchanges(next(stream), stream, rng), mode, rng)
         assert reasoning_mode(row["messages"][:-1], **row["chat_template_kwargs"]) == mode
         replies = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
         assert [reply.startswith("<think>") for reply in replies] == [mode == "think"] * len(replies)
+        turns.add(("xml_tools" in row["chat_template_kwargs"], len(replies)))
         contradictions += row["chat_template_kwargs"]["enable_thinking"] != (mode == "think")
     assert contradictions > 20
+    assert turns == {(True, 1), (False, 1), (False, 2), (False, 3)}
