@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -36,36 +36,38 @@ class Problem:
         return int.from_bytes(digest[:4], "big") < HELD_OUT_FRACTION * 2**32
 
 
-TOP = 6  # digits go from 0 to here: a few thousand rows of ten digits are not enough to learn from
+LARGEST = 9  # operands and results are single digits, one token each
+
+_ADDITION_WORDINGS = ("What is {}?", "Compute {}.", "How much is {}?")
 
 
 def addition(rng: random.Random) -> Problem:
-    """One sum of at most TOP, in one of three wordings."""
-    total = rng.randint(0, TOP)
+    """One sum of digits that is a digit, in one of three wordings."""
+    total = rng.randint(0, LARGEST)
     a = rng.randint(0, total)
     b = total - a
-    question = rng.choice([f"What is {a}+{b}?", f"Compute {a}+{b}.", f"How much is {a}+{b}?"])
+    question = rng.choice(_ADDITION_WORDINGS).format(f"{a}+{b}")
     wrong = _another_digit(total, rng)
     return Problem("addition", question, f"{a}+{b}={total}", str(total), f"{a}+{b}={wrong}", str(wrong))
 
 
 def _another_digit(digit: int, rng: random.Random) -> int:
-    return (digit + rng.randint(1, TOP)) % (TOP + 1)
+    return (digit + rng.randint(1, LARGEST)) % (LARGEST + 1)
 
 
 def chain(rng: random.Random) -> Problem:
-    """Two additions or subtractions; operands and intermediate results are digits up to TOP."""
-    value = rng.randint(0, TOP)
-    expression, steps = str(value), []
-    for _ in range(2):
+    """Three additions or subtractions; operands and intermediate results are digits."""
+    value = rng.randint(0, LARGEST)
+    expression, steps = str(value), [str(value)]
+    for _ in range(3):
         result = _another_digit(value, rng)
         operation = f"{'+' if result > value else '-'}{abs(result - value)}"
         expression += operation
-        steps.append(f"{value}{operation}={result}")
+        steps.append(str(result))
         value = result
     wrong = _another_digit(value, rng)
-    wrong_steps = [*steps[:-1], f"{steps[-1][:-1]}{wrong}"]
-    return Problem("chain", f"Compute {expression}.", "\n".join(steps), str(value), "\n".join(wrong_steps), str(wrong))
+    wrong_steps = [*steps[:-1], str(wrong)]
+    return Problem("chain", f"Compute {expression}.", ",".join(steps), str(value), ",".join(wrong_steps), str(wrong))
 
 
 _UNITS = {("km", "m"): 1000, ("m", "cm"): 100, ("cm", "mm"): 10, ("kg", "g"): 1000, ("l", "ml"): 1000, ("dm", "cm"): 10}
@@ -88,25 +90,23 @@ def conversion(rng: random.Random) -> Problem:
 
 
 def sorting(rng: random.Random) -> Problem:
-    """Three different digits up to TOP in ascending order."""
-    digits = rng.sample(range(TOP + 1), 3)
+    """Three different digits in ascending order."""
+    digits = rng.sample(range(LARGEST + 1), 3)
     low, middle, high = sorted(digits)
-    thinking = f"least {low}\nthen {middle}\nlast {high}"
-    question = f"Sort {digits[0]},{digits[1]},{digits[2]}."
     return Problem(
         "sorting",
-        question,
-        thinking,
+        f"Sort {digits[0]},{digits[1]},{digits[2]}.",
+        f"{low}<{middle}<{high}",
         f"{low},{middle},{high}",
-        f"least {middle}\nthen {low}\nlast {high}",
+        f"{middle}<{low}<{high}",
         f"{middle},{low},{high}",
     )
 
 
-# Feminine nouns, and words that are one token each in English: there is little to learn from in a few thousand rows.
+# Feminine nouns. Every English word follows a space wherever it stands, so that it is the same single token everywhere.
 _NOUNS = {
     "table": "table", "car": "voiture", "box": "boite", "hand": "main", "week": "semaine", "line": "ligne",
-    "place": "place", "part": "partie", "year": "année",
+    "place": "place", "part": "partie", "language": "langue",
 }  # fmt: skip
 _ADJECTIVES = {
     "red": "rouge", "clean": "propre", "empty": "vide", "long": "longue", "free": "libre", "hard": "dure",
@@ -118,30 +118,29 @@ def translation(rng: random.Random) -> Problem:
     """An English adjective and noun in French, where the noun comes first."""
     adjective, noun = rng.choice(sorted(_ADJECTIVES)), rng.choice(sorted(_NOUNS))
     french_adjective, french_noun = _ADJECTIVES[adjective], _NOUNS[noun]
-    thinking = f"{noun}: {french_noun}\n{adjective}: {french_adjective}"
-    right, wrong = f"{french_noun} {french_adjective}", f"{french_adjective} {french_noun}"
-    return Problem("translation", f"Translate to French: {adjective} {noun}", thinking, right, thinking, wrong)
+    thinking = f"the {noun} = la {french_noun}, {adjective} = {french_adjective}"
+    right, wrong = f"la {french_noun} {french_adjective}", f"la {french_adjective} {french_noun}"
+    return Problem("translation", f"Translate to French: the {adjective} {noun}", thinking, right, thinking, wrong)
 
 
-_CITIES = [
-    "London", "Vienna", "Oslo", "Lima", "Quito", "Boston", "Denver", "Dallas", "Seoul", "Milan", "Turin", "Porto",
-    "Leeds", "Derby", "Perth", "Lyon",
-]  # fmt: skip
-_FUNCTIONS = ["weather", "time", "news"]
+_FUNCTIONS = ("open", "close", "read", "write", "list", "search")
+_PARAMETERS = ("file", "line", "level")
 
 
 def tool_call(rng: random.Random) -> Problem:
     """Choose one of two offered functions and fill in its argument."""
     name, other = rng.sample(_FUNCTIONS, 2)
-    city, other_city = rng.sample(_CITIES, 2)
-    tools = [{"name": tool, "parameters": ["city"]} for tool in rng.sample([name, other], 2)]
+    parameter, other_parameter = rng.choices(_PARAMETERS, k=2)
+    number = rng.randint(10, 99)
+    offered = [(name, parameter), (other, other_parameter)]
+    tools = [{"name": tool, "parameters": [key]} for tool, key in rng.sample(offered, 2)]
     right, wrong = (
-        "<tool_call>\n" + json.dumps({"name": tool, "arguments": {"city": place}}) + "\n</tool_call>"
-        for tool, place in ((name, city), (other, other_city))
+        "<tool_call>\n" + json.dumps({"name": tool, "arguments": {key: number}}) + "\n</tool_call>"
+        for tool, key in offered
     )
-    question = f"{rng.choice(['Tell me', 'I need', 'Find out'])} the {name} in {city}."
-    thinking = f"{name} for {city}"
-    return Problem("tool_call", question, thinking, right, f"{other} for {other_city}", wrong, tools)
+    question = f"Please {name} {parameter} {number}."
+    thinking, wrong_thinking = (f"to {tool} {key} {number}" for tool, key in offered)
+    return Problem("tool_call", question, thinking, right, wrong_thinking, wrong, tools)
 
 
 TASKS: dict[str, Callable[[random.Random], Problem]] = {
@@ -153,8 +152,9 @@ TASKS: dict[str, Callable[[random.Random], Problem]] = {
     "tool_call": tool_call,
 }
 # Shares of the training rows; the harder the task, the more.
-TASK_WEIGHTS = {"addition": 2, "chain": 5, "conversion": 2, "sorting": 3, "translation": 2, "tool_call": 1}
+TASK_WEIGHTS = {"addition": 2, "chain": 5, "conversion": 2, "sorting": 3, "translation": 2, "tool_call": 2}
 
+FURTHER_TURNS = (0, 0, 1, 2)
 PERSONAS = ("You are a careful tutor.", "You answer for a travel office.", "Be brief.")
 
 
@@ -170,6 +170,16 @@ def problems(rng: random.Random, held_out: bool) -> Iterator[Problem]:
 def reply(thinking: str | None, answer: str) -> dict[str, str]:
     """The assistant's message; without thinking the template adds the empty think block."""
     return {"role": "assistant", "content": f"<think>\n{thinking}\n</think>\n{answer}" if thinking else answer}
+
+
+def exchanges(first: Problem, stream: Iterator[Problem], rng: random.Random) -> list[Problem]:
+    """The problems of one conversation: the first alone, or with one or two more from the stream.
+
+    Further turns make the model find the last question whatever stands before it, and the system turn is paid for once.
+    Problems with tools stand alone: the tools are named in the system turn.
+    """
+    more = islice((problem for problem in stream if not problem.tools), rng.choice(FURTHER_TURNS))
+    return [first] if first.tools else [first, *more]
 
 
 def conversation(problem: Problem, mode: str, rng: random.Random) -> dict[str, Any]:
@@ -191,18 +201,21 @@ def conversation(problem: Problem, mode: str, rng: random.Random) -> dict[str, A
     return {"messages": [*messages, {"role": "user", "content": problem.question}], "chat_template_kwargs": arguments}
 
 
-def midtrain_row(problem: Problem) -> dict[str, Any]:
-    """Plain question and reasoning, as in the public reasoning sets."""
-    question = problem.question
-    if problem.tools:
-        question = "\n".join([*(json.dumps(tool) for tool in problem.tools), question])
-    return {"messages": [{"role": "user", "content": question}, reply(problem.thinking, problem.answer)]}
+def midtrain_row(asked: Sequence[Problem]) -> dict[str, Any]:
+    """Plain questions and reasoning, as in the public reasoning sets; which tools there are is said from SFT on."""
+    messages = []
+    for problem in asked:
+        messages += [{"role": "user", "content": problem.question}, reply(problem.thinking, problem.answer)]
+    return {"messages": messages}
 
 
-def sft_row(problem: Problem, mode: str, rng: random.Random) -> dict[str, Any]:
-    """One question and the right reply in the mode."""
-    row = conversation(problem, mode, rng)
-    row["messages"].append(reply(problem.thinking if mode == "think" else None, problem.answer))
+def sft_row(asked: Sequence[Problem], mode: str, rng: random.Random) -> dict[str, Any]:
+    """Questions and the right replies in the mode."""
+    row = conversation(asked[0], mode, rng)
+    for problem in asked:
+        if problem is not asked[0]:
+            row["messages"].append({"role": "user", "content": problem.question})
+        row["messages"].append(reply(problem.thinking if mode == "think" else None, problem.answer))
     return row
 
 
@@ -225,16 +238,23 @@ def heldout_row(problem: Problem) -> dict[str, Any]:
 def write_sets(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, int]:
     """Write all sets; returns rows per file. `sizes`: rows of midtrain, sft (per mode), apo (per mode), heldout."""
 
-    def drawn(name: str, count: int) -> Iterator[tuple[Problem, random.Random]]:
+    def drawn(name: str, count: int) -> Iterator[tuple[Problem, Iterator[Problem], random.Random]]:
         rng = random.Random(f"{seed} {name}")
-        for problem in islice(problems(rng, held_out=False), count):
-            yield problem, rng
+        stream = problems(rng, held_out=False)
+        for problem in islice(stream, count):
+            yield problem, stream, rng
 
-    sets = {"midtrain_reasoning/train.jsonl": [midtrain_row(p) for p, _ in drawn("midtrain", sizes["midtrain"])]}
+    sets = {
+        "midtrain_reasoning/train.jsonl": [
+            midtrain_row(exchanges(*drawing)) for drawing in drawn("midtrain", sizes["midtrain"])
+        ]
+    }
     for mode in ("think", "no_think"):
-        sets[f"sft_{mode}/train.jsonl"] = [sft_row(p, mode, rng) for p, rng in drawn(f"sft {mode}", sizes["sft"])]
+        sets[f"sft_{mode}/train.jsonl"] = [
+            sft_row(exchanges(*drawing), mode, drawing[2]) for drawing in drawn(f"sft {mode}", sizes["sft"])
+        ]
         sets[f"apo_{mode}/train.jsonl"] = [
-            preference_row(p, mode, rng) for p, rng in drawn(f"apo {mode}", sizes["apo"])
+            preference_row(p, mode, rng) for p, _, rng in drawn(f"apo {mode}", sizes["apo"])
         ]
     sets["heldout.jsonl"] = heldout_rows(seed, sizes["heldout"])
     for name, content in sets.items():
@@ -262,8 +282,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m posttrain.tiny_data", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--midtrain", type=int, default=8000, metavar="ROWS")
-    parser.add_argument("--sft", type=int, default=500, metavar="ROWS", help="per mode")
+    parser.add_argument("--midtrain", type=int, default=5000, metavar="ROWS")
+    parser.add_argument("--sft", type=int, default=400, metavar="ROWS", help="per mode")
     parser.add_argument("--apo", type=int, default=320, metavar="ROWS", help="per mode")
     parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
     options = parser.parse_args()

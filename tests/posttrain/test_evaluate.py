@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain import evaluate, tiny_data
 from posttrain.evaluate import MODES, Proportion, bare_prompt, judge, summarise
 from posttrain.generate import ChatModel
-from posttrain.tiny_data import TASKS, Problem, problems, sft_row, write_sets
+from posttrain.tiny_data import TASKS, Problem, exchanges, problems, sft_row, write_sets
 
 CALL = '<tool_call>\n{"name": "get_time", "arguments": {"city": "Oslo"}}\n</tool_call>'
 
@@ -102,10 +102,10 @@ def solve(problem: Problem) -> str:
     if problem.task == "sorting":
         return ",".join(map(str, sorted(numbers)))
     if problem.task == "translation":
-        adjective, noun = question.rpartition(": ")[2].split()
-        return f"{tiny_data._NOUNS[noun]} {tiny_data._ADJECTIVES[adjective]}"
-    subject, city = re.findall(r"the (\w+) in (\w+)\.", question)[0]
-    return "<tool_call>\n" + json.dumps({"name": subject, "arguments": {"city": city}}) + "\n</tool_call>"
+        adjective, noun = question.rpartition(": the ")[2].split()
+        return f"la {tiny_data._NOUNS[noun]} {tiny_data._ADJECTIVES[adjective]}"
+    name, parameter, number = re.findall(r"Please (\w+) (\w+) (\d+)\.", question)[0]
+    return "<tool_call>\n" + json.dumps({"name": name, "arguments": {parameter: int(number)}}) + "\n</tool_call>"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -115,8 +115,9 @@ def test_taught_answers_are_right_and_wrong_ones_wrong(task: str) -> None:
         problem = TASKS[task](rng)
         assert problem.answer == solve(problem)
         assert problem.wrong_answer != problem.answer
-        for left, sign, right, total in re.findall(r"(\d+)([+-])(\d+)=(-?\d+)", problem.thinking):
-            assert int(total) == int(left) + int(right) * (1 if sign == "+" else -1)
+        if task == "chain":  # the thinking lists the running values
+            terms = [int(term) for term in re.findall(r"[+-]?\d", problem.question)]
+            assert problem.thinking == ",".join(str(sum(terms[: count + 1])) for count in range(len(terms)))
 
 
 def test_held_out_problems_are_in_no_training_set(tmp_path: Path) -> None:
@@ -142,10 +143,13 @@ def test_rows_ask_for_the_mode_that_they_answer_in(tokenizer: PreTrainedTokenize
 
     rng = random.Random(0)
     stream = problems(rng, held_out=False)
-    contradictions = 0
+    contradictions, turns = 0, set()
     for mode in MODES * 100:
-        row = sft_row(next(stream), mode, rng)
+        row = sft_row(exchanges(next(stream), stream, rng), mode, rng)
         assert reasoning_mode(row["messages"][:-1], **row["chat_template_kwargs"]) == mode
-        assert row["messages"][-1]["content"].startswith("<think>") == (mode == "think")
+        replies = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+        assert [reply.startswith("<think>") for reply in replies] == [mode == "think"] * len(replies)
+        turns.add(("xml_tools" in row["chat_template_kwargs"], len(replies)))
         contradictions += row["chat_template_kwargs"]["enable_thinking"] != (mode == "think")
     assert contradictions > 20
+    assert turns == {(True, 1), (False, 1), (False, 2), (False, 3)}

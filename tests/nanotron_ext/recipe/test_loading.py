@@ -54,8 +54,8 @@ BAD = {
     "unknown section": ("optimiser.zero_stage=1", "optimiser", "Did you mean 'optimizer'?"),
     "wrong type": ("tokens.sequence_length=abc", "tokens.sequence_length", "valid integer"),
     "number as text": ("tokens.sequence_length='256'", "tokens.sequence_length", "valid integer"),
-    "tp does not divide heads": ("parallelism.tp=4", "parallelism.tp", "does not divide num_attention_heads 6"),
-    "fewer layers than stages": ("parallelism.pp=9", "parallelism.pp", "8 layers cannot fill 9 pipeline stages"),
+    "tp does not divide heads": ("parallelism.tp=3", "parallelism.tp", "does not divide num_attention_heads 8"),
+    "fewer layers than stages": ("parallelism.pp=5", "parallelism.pp", "4 layers cannot fill 5 pipeline stages"),
     "sequence beyond positions": ("tokens.sequence_length=512", "tokens.sequence_length", "max_position_embeddings"),
     "weights off one": ("data_stages.1.mixture.tiny-math=0.1565", "data_stages.1.mixture", "sum to 1.0565, not 1"),
     "negative weight": ("data_stages.0.mixture.tiny-math=-0.03", "data_stages.0.mixture.tiny-math", "positive"),
@@ -139,4 +139,4 @@ def test_ablation_overlays_change_one_key(profile: str, overlay: str) -> None:
 
 def test_null_kv_heads_are_multi_head_attention() -> None:
     recipe = load_recipe("recipes/tiny/pretrain.yaml", ["model.model_config.num_key_value_heads=null"])
-    assert recipe.model.model_config_.num_key_value_heads == 6
+    assert recipe.model.model_config_.num_key_value_heads == 8
