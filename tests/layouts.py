@@ -59,7 +59,8 @@ def load_each(recipes: list[Recipe], sources: list[Path]) -> list[list[float]]:
         state = TrainState(recipe, context, device)
         load_checkpoint(state, CheckpointReader(resolve_checkpoint(source)))
         for group in state.optimizer.groups:
-            assert torch.equal(group.params[group.shard], group.master.to(group.params.dtype))
+            for bucket in group.buckets:
+                assert torch.equal(group.params[bucket.shard], group.master[bucket.local].to(group.params.dtype))
         save_checkpoint(state, SAVED_STEP)
         found.append(losses(state, SAVED_STEP + 1, LAST_STEP))
     return found

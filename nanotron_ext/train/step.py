@@ -66,6 +66,7 @@ class TrainState:
         # The engine divides each micro-batch's loss by their number; the factor takes that back.
         scale = count / trained_tokens.clamp(min=1)
         clear_pipeline_queues()
+        self.optimizer.start_step(count)
         outputs = self._engine.train_batch_iter(
             self.model,
             pg=self.context.pp_pg,
@@ -82,9 +83,8 @@ class TrainState:
         lr = learning_rate(self.recipe, batch.step)
         result = StepResult(loss, norm_value, lr, stops > 0, saves > 0, work_seconds)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            self.optimizer.discard_gradients()
             raise NonFiniteError(self._non_finite_message(batch, result))
-        self.optimizer.step(result.learning_rate, norm)
+        self.optimizer.step(lr, norm_value)
         return result
 
     @torch.no_grad()

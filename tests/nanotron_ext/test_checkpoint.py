@@ -9,6 +9,7 @@ import torch
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, resolve_checkpoint
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.recipe import Recipe
+from nanotron_ext.train import buckets
 from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
@@ -45,7 +46,8 @@ def build(recipe: Recipe) -> tuple[TrainState, int]:
 
 
 def train_and_save(recipe: Recipe) -> list[float]:
-    """Two steps, a checkpoint, and the losses of the next two."""
+    """Two steps, a checkpoint, and the losses of the next two; in other buckets than the reader's."""
+    buckets.BUCKET_BYTES = 1 << 14
     state, replica = build(recipe)
     for step in (1, 2):
         state.train_step(random_batch(recipe, step, replica))

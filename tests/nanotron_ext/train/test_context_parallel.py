@@ -54,15 +54,10 @@ def gradients_of(state: TrainState, batch: StepBatch) -> Iterator[tuple[GlobalPa
     """The batch's summed gradients as this rank holds them: parameter, first element, flat part. No update."""
     held = []
 
-    def keep(learning_rate: float, norm: torch.Tensor) -> None:
+    def keep(learning_rate: float, norm: float) -> None:
         for group in state.optimizer.groups:
             assert group.master.grad is not None
-            for slot in group.slots:
-                start, stop = max(slot.start, group.shard.start), min(slot.stop, group.shard.stop)
-                if start < stop:
-                    part = group.master.grad[start - group.shard.start : stop - group.shard.start]
-                    held.append((slot.entry, start - slot.start, part.clone()))
-        state.optimizer.discard_gradients()
+            held.extend((slot.entry, start, part.clone()) for slot, start, part in group.parts(group.master.grad))
 
     update, state.optimizer.step = state.optimizer.step, keep  # type: ignore[method-assign]
     state.train_step(batch)

@@ -5,6 +5,7 @@ import torch
 
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.recipe import Recipe
+from nanotron_ext.train import buckets
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import random_batch, small_recipe
@@ -13,6 +14,7 @@ STEPS = 20
 
 
 def curve(recipe: Recipe) -> list[tuple[float, float]]:
+    buckets.BUCKET_BYTES = 1 << 14  # about one per layer
     launch = initialize_distributed()
     p = recipe.parallelism
     context = ParallelContext(p.tp, p.pp, p.dp)

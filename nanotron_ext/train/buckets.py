@@ -1,0 +1,224 @@
+"""Flat buffers of parameters and gradients, in buckets that are summed over the replicas while the backward still runs.
+
+All parameters of one weight-decay group live in one flat buffer of the model's dtype, their gradients in one float32
+buffer of the same layout. Both are cut into buckets of whole parameters, each padded so that it splits evenly over the
+ranks that share the optimizer's state: rank r holds the r-th part of every bucket, and its masters are these parts laid
+end to end. A bucket's reduction starts when the last micro-batch's backward has brought all of its gradients, save
+where tied copies have to be added first. Buckets start in one fixed order, from the model's end to its beginning, so
+that all replicas send the same messages in the same order whatever their documents.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from nanotron_ext.engine import ParallelContext, dist
+from nanotron_ext.model.naming import GlobalParameter
+
+# Of float32 gradients: a hundred buckets for the 3B model, and over 192 replicas still half a megabyte for each rank.
+BUCKET_BYTES = 100 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A parameter's place in its group's flat buffers: elements [start, stop)."""
+
+    entry: GlobalParameter
+    start: int
+    stop: int
+
+
+@dataclass
+class Bucket:
+    """Parameters whose gradients travel in one message.
+
+    whole: the bucket in the flat buffers, padding included. shard: this rank's part of it, there.
+    local: the same part in the rank's masters.
+    missing: gradients that this step's backward passes have yet to bring.
+    """
+
+    slots: list[Slot]
+    whole: slice
+    shard: slice
+    local: slice
+    is_counted: bool
+    has_tied_copies: bool
+    missing: int = 0
+
+
+class FlatGroup:
+    """One weight-decay group: flat parameters, gradients, and this rank's shard of the float32 masters.
+
+    A float32 model on a rank that holds all of the optimizer's state needs no masters beside its parameters: there
+    `master` is `params`.
+    """
+
+    def __init__(self, entries: list[GlobalParameter], weight_decay: float, shard_over: int, shard_rank: int) -> None:
+        self.weight_decay = weight_decay
+        self.buckets: list[Bucket] = []
+        offset = local = 0
+        for kind, of_kind in itertools.groupby(sorted(entries, key=_kind), key=_kind):
+            for members in _up_to_bucket_bytes(of_kind):
+                starts = list(itertools.accumulate((entry.parameter.numel() for entry in members), initial=offset))
+                slots = [Slot(entry, *ends) for entry, ends in zip(members, itertools.pairwise(starts), strict=True)]
+                part = -(-(starts[-1] - offset) // shard_over)
+                whole = slice(offset, offset + part * shard_over)
+                shard = slice(offset + shard_rank * part, offset + (shard_rank + 1) * part)
+                is_uncounted, has_tied_copies = kind
+                self.buckets.append(
+                    Bucket(slots, whole, shard, slice(local, local + part), not is_uncounted, has_tied_copies)
+                )
+                offset, local = whole.stop, local + part
+        example = entries[0].parameter
+        self.params = torch.zeros(offset, dtype=example.dtype, device=example.device)
+        self.grads = torch.zeros(offset, dtype=torch.float32, device=example.device)
+        for slot in self.slots:
+            view = self.view(self.params, slot)
+            view.copy_(slot.entry.parameter.detach())
+            slot.entry.parameter.data = view
+        if shard_over == 1 and self.params.dtype == torch.float32:
+            self.master = self.params
+        else:
+            self.master = torch.cat([self.params[bucket.shard] for bucket in self.buckets]).float()
+
+    @property
+    def slots(self) -> Iterator[Slot]:
+        return (slot for bucket in self.buckets for slot in bucket.slots)
+
+    @property
+    def counted_shard(self) -> slice:
+        """The part of the local shard that enters the gradient norm; buckets that do come first."""
+        return slice(0, max((bucket.local.stop for bucket in self.buckets if bucket.is_counted), default=0))
+
+    @staticmethod
+    def view(flat: torch.Tensor, slot: Slot) -> torch.Tensor:
+        """The parameter's part of a flat buffer, in its shape."""
+        return flat[slot.start : slot.stop].view_as(slot.entry.parameter)
+
+    def parts(self, local: torch.Tensor) -> Iterator[tuple[Slot, int, torch.Tensor]]:
+        """Per parameter with a part in this rank's shard: slot, first element, and the part's view of `local`."""
+        for bucket in self.buckets:
+            for slot in bucket.slots:
+                start, stop = max(slot.start, bucket.shard.start), min(slot.stop, bucket.shard.stop)
+                if start < stop:
+                    first = bucket.local.start + start - bucket.shard.start
+                    yield slot, start - slot.start, local[first : first + stop - start]
+
+
+class GradientCollector:
+    """A step's gradients: added up over micro-batches as they appear, then summed over tied copies and replicas."""
+
+    def __init__(self, groups: list[FlatGroup], names: list[str], context: ParallelContext, sharded: bool) -> None:
+        """`names` are those of the model's parameters, from its beginning to its end."""
+        self._groups, self._context, self._sharded = groups, context, sharded
+        place = {name: index for index, name in enumerate(names)}
+        buckets = [(group, bucket) for group in groups for bucket in group.buckets]
+        buckets.sort(key=lambda pair: min(place[slot.entry.name] for slot in pair[1].slots), reverse=True)
+        # Tied copies are summed when the backward is over, so their buckets come last.
+        self._order = sorted(buckets, key=lambda pair: pair[1].has_tied_copies)
+        self._early = sum(not bucket.has_tied_copies for _, bucket in buckets)
+        self._launched: list[torch.distributed.Work] = []
+        self._next = 0
+        self._untouched: set[Slot] = set()
+        self._tied = _tied_gradients(groups)
+        for group, bucket in buckets:
+            for slot in bucket.slots:
+                self._collect(group, bucket, slot)
+
+    def start(self, micro_batches: int) -> None:
+        """To be called before a step's first backward pass; what an abandoned step has left is overwritten."""
+        self._next = 0
+        self._untouched = {slot for group in self._groups for slot in group.slots}
+        for group in self._groups:
+            group.master.grad = None
+            for bucket in group.buckets:
+                bucket.missing = micro_batches * len(bucket.slots)
+
+    def finish(self) -> None:
+        """Each group's `master.grad` becomes this rank's shard of the sum over micro-batches, copies and replicas."""
+        assert all(bucket.missing == 0 for _, bucket in self._order), "a parameter got no gradient"
+        for ranks, views in self._tied.items():
+            _all_reduce_flat(views, self._context.world_ranks_to_pg[ranks])
+        self._launch_up_to(len(self._order))
+        for work in self._launched:
+            work.wait()  # on NCCL the device waits, not the host
+        self._launched.clear()
+        for group in self._groups:
+            if group.master.grad is None:
+                group.master.grad = group.grads
+
+    def _collect(self, group: FlatGroup, bucket: Bucket, slot: Slot) -> None:
+        gradient = group.view(group.grads, slot)
+
+        def collect(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            if slot in self._untouched:  # so the buffer needs no clearing
+                self._untouched.remove(slot)
+                gradient.copy_(parameter.grad)
+            else:
+                gradient.add_(parameter.grad)
+            parameter.grad = None
+            bucket.missing -= 1
+            if bucket.missing == 0:
+                self._launch_up_to(self._early)
+
+        slot.entry.parameter.register_post_accumulate_grad_hook(collect)
+
+    def _launch_up_to(self, stop: int) -> None:
+        """Reduce the next buckets in order, as long as their gradients are complete."""
+        dp_pg = self._context.dp_pg
+        while self._next < stop and self._order[self._next][1].missing == 0:
+            group, bucket = self._order[self._next]
+            self._next += 1
+            gradients = group.grads[bucket.whole]
+            if self._sharded:
+                if group.master.grad is None:
+                    group.master.grad = torch.empty_like(group.master)
+                part = group.master.grad[bucket.local]
+                work = dist.reduce_scatter_tensor(part, gradients, op=dist.ReduceOp.SUM, group=dp_pg, async_op=True)
+                self._launched.append(work)
+            elif dp_pg.size() > 1:
+                self._launched.append(dist.all_reduce(gradients, op=dist.ReduceOp.SUM, group=dp_pg, async_op=True))
+
+
+def _kind(entry: GlobalParameter) -> tuple[bool, bool]:
+    """Whether the gradient norm leaves this copy out, and whether copies of it have to be summed."""
+    if not entry.parameter.is_tied:
+        return False, False
+    tie = entry.parameter.get_tied_info()
+    return tie.global_ranks[0] != dist.get_rank(), tie.reduce_op is not None and len(tie.global_ranks) > 1
+
+
+def _up_to_bucket_bytes(entries: Iterator[GlobalParameter]) -> Iterator[list[GlobalParameter]]:
+    """Whole parameters in lists of at least BUCKET_BYTES, but for the last."""
+    members: list[GlobalParameter] = []
+    for entry in entries:
+        members.append(entry)
+        if 4 * sum(member.parameter.numel() for member in members) >= BUCKET_BYTES:
+            yield members
+            members = []
+    if members:
+        yield members
+
+
+def _tied_gradients(groups: list[FlatGroup]) -> dict[tuple[int, ...], list[torch.Tensor]]:
+    """Gradient views to sum, per group of world ranks; every rank of a group lists them in the same order."""
+    tied: dict[tuple[int, ...], list[tuple[str, torch.Tensor]]] = {}
+    for group in groups:
+        for bucket in group.buckets:
+            for slot in bucket.slots if bucket.has_tied_copies else ():
+                ranks = slot.entry.parameter.get_tied_info().global_ranks
+                tied.setdefault(ranks, []).append((slot.entry.name, group.grads[slot.start : slot.stop]))
+    return {
+        ranks: [view for _, view in sorted(named, key=lambda item: item[0])] for ranks, named in sorted(tied.items())
+    }
+
+
+def _all_reduce_flat(views: list[torch.Tensor], group: object) -> None:
+    """Sum several 1-d tensors over a process group in one message."""
+    flat = torch.cat(views)
+    dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=group)
+    for view, summed in zip(views, flat.split([view.numel() for view in views]), strict=True):
+        view.copy_(summed)
