@@ -58,16 +58,16 @@ def _another_digit(digit: int, rng: random.Random) -> int:
 def chain(rng: random.Random) -> Problem:
     """Three additions or subtractions; operands and intermediate results are digits."""
     value = rng.randint(0, LARGEST)
-    expression, steps = str(value), [str(value)]
+    expression, steps = str(value), []
     for _ in range(3):
         result = _another_digit(value, rng)
         operation = f"{'+' if result > value else '-'}{abs(result - value)}"
         expression += operation
-        steps.append(str(result))
+        steps.append(f"{value}{operation}={result}")
         value = result
     wrong = _another_digit(value, rng)
-    wrong_steps = [*steps[:-1], str(wrong)]
-    return Problem("chain", f"Compute {expression}.", ",".join(steps), str(value), ",".join(wrong_steps), str(wrong))
+    wrong_steps = [*steps[:-1], f"{steps[-1][:-1]}{wrong}"]
+    return Problem("chain", f"Compute {expression}.", "\n".join(steps), str(value), "\n".join(wrong_steps), str(wrong))
 
 
 _UNITS = {("km", "m"): 1000, ("m", "cm"): 100, ("cm", "mm"): 10, ("kg", "g"): 1000, ("l", "ml"): 1000, ("dm", "cm"): 10}
@@ -152,7 +152,7 @@ TASKS: dict[str, Callable[[random.Random], Problem]] = {
     "tool_call": tool_call,
 }
 # Shares of the training rows; the harder the task, the more.
-TASK_WEIGHTS = {"addition": 2, "chain": 5, "conversion": 2, "sorting": 3, "translation": 2, "tool_call": 2}
+TASK_WEIGHTS = {"addition": 3, "chain": 6, "conversion": 1, "sorting": 3, "translation": 2, "tool_call": 1}
 
 FURTHER_TURNS = (0, 0, 1, 2)
 PERSONAS = ("You are a careful tutor.", "You answer for a travel office.", "Be brief.")
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--midtrain", type=int, default=5000, metavar="ROWS")
     parser.add_argument("--sft", type=int, default=400, metavar="ROWS", help="per mode")
-    parser.add_argument("--apo", type=int, default=320, metavar="ROWS", help="per mode")
+    parser.add_argument("--apo", type=int, default=160, metavar="ROWS", help="per mode")
     parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("midtrain", "sft", "apo", "heldout")}
