@@ -97,41 +97,46 @@ def _run(arguments: Sequence[str], log: Path, tick: Callable[[], None]) -> None:
             while process.poll() is None:
                 tick()
                 time.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:
-            print(f"Stopping: it may take {_GRACE_SECONDS:.0f} s to save. Ctrl-C again ends it at once.", flush=True)
+            _end_group(process, lambda: False)
+        except BaseException as reason:
+            with _further_interrupts() as is_impatient:
+                if isinstance(reason, KeyboardInterrupt):
+                    text = f"Stopping: it may take {_GRACE_SECONDS:.0f} s to save. Ctrl-C again ends it at once."
+                    print(text, flush=True)
+                _end_group(process, is_impatient)
             raise
-        finally:
-            _end_group(process)
     if process.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
         shown = "\n".join(tail)
         raise StepFailed(f"`{' '.join(command)}` ended with status {process.returncode}; {log} ends with:\n{shown}")
 
 
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
+@contextmanager
+def _further_interrupts() -> Iterator[Callable[[], bool]]:
+    """Within it a signal to stop raises nothing; what it gives says whether there was one."""
+    seen: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, lambda number, frame: seen.append(number)) for number in numbers}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end_group(process: "subprocess.Popen[bytes]", is_impatient: Callable[[], bool]) -> None:
     """Nothing of the group is left afterwards: make may be gone while torchrun's workers still save."""
-    try:
-        is_gone = _ends_within(process, signal.SIGTERM, _GRACE_SECONDS)
-    except KeyboardInterrupt:  # somebody cannot wait
-        _ends_within(process, signal.SIGKILL, _KILL_SECONDS)
-        raise
-    if not is_gone:
-        _ends_within(process, signal.SIGKILL, _KILL_SECONDS)
-
-
-def _ends_within(process: "subprocess.Popen[bytes]", number: int, seconds: float) -> bool:
-    """Signal the group of `process`, and wait until it is gone or the time is over."""
-    try:
-        os.killpg(process.pid, number)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            process.poll()
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
-    except ProcessLookupError:
-        process.wait()
-        return True
-    return False
+    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+        try:
+            os.killpg(process.pid, number)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline and (number == signal.SIGKILL or not is_impatient()):
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            process.wait()
+            return
 
 
 def pending(steps: Sequence[Step], keys: Mapping[str, StepKey], state: ChainState) -> list[Step]:

@@ -58,16 +58,16 @@ def _another_digit(digit: int, rng: random.Random) -> int:
 def chain(rng: random.Random) -> Problem:
     """Three additions or subtractions; operands and intermediate results are digits."""
     value = rng.randint(0, LARGEST)
-    expression, steps = str(value), [str(value)]
+    expression, steps = str(value), []
     for _ in range(3):
         result = _another_digit(value, rng)
         operation = f"{'+' if result > value else '-'}{abs(result - value)}"
         expression += operation
-        steps.append(str(result))
+        steps.append(f"{value}{operation}={result}")
         value = result
     wrong = _another_digit(value, rng)
-    wrong_steps = [*steps[:-1], str(wrong)]
-    return Problem("chain", f"Compute {expression}.", ",".join(steps), str(value), ",".join(wrong_steps), str(wrong))
+    wrong_steps = [*steps[:-1], f"{steps[-1][:-1]}{wrong}"]
+    return Problem("chain", f"Compute {expression}.", "\n".join(steps), str(value), "\n".join(wrong_steps), str(wrong))
 
 
 _UNITS = {("km", "m"): 1000, ("m", "cm"): 100, ("cm", "mm"): 10, ("kg", "g"): 1000, ("l", "ml"): 1000, ("dm", "cm"): 10}
@@ -152,7 +152,7 @@ TASKS: dict[str, Callable[[random.Random], Problem]] = {
     "tool_call": tool_call,
 }
 # Shares of the training rows; the harder the task, the more.
-TASK_WEIGHTS = {"addition": 2, "chain": 5, "conversion": 2, "sorting": 3, "translation": 2, "tool_call": 2}
+TASK_WEIGHTS = {"addition": 3, "chain": 6, "conversion": 1, "sorting": 3, "translation": 2, "tool_call": 2}
 
 FURTHER_TURNS = (0, 0, 1, 2)
 PERSONAS = ("You are a careful tutor.", "You answer for a travel office.", "Be brief.")
@@ -173,17 +173,18 @@ def reply(thinking: str | None, answer: str) -> dict[str, str]:
 
 
 def exchanges(first: Problem, stream: Iterator[Problem], rng: random.Random) -> list[Problem]:
-    """The problems of one conversation: the first alone, or with one or two more from the stream.
+    """The problems of one conversation: the first alone, or with one or two more from the stream, in any order.
 
     Further turns make the model find the last question whatever stands before it, and the system turn is paid for once.
-    Problems with tools stand alone: the tools are named in the system turn.
+    Tools are named in the system turn, so at most one problem needs them.
     """
-    more = islice((problem for problem in stream if not problem.tools), rng.choice(FURTHER_TURNS))
-    return [first] if first.tools else [first, *more]
+    asked = [first, *islice((problem for problem in stream if not problem.tools), rng.choice(FURTHER_TURNS))]
+    rng.shuffle(asked)
+    return asked
 
 
-def conversation(problem: Problem, mode: str, rng: random.Random) -> dict[str, Any]:
-    """System message, question and template arguments of a row.
+def conversation(asked: Sequence[Problem], mode: str, rng: random.Random) -> dict[str, Any]:
+    """System message, first question and template arguments of a row.
 
     The mode is set by the template argument or by a flag in the system message (over a contrary argument), so that
     both ways are trained; some rows have a persona.
@@ -196,9 +197,10 @@ def conversation(problem: Problem, mode: str, rng: random.Random) -> dict[str, A
         thinking = rng.random() < 0.5
     messages = [{"role": "system", "content": system}] if system else []
     arguments: dict[str, Any] = {"enable_thinking": thinking}
-    if problem.tools:
-        arguments["xml_tools"] = [json.dumps(tool) for tool in problem.tools]
-    return {"messages": [*messages, {"role": "user", "content": problem.question}], "chat_template_kwargs": arguments}
+    tools = [json.dumps(tool) for problem in asked for tool in problem.tools]
+    if tools:
+        arguments["xml_tools"] = tools
+    return {"messages": [*messages, {"role": "user", "content": asked[0].question}], "chat_template_kwargs": arguments}
 
 
 def midtrain_row(asked: Sequence[Problem]) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def midtrain_row(asked: Sequence[Problem]) -> dict[str, Any]:
 
 def sft_row(asked: Sequence[Problem], mode: str, rng: random.Random) -> dict[str, Any]:
     """Questions and the right replies in the mode."""
-    row = conversation(asked[0], mode, rng)
+    row = conversation(asked, mode, rng)
     for problem in asked:
         if problem is not asked[0]:
             row["messages"].append({"role": "user", "content": problem.question})
@@ -221,7 +223,7 @@ def sft_row(asked: Sequence[Problem], mode: str, rng: random.Random) -> dict[str
 
 def preference_row(problem: Problem, mode: str, rng: random.Random) -> dict[str, Any]:
     """Right against wrong in the same mode, as a strong and a weak teacher give them."""
-    row = conversation(problem, mode, rng)
+    row = conversation([problem], mode, rng)
     prompt = row.pop("messages")
     thinks = mode == "think"
     row["chosen"] = [*prompt, reply(problem.thinking if thinks else None, problem.answer)]
@@ -283,8 +285,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--midtrain", type=int, default=5000, metavar="ROWS")
-    parser.add_argument("--sft", type=int, default=400, metavar="ROWS", help="per mode")
-    parser.add_argument("--apo", type=int, default=320, metavar="ROWS", help="per mode")
+    parser.add_argument("--sft", type=int, default=500, metavar="ROWS", help="per mode")
+    parser.add_argument("--apo", type=int, default=160, metavar="ROWS", help="per mode")
     parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("midtrain", "sft", "apo", "heldout")}

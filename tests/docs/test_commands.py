@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from chain.steps import steps_of
+from slurm.jobs import Profile
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -36,6 +39,13 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
 def test_every_linked_page_exists(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)", page.read_text())
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+def test_guide_walks_through_every_command_of_the_chain() -> None:
+    named = " ".join(commands(ROOT / "docs" / "guide.md"))
+    steps = steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny")))
+    targets = {command[0] for step in steps for command in step.commands}
+    assert not {target for target in targets if not re.search(rf"\b{target}(?![-\w])", named)}
 
 
 def check(command: str) -> list[str]:
