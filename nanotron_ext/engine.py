@@ -179,7 +179,7 @@ class ParallelContext(_ParallelContext):
 
     def sum_over_replicas(self, count: int, device: torch.device) -> torch.Tensor:
         """Sum, int64, of what the replicas have counted on their samples; each of their ranks gives its replica's."""
-        total = torch.tensor(count, device=device)
+        total = torch.full((), count, dtype=torch.int64, device=device)  # a kernel's argument, not a copy
         dist.all_reduce(total, group=self.dp_pg)
         return total // self.cp
 

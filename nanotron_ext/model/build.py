@@ -15,6 +15,7 @@ from nanotron_ext.engine import (
     sanity_check,
     tie_parameters,
 )
+from nanotron_ext.model.elementwise import Elementwise
 from nanotron_ext.model.init import initialize
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining, TensorParallel
 from nanotron_ext.model.stages import balanced_stages
@@ -34,7 +35,9 @@ def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch
     tokens = recipe.tokens.micro_batch_size * recipe.tokens.sequence_length // parallelism.context_parallel_size
     rows = tokens // parallelism.tp if tp.shards_sequence else tokens
     p2p = StaticShapeP2P(parallel_context.pp_pg, device, (rows, recipe.architecture.hidden_size), dtype)
-    model = SmolLM3ForTraining(recipe.architecture, parallelism, parallel_context, p2p, tp)
+    is_compiled = device.type == "cuda" if parallelism.compile == "auto" else parallelism.compile
+    elementwise = Elementwise(is_compiled)
+    model = SmolLM3ForTraining(recipe.architecture, parallelism, parallel_context, p2p, tp, elementwise)
     stages = parallelism.layers_per_stage or balanced_stages(recipe.architecture, parallelism.pp)
     with init_on_device_and_dtype(device, dtype):
         _place_on_stages(model, stages)

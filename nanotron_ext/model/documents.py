@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from nanotron_ext.model.sharding import Sharding
+from nanotron_ext.model.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Documents:
         blocks = tuple(
             _query_block(run, offset, borders, device) for run, offset in zip(sharding.runs, offsets, strict=False)
         )
-        return cls(sharding.take(positions).to(device), sharding, blocks)
+        return cls(to_device(sharding.take(positions), device), sharding, blocks)
 
 
 def _query_block(run: slice, offset: int, borders: list[int], device: torch.device | str) -> QueryBlock:
@@ -70,5 +71,9 @@ def _query_block(run: slice, offset: int, borders: list[int], device: torch.devi
         slice(first_key, run.stop),
         tuple(query_lengths),
         tuple(key_lengths),
-        *(torch.tensor([0, *side]).cumsum(0).to(device, torch.int32) for side in (query_lengths, key_lengths)),
+        *(to_device(_borders(side), device) for side in (query_lengths, key_lengths)),
     )
+
+
+def _borders(lengths: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)

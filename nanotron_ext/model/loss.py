@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nanotron_ext.engine import dist
+from nanotron_ext.model.elementwise import Elementwise
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -22,6 +23,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_weights: torch.Tensor,  # float32 [tokens]
         group: Any,
         chunk_tokens: int,
+        elementwise: Elementwise,
         needs_gradient: bool,
     ) -> torch.Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -30,8 +32,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
         for start in range(0, hidden.shape[0], chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            logits = (hidden[chunk] @ weight.t()).float()
-            token_loss, grad_logits = _token_loss(logits, labels[chunk], token_weights[chunk], group)
+            logits = hidden[chunk] @ weight.t()
+            token_loss, grad_logits = _token_loss(logits, labels[chunk], token_weights[chunk], group, elementwise)
             loss += (token_loss * token_weights[chunk]).sum()
             if grad_hidden is not None and grad_weight is not None:
                 grad_logits = grad_logits.to(weight.dtype)
@@ -48,31 +50,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None, None, None
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None, None, None, None
 
 
 def _token_loss(
-    logits: torch.Tensor, labels: torch.Tensor, token_weights: torch.Tensor, group: Any
+    logits: torch.Tensor, labels: torch.Tensor, token_weights: torch.Tensor, group: Any, elementwise: Elementwise
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy per token, and the gradient of its weighted sum.
+    """Cross-entropy per token, and the gradient of its weighted sum with respect to the logits `[tokens, vocab/tp]`.
 
-    The float32 logits `[tokens, vocab/tp]` are overwritten.
-
-    With more than one rank three `[tokens]` vectors are reduced: the maximum, the normaliser, the label's logit.
+    The logits may be overwritten. With more than one rank three `[tokens]` vectors are reduced: the maximum, the
+    normaliser, the label's logit.
     """
     vocab_shard = logits.shape[1]
     local_labels = labels - dist.get_rank(group) * vocab_shard
     is_local = (local_labels >= 0) & (local_labels < vocab_shard)
     local_labels = local_labels.clamp_(0, vocab_shard - 1)[:, None]
-    maximum = logits.amax(dim=1)
+    if not elementwise.is_compiled:
+        logits = logits.float()
+    maximum = logits.amax(dim=1).float()
     _all_reduce(maximum, dist.ReduceOp.MAX, group)
-    logits.sub_(maximum[:, None])
-    label_logit = logits.gather(1, local_labels).squeeze(1) * is_local
+    label_logit = (logits.gather(1, local_labels).squeeze(1) - maximum) * is_local
     _all_reduce(label_logit, dist.ReduceOp.SUM, group)
-    normaliser = logits.exp_().sum(dim=1)
+    normaliser = elementwise.sum_of_exponentials(logits, maximum)
     _all_reduce(normaliser, dist.ReduceOp.SUM, group)
-    gradient = logits.mul_((token_weights / normaliser)[:, None])
-    gradient.scatter_add_(1, local_labels, -(token_weights * is_local)[:, None])
+    gradient = elementwise.scaled_exponentials(logits, maximum, token_weights / normaliser)
+    gradient.scatter_add_(1, local_labels, -(token_weights * is_local)[:, None].to(gradient.dtype))
     return normaliser.log() - label_logit, gradient
 
 
@@ -88,6 +90,7 @@ def linear_cross_entropy(
     token_weights: torch.Tensor,
     group: Any,
     chunk_tokens: int,
+    elementwise: Elementwise,
 ) -> torch.Tensor:
     """Weighted sum of the tokens' cross-entropies, float32 scalar, equal on all ranks of `group`.
 
@@ -97,6 +100,6 @@ def linear_cross_entropy(
     The gradient of `hidden` is this rank's share; the caller sums it over `group`.
     """
     loss: torch.Tensor = _LinearCrossEntropy.apply(
-        hidden, weight, labels, token_weights, group, chunk_tokens, torch.is_grad_enabled()
+        hidden, weight, labels, token_weights, group, chunk_tokens, elementwise, torch.is_grad_enabled()
     )
     return loss

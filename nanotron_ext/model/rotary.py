@@ -9,6 +9,7 @@ blended. Scores are sharpened by scaling queries and keys with `attention_factor
 layer without rotary is not touched by either.
 """
 
+import functools
 import math
 
 import torch
@@ -45,14 +46,15 @@ def _kept_share(config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
     return 1 - ((features - first) / (last - first or 0.001)).clamp(0, 1)
 
 
+@functools.cache
+def _frequencies_on(device: torch.device, config: ModelConfig) -> tuple[torch.Tensor, float]:
+    """Kept on the device: a copy from the host would make every step wait for the one before it."""
+    frequencies, factor = rotary_frequencies(config)
+    return frequencies.to(device), factor
+
+
 def rotary_tables(position_ids: torch.Tensor, config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines in float32, each `[tokens, 1, head_dim / 2]`, for int64 positions `[tokens]`."""
-    frequencies, factor = rotary_frequencies(config)
-    angles = position_ids[:, None].float() * frequencies.to(position_ids.device)
+    frequencies, factor = _frequencies_on(position_ids.device, config)
+    angles = position_ids[:, None].float() * frequencies
     return angles.cos()[:, None, :] * factor, angles.sin()[:, None, :] * factor
-
-
-def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `x` [tokens, heads, head_dim] by its position; computed in float32, returned in x's dtype."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

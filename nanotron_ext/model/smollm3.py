@@ -28,9 +28,10 @@ from nanotron_ext.engine import (
 )
 from nanotron_ext.model.attention import attend
 from nanotron_ext.model.documents import Documents
+from nanotron_ext.model.elementwise import Elementwise
 from nanotron_ext.model.linear import RowLinear
 from nanotron_ext.model.loss import linear_cross_entropy
-from nanotron_ext.model.rotary import apply_rotary, rotary_tables
+from nanotron_ext.model.rotary import rotary_tables
 from nanotron_ext.model.sharding import gather_tokens
 from nanotron_ext.recipe import ModelConfig
 from nanotron_ext.recipe.schema import Parallelism
@@ -62,13 +63,13 @@ class SideInputs:
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, hidden_size: int, eps: float) -> None:
+    def __init__(self, config: ModelConfig, elementwise: Elementwise) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.eps, self.elementwise = config.rms_norm_eps, elementwise
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.elementwise.rms_norm(x, self.weight, self.eps)
 
 
 class Embedding(nn.Module):
@@ -85,9 +86,11 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention of this rank's queries over the keys of the whole micro-batch."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, cp_group: Any, layer_index: int) -> None:
+    def __init__(
+        self, config: ModelConfig, tp: TensorParallel, elementwise: Elementwise, cp_group: Any, layer_index: int
+    ) -> None:
         super().__init__()
-        self.cp_group = cp_group
+        self.cp_group, self.elementwise = cp_group, elementwise
         self.head_dim = config.head_dim
         self.heads = config.num_attention_heads // tp.group.size()
         self.kv_heads = config.num_key_value_heads // tp.group.size()
@@ -100,9 +103,10 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, documents: Documents, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))  # [tokens, (heads + 2 kv_heads)/tp, head_dim]
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if self.has_rope:
-            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+            q, k, v = self.elementwise.split_and_rotate(qkv, self.heads, self.kv_heads, *rotary)
+        else:
+            q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if self.cp_group.size() > 1:  # one message for both
             k, v = gather_tokens(torch.cat((k, v), dim=1), documents.sharding, self.cp_group).chunk(2, dim=1)
         out: torch.Tensor = self.o_proj(attend(q, k, v, documents).flatten(1))
@@ -110,8 +114,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+    def __init__(self, config: ModelConfig, tp: TensorParallel, elementwise: Elementwise) -> None:
         super().__init__()
+        self.elementwise = elementwise
         width = config.intermediate_size
         self.gate_up_proj = TensorParallelColumnLinear(
             config.hidden_size, 2 * width, contiguous_chunks=(width, width), **tp.arguments()
@@ -119,8 +124,7 @@ class MLP(nn.Module):
         self.down_proj = RowLinear(width, config.hidden_size, **tp.arguments())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down_proj(functional.silu(gate) * up)
+        out: torch.Tensor = self.down_proj(self.elementwise.swiglu(self.gate_up_proj(x)))
         return out
 
 
@@ -131,16 +135,17 @@ class DecoderLayer(nn.Module):
         self,
         config: ModelConfig,
         tp: TensorParallel,
+        elementwise: Elementwise,
         cp_group: Any,
         layer_index: int,
         parallelism: Parallelism,
         side_inputs: SideInputs,
     ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, tp, cp_group, layer_index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config, tp)
+        self.input_layernorm = RMSNorm(config, elementwise)
+        self.attention = Attention(config, tp, elementwise, cp_group, layer_index)
+        self.post_attention_layernorm = RMSNorm(config, elementwise)
+        self.mlp = MLP(config, tp, elementwise)
         self.recompute_layer, self.recompute_mlp = parallelism.recompute_layer, parallelism.recompute_mlp
         self.side_inputs = side_inputs
 
@@ -164,11 +169,13 @@ class DecoderLayer(nn.Module):
 class HeadAndLoss(nn.Module):
     """Final norm, language-model head and the weighted sum of token losses."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, loss_chunk_tokens: int) -> None:
+    def __init__(
+        self, config: ModelConfig, tp: TensorParallel, elementwise: Elementwise, loss_chunk_tokens: int
+    ) -> None:
         super().__init__()
-        self.tp = tp
+        self.tp, self.elementwise = tp, elementwise
         self.loss_chunk_tokens = loss_chunk_tokens
-        self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.final_layernorm = RMSNorm(config, elementwise)
         self.lm_head = TensorParallelColumnLinear(config.hidden_size, config.vocab_size, **tp.arguments())
 
     def forward(
@@ -176,7 +183,13 @@ class HeadAndLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         hidden = self._whole_sequence(hidden_states)
         loss = linear_cross_entropy(
-            hidden, self.lm_head.weight, label_ids, label_weights, self.tp.group, self.loss_chunk_tokens
+            hidden,
+            self.lm_head.weight,
+            label_ids,
+            label_weights,
+            self.tp.group,
+            self.loss_chunk_tokens,
+            self.elementwise,
         )
         return {"loss": loss}
 
@@ -205,6 +218,7 @@ class SmolLM3ForTraining(NanotronModel):
         parallel_context: ParallelContext,
         p2p: StaticShapeP2P,
         tp: TensorParallel,
+        elementwise: Elementwise,
     ) -> None:
         super().__init__()
         self.config = config
@@ -214,11 +228,16 @@ class SmolLM3ForTraining(NanotronModel):
         model_kwargs = {"config": config, "tp": tp}
         layer_kwargs = {
             **model_kwargs,
+            "elementwise": elementwise,
             "cp_group": parallel_context.cp_pg,
             "parallelism": parallelism,
             "side_inputs": self.side_inputs,
         }
-        head_kwargs = {**model_kwargs, "loss_chunk_tokens": parallelism.loss_chunk_tokens}
+        head_kwargs = {
+            **model_kwargs,
+            "elementwise": elementwise,
+            "loss_chunk_tokens": parallelism.loss_chunk_tokens,
+        }
         self.embedding = PipelineBlock(p2p, Embedding, model_kwargs, {"input_ids"}, hidden)
         self.decoder = nn.ModuleList(
             PipelineBlock(p2p, DecoderLayer, {**layer_kwargs, "layer_index": index}, hidden, hidden)

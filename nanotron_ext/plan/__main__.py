@@ -13,6 +13,7 @@ from pathlib import Path
 from nanotron_ext.check import loader_for
 from nanotron_ext.errors import UserError
 from nanotron_ext.plan import devices
+from nanotron_ext.plan.calibration import calibrated
 from nanotron_ext.plan.estimate import Estimate, Target, estimate, memory_by_recomputation
 from nanotron_ext.plan.kernels import GpuKernels, GpuLinks
 from nanotron_ext.plan.layout import BYTES_PER_ELEMENT
@@ -23,11 +24,17 @@ from nanotron_ext.plan.speed import Machine
 from nanotron_ext.recipe import Recipe, load_recipe
 
 
-def gpu_target(recipe: Recipe, name: str) -> Target:
-    """Raises UserError for a GPU without figures."""
+def gpu_target(recipe: Recipe, name: str, measured: Path | None = None) -> Target:
+    """`measured` is a result of bench/step.py on this GPU, which replaces the calibrated overhead.
+
+    Raises:
+        UserError: for a GPU without figures, or a file without a step of this model.
+    """
     gpu = devices.find_gpu(name)
     kernels = GpuKernels(gpu, BYTES_PER_ELEMENT[recipe.model.dtype])
     machine = Machine(kernels, GpuLinks(gpu), gpu.devices_per_node, devices.RUN_OVERHEAD)
+    if measured is not None:
+        machine = calibrated(machine, measured, recipe)
     return Target(gpu.name, machine, gpu.peak_flops_per_second, gpu.memory_bytes, devices.RUNTIME_BYTES)
 
 
@@ -73,6 +80,9 @@ def main() -> int:
     parser.add_argument("recipe", help="a pretraining or long-context recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values")
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(devices.GPUS)}, or cpu (this machine); default h100")
+    parser.add_argument(
+        "--measured", type=Path, metavar="FILE", help="a step that bench/step.py --json measured on this GPU"
+    )
     parser.add_argument("--nodes", type=int, help="nodes of 8 GPUs; default: what the recipe's layout needs")
     parser.add_argument("--price", type=float, help="of a device-hour, in any currency")
     parser.add_argument(
@@ -89,7 +99,10 @@ def main() -> int:
         if loader_for(Path(arguments.recipe)) is not load_recipe:
             raise UserError(f"{arguments.recipe}: only pretraining and long-context recipes can be planned.")
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        target = cpu_target(recipe) if arguments.gpu == "cpu" else gpu_target(recipe, arguments.gpu)
+        if arguments.gpu == "cpu":
+            target = cpu_target(recipe)
+        else:
+            target = gpu_target(recipe, arguments.gpu, arguments.measured)
         if arguments.nodes:
             recipe = on_nodes(recipe, arguments.nodes, target.machine.devices_per_node)
         plan = estimate(recipe, target, arguments.document_tokens, arguments.price, arguments.trainer)

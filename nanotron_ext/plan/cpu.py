@@ -19,14 +19,15 @@ from nanotron_ext.engine import dist, initialize_distributed
 from nanotron_ext.model.attention import attend
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.model.documents import Documents
+from nanotron_ext.model.elementwise import Elementwise
 from nanotron_ext.model.loss import linear_cross_entropy
-from nanotron_ext.model.rotary import apply_rotary
 from nanotron_ext.plan.speed import Machine
 from nanotron_ext.recipe import Recipe
 
 _SECONDS_PER_KERNEL = 0.15
 _MESSAGE_BYTES = (64 * 1024, 4 * 1024 * 1024)
 _MESSAGES = 30
+_ELEMENTWISE = Elementwise(compiled=False)
 
 
 class MeasuredKernels:
@@ -54,29 +55,25 @@ class MeasuredKernels:
         tables = (torch.rand(rows, 1, head_dim // 2), torch.rand(rows, 1, head_dim // 2))
 
         def between_the_linears(qkv: torch.Tensor) -> torch.Tensor:
-            q, k, v = qkv.unflatten(-1, (-1, head_dim)).split((heads, kv_heads, kv_heads), dim=1)
+            qkv = qkv.unflatten(-1, (-1, head_dim))
             if has_rope:
-                q, k = apply_rotary(q, *tables), apply_rotary(k, *tables)
+                q, k, v = _ELEMENTWISE.split_and_rotate(qkv, heads, kv_heads, *tables)
+            else:
+                q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
             return attend(q, k, v, documents).flatten(1)
 
         return self._both_ways(between_the_linears, self._leaf(rows, (heads + 2 * kv_heads) * head_dim))
 
     def _norm(self, rows: int, width: int) -> float:
         weight = self._leaf(width)
-        return self._both_ways(
-            lambda x: functional.rms_norm(x, weight.shape, weight, 1e-6), self._leaf(rows, width), weight
-        )
+        return self._both_ways(lambda x: _ELEMENTWISE.rms_norm(x, weight, 1e-6), self._leaf(rows, width), weight)
 
     def _residual(self, rows: int, width: int) -> float:
         # In the backward the gradients of both branches are added.
         return 2 * _seconds(functools.partial(torch.add, self._leaf(rows, width).detach(), self._random(rows, width)))
 
     def _gated(self, rows: int, width: int) -> float:
-        def gate(x: torch.Tensor) -> torch.Tensor:
-            gate, up = x.chunk(2, dim=-1)
-            return functional.silu(gate) * up
-
-        return self._both_ways(gate, self._leaf(rows, 2 * width))
+        return self._both_ways(_ELEMENTWISE.swiglu, self._leaf(rows, 2 * width))
 
     def _embedding(self, rows: int, hidden_size: int, vocabulary: int) -> float:
         ids = torch.randint(0, vocabulary, (rows,))
@@ -88,7 +85,7 @@ class MeasuredKernels:
         initialize_distributed()
         alone = torch.distributed.group.WORLD
         return self._both_ways(
-            lambda x: linear_cross_entropy(x, weight, labels, weights, alone, chunk_rows),
+            lambda x: linear_cross_entropy(x, weight, labels, weights, alone, chunk_rows, _ELEMENTWISE),
             self._leaf(rows, hidden_size),
             weight,
         )
@@ -124,13 +121,8 @@ class MeasuredKernels:
     @functools.cached_property
     def _copy_seconds(self) -> float:
         size = 2**23
-        master, weights, gradients = torch.zeros(size), torch.zeros(size, dtype=self._dtype), torch.zeros(size)
-
-        def copy() -> None:
-            weights.copy_(master)
-            gradients.zero_()
-
-        return _seconds(copy) / size
+        master, weights = torch.zeros(size), torch.zeros(size, dtype=self._dtype)
+        return _seconds(lambda: weights.copy_(master)) / size
 
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape).to(self._dtype)

@@ -45,6 +45,9 @@ class Parallelism(Section):
         False, description="Recompute those of the MLP only: most of the memory, and none of a long window's attention."
     )
     loss_chunk_tokens: int = Field(2048, gt=0, description="Tokens whose logits exist at a time.")
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="Compile the elementwise parts of layers and loss into one kernel each; auto: on GPUs."
+    )
     hang_timeout_seconds: float = Field(
         18.0,
         gt=0,

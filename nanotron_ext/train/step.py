@@ -12,6 +12,7 @@ from nanotron_ext.engine import ParallelContext, TensorPointer, clear_pipeline_q
 from nanotron_ext.errors import UserError
 from nanotron_ext.model.build import build_model
 from nanotron_ext.model.documents import Documents
+from nanotron_ext.model.transfer import to_device
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.optimizer import Optimizer
 from nanotron_ext.train.schedule import learning_rate
@@ -107,16 +108,16 @@ class TrainState:
             "documents": documents,
         }
         if stage == model.input_pp_rank:
-            inputs["input_ids"] = take(micro_batch.input_ids).to(self.device, non_blocking=True)
+            inputs["input_ids"] = to_device(take(micro_batch.input_ids), self.device)
         if stage == model.output_pp_rank:
-            inputs["label_ids"] = take(micro_batch.label_ids).to(self.device, non_blocking=True)
-            mask = take(micro_batch.label_mask).to(self.device, non_blocking=True)
+            inputs["label_ids"] = to_device(take(micro_batch.label_ids), self.device)
+            mask = to_device(take(micro_batch.label_mask), self.device)
             inputs["label_weights"] = mask.float() * scale
         return inputs
 
     def _sum_over_ranks(self, losses: list[Any], *values: float) -> torch.Tensor:
         """Sums, the same on every rank: the last stage's losses over micro-batches and replicas, then each value."""
-        sums = torch.tensor([0.0, *values], device=self.device)
+        sums = to_device(torch.tensor([0.0, *values]), self.device)
         if dist.get_rank(self.context.pp_pg) == self.model.output_pp_rank and dist.get_rank(self.context.tp_pg) == 0:
             sums[0] += torch.stack(losses).sum()
         dist.all_reduce(sums, group=self.context.world_pg)

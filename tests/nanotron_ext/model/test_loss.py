@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanotron_ext.engine import ParallelContext, initialize_distributed
+from nanotron_ext.model.elementwise import Elementwise
 from nanotron_ext.model.loss import linear_cross_entropy
 from tests.nanotron_ext.ranks import run_ranks
 
@@ -44,7 +45,9 @@ def chunked(chunk_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     mine = weight.chunk(group.size())[group.rank()].clone().requires_grad_()
     hidden.requires_grad_()
     with LargestTensor() as largest:
-        loss = linear_cross_entropy(hidden, mine, labels, token_weights, group, chunk_tokens)
+        loss = linear_cross_entropy(
+            hidden, mine, labels, token_weights, group, chunk_tokens, Elementwise(compiled=False)
+        )
         (2.0 * loss).backward()
     assert hidden.grad is not None and mine.grad is not None
     return loss.detach(), hidden.grad, mine.grad, largest.elements

@@ -1,12 +1,14 @@
 """The planner against the published run, against a run that it was not calibrated on, and against the model itself."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.live_bytes import peak_of_step
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
+from nanotron_ext.errors import UserError
 from nanotron_ext.plan import Estimate, estimate, memory
 from nanotron_ext.plan.__main__ import best_layouts, gpu_target, main, on_nodes
 from nanotron_ext.plan.layout import stage_shards
@@ -51,6 +53,25 @@ def test_a_run_that_nothing_was_calibrated_on() -> None:
 def test_segments_are_parts_of_the_run() -> None:
     segments = [plan(path=f"recipes/smollm3-3b/pretrain_stage{number}.yaml") for number in (1, 2, 3)]
     assert [segment.steps for segment in segments] == [3_450_000, 748_000, 522_000]
+
+
+def test_a_measured_step_takes_the_place_of_the_calibrated_overhead(tmp_path: Path) -> None:
+    single = load_recipe(PRETRAIN, ["parallelism={}", "optimizer.zero_stage=0"])
+    step = plan("parallelism={}", "optimizer.zero_stage=0").step
+    kernels = step.total - step.overhead
+    variants = {"this trainer": {"seconds": [9.0 * kernels, 1.5 * kernels, 1.4 * kernels]}}
+    result = {"recipe": single.to_dict(), "document_tokens": 4096, "variants": variants}
+    path = tmp_path / "step.json"
+    path.write_text(json.dumps({"results": {"3b": result}}))
+    recipe = load_recipe(PRETRAIN)
+    measured = estimate(recipe, gpu_target(recipe, "h100", path)).step
+    assert measured.total / (measured.total - measured.overhead) == pytest.approx(1.5)
+    other = load_recipe(PRETRAIN, LLAMA_1B)
+    with pytest.raises(UserError, match=r"holds no step of 1,\d+,\d+,\d+ parameters"):
+        gpu_target(other, "h100", path)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"not a result of bench/step.py"):
+        gpu_target(recipe, "h100", path)
 
 
 @pytest.mark.parametrize(
