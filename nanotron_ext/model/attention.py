@@ -21,8 +21,6 @@ from nanotron_ext.model.documents import Documents, QueryBlock
 
 AttentionFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, QueryBlock], torch.Tensor]
 
-MASK_ROWS = 512  # a mask of this many queries by 65,536 keys is 32 MiB; the whole one would be 4 GiB
-
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
     """q `[tokens/cp, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` -> `[tokens/cp, heads, head_dim]`."""
@@ -38,22 +36,20 @@ def attend_per_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block
     for document in zip(queries, keys, values, strict=True):
         # [1, heads, document tokens, head_dim]: the layout of scaled_dot_product_attention
         q_doc, k_doc, v_doc = (x.transpose(0, 1).unsqueeze(0) for x in document)
-        out = _attend_to_end(q_doc, k_doc, v_doc)
+        if q_doc.shape[2] == k_doc.shape[2]:
+            out = functional.scaled_dot_product_attention(q_doc, k_doc, v_doc, is_causal=True, enable_gqa=True)
+        else:
+            out = _attend_to_end(q_doc, k_doc, v_doc, block.first_document_masks)
         outputs.append(out.squeeze(0).transpose(0, 1))
     return torch.cat(outputs)
 
 
-def _attend_to_end(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _attend_to_end(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, masks: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Causal attention of one document whose last queries are given: the last of them sees all keys."""
-    earlier = k.shape[2] - q.shape[2]
-    if earlier == 0:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     outputs = []
-    for start in range(0, q.shape[2], MASK_ROWS):
-        rows = q[:, :, start : start + MASK_ROWS]
-        visible = earlier + start + rows.shape[2]
-        mask = torch.ones(rows.shape[2], visible, dtype=torch.bool, device=q.device).tril(earlier + start)
-        seen_k, seen_v = k[:, :, :visible], v[:, :, :visible]
+    for rows, mask in zip(q.split([len(mask) for mask in masks], dim=2), masks, strict=True):
+        seen_k, seen_v = k[:, :, : mask.shape[1]], v[:, :, : mask.shape[1]]
+        mask = mask.to(q.device, q.dtype)
         outputs.append(functional.scaled_dot_product_attention(rows, seen_k, seen_v, attn_mask=mask, enable_gqa=True))
     return torch.cat(outputs, dim=2)
 

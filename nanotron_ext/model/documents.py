@@ -1,5 +1,6 @@
 """Where the documents of a micro-batch lie; every pipeline stage gets it beside the hidden states."""
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import torch
 
 from nanotron_ext.model.sharding import Sharding
 from nanotron_ext.model.transfer import to_device
+
+MASK_ROWS = 512  # a mask of this many queries by 65,536 keys is 128 MiB; the whole one would be 16 GiB
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,20 @@ class QueryBlock:
     key_lengths: tuple[int, ...]
     cu_seqlens_q: torch.Tensor
     cu_seqlens_k: torch.Tensor
+
+    @functools.cached_property
+    def first_document_masks(self) -> tuple[torch.Tensor, ...]:
+        """What each of the first document's queries sees of its keys, for kernels that cannot align both at the end.
+
+        float32 `[up to MASK_ROWS queries, keys up to the last of them]`, 0 or -inf. All layers share them: given a mask
+        of booleans, scaled_dot_product_attention makes such a one in every layer, and keeps it for the backward pass.
+        """
+        earlier, masks = self.key_lengths[0] - self.query_lengths[0], []
+        for start in range(0, self.query_lengths[0], MASK_ROWS):
+            rows = min(MASK_ROWS, self.query_lengths[0] - start)
+            hidden = torch.ones(rows, earlier + start + rows, dtype=torch.bool).triu(earlier + start + 1)
+            masks.append(torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf))
+        return tuple(masks)
 
 
 @dataclass(frozen=True)

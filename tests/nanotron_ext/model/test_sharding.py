@@ -39,7 +39,7 @@ def test_ranks_together_hold_every_token_once_in_its_document(number: int, cp: i
 @pytest.mark.parametrize("cp", [2, 4])
 def test_attention_of_all_ranks_is_that_of_one(number: int, cp: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and all three gradients, with masks cut into several pieces."""
-    monkeypatch.setattr("nanotron_ext.model.attention.MASK_ROWS", 5)
+    monkeypatch.setattr("nanotron_ext.model.documents.MASK_ROWS", 5)
     lengths = random_lengths(number, TOKENS)
     generator = torch.Generator().manual_seed(number)
     q, grad = (torch.randn(TOKENS, 4, 8, generator=generator, dtype=torch.float64) for _ in range(2))
