@@ -33,7 +33,7 @@ demo: setup ## The whole chain in miniature, from text to the report; STAGES="sf
 	@$(PY) -m chain recipes/tiny $(STAGES)
 
 .PHONY: demo-seeds
-demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its effects with intervals (45 minutes)
+demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its effects with intervals (about 40 minutes)
 	@$(PY) -m chain.seeds recipes/tiny --seeds $(or $(SEEDS),42 43 44)
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests

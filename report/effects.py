@@ -215,6 +215,7 @@ def _share(summary: Summary, task: str, modes: Sequence[str], measure: str) -> t
 
 
 def thinking_effects(final: Summary, multi_step: Sequence[str]) -> list[Effect]:
+    """Both modes answer the same prompts; taking them for independent can only widen the interval where they agree."""
     effects = []
     for task in multi_step:
         if task in final:

@@ -124,9 +124,9 @@ def _suite_table(report: Report, suite: str, tasks: Mapping[str, Mapping[str, Ta
         first = next(iter(row.values()))
         mark = {"small": " †", "generated": " ‡"}.get(first.dataset.edition, "")
         chance = "" if first.chance is None else f"{100 * first.chance:.0f}"
-        rows.append([name + mark, chance, *(_score(row[m]) if m in row else "" for m in models)])
-        heat.append([None, None, *(percent(row[m])[0] / 100 if m in row else None for m in models)])
-    return Table([suite, "chance", *models], rows, heat)
+        rows.append([name + mark, *(_score(row[m]) if m in row else "" for m in models), chance])
+        heat.append([None, *(percent(row[m])[0] / 100 if m in row else None for m in models), None])
+    return Table([suite, *models, "chance"], rows, heat)
 
 
 def _win_rate_block(report: Report, table: EvaluationTable) -> list[Block]:
