@@ -146,7 +146,10 @@ def worker(layout: dict[str, Any]) -> None:
     before = dict(_resident_bytes())
     state.train_step(batches[1])
     peak = dict(_resident_bytes())["VmHWM"] - before["VmRSS"]
-    held = sum(group.params.nbytes + group.grads.nbytes + 3 * group.master.nbytes for group in state.optimizer.groups)
+    held = sum(
+        group.params.nbytes + group.grads.nbytes + (2 if group.master is group.params else 3) * group.master.nbytes
+        for group in state.optimizer.groups
+    )
     print(json.dumps({"held_bytes": held, "peak_bytes": peak}), flush=True)
     torch.distributed.destroy_process_group()
 
