@@ -148,7 +148,10 @@ def worker(layout: dict[str, Any]) -> None:
     before = dict(_resident_bytes())
     state.train_step(batches[1])
     resident = dict(_resident_bytes())["VmHWM"] - before["VmRSS"]
-    held = sum(group.params.nbytes + group.grads.nbytes + 3 * group.master.nbytes for group in state.optimizer.groups)
+    held = sum(
+        group.params.nbytes + group.grads.nbytes + (2 if group.master is group.params else 3) * group.master.nbytes
+        for group in state.optimizer.groups
+    )
     tensors = peak_of_step(state, batches[2])
     line = json.dumps({"held_bytes": held, "tensor_bytes": tensors, "resident_bytes": resident})
     sys.stdout.write(f"{line}\n")  # in one piece: the ranks share the pipe

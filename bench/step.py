@@ -7,8 +7,8 @@ lengths and attention within documents. Losses must agree, or the benchmark fail
     python bench/step.py --threads 1                  # in CPU time, which other programs hardly disturb
     python bench/step.py --layouts --micro-batches 2  # tp 2 and dp 2 on two processes, against one with two threads
     python bench/step.py --device cuda                # a GPU: 135m to 3b, sequence 4096, bfloat16
-    python bench/step.py --device cuda --sizes 3b --sequence-length 65536 --variants "this trainer" \\
-        --set parallelism.recompute_layer=true        # the 64k window
+    python bench/step.py --device cuda --sizes 3b --sequence-length 65536 --document-tokens 60000 \\
+        --variants "this trainer" --set parallelism.recompute_layer=true        # the 64k window
     python bench/step.py --device cuda --sizes 135m --curve 200  # compiled bf16 path against float32 as written
     python bench/step.py --sizes 135m --profile       # where our step's time goes
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="default: all that run here")
     parser.add_argument("--layouts", action="store_true", help="this trainer alone, in its layouts on two processes")
     parser.add_argument("--sequence-length", type=int)
+    parser.add_argument("--document-tokens", type=int, default=900, help="mean length before samples cut them")
     parser.add_argument("--micro-batch-size", type=int, help="samples")
     parser.add_argument("--micro-batches", type=int, default=1, help="per step")
     parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="of this trainer's recipe")
@@ -81,6 +82,7 @@ def work_of(size: str, arguments: argparse.Namespace) -> Work:
         micro_batch_size=arguments.micro_batch_size or max(fitting, 1),
         micro_batches=arguments.micro_batches,
         loss_chunk_tokens=defaults.get("loss_chunk_tokens", 2048),
+        mean_document_tokens=arguments.document_tokens,
         options=tuple(arguments.set),
     )
 

@@ -1,5 +1,6 @@
 """What every variant computes: model sizes, the recipe of each, and the batches."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Work:
     micro_batch_size: int
     micro_batches: int
     loss_chunk_tokens: int
+    mean_document_tokens: int = 900
     options: tuple[str, ...] = ()  # of this trainer: `section.key=value` of the recipe
 
     @property
@@ -58,7 +60,7 @@ class Work:
         )
 
     def lengths(self, step: int) -> list[list[int]]:
-        """Of every micro-batch's documents: log-normal, 900 tokens on average, cut at the ends of samples."""
+        """Of every micro-batch's documents: log-normal, cut at the ends of samples."""
         import numpy as np
 
         generator = np.random.default_rng([step, 1])
@@ -66,7 +68,12 @@ class Work:
         for _ in range(self.micro_batches):
             lengths: list[int] = []
             for _ in range(self.micro_batch_size):
-                ends = np.cumsum(generator.lognormal(6.3, 1.0, self.sequence_length).astype(np.int64) + 1)
+                ends = np.cumsum(
+                    generator.lognormal(math.log(self.mean_document_tokens) - 0.5, 1.0, self.sequence_length).astype(
+                        np.int64
+                    )
+                    + 1
+                )
                 ends = np.append(ends[ends < self.sequence_length], self.sequence_length)
                 lengths += np.diff(ends, prepend=0).tolist()
             micro_batches.append(lengths)

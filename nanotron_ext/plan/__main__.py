@@ -99,10 +99,8 @@ def main() -> int:
         if loader_for(Path(arguments.recipe)) is not load_recipe:
             raise UserError(f"{arguments.recipe}: only pretraining and long-context recipes can be planned.")
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        if arguments.gpu == "cpu":
-            target = cpu_target(recipe)
-        else:
-            target = gpu_target(recipe, arguments.gpu, arguments.measured)
+        gpu, measured = arguments.gpu, arguments.measured
+        target = cpu_target(recipe) if gpu == "cpu" else gpu_target(recipe, gpu, measured)
         if arguments.nodes:
             recipe = on_nodes(recipe, arguments.nodes, target.machine.devices_per_node)
         plan = estimate(recipe, target, arguments.document_tokens, arguments.price, arguments.trainer)

@@ -1,4 +1,4 @@
-"""The planner's one calibrated constant, from a step that was measured on one GPU (`bench/step.py --device cuda --json`).
+"""The planner's one calibrated constant, from a step that `bench/step.py --device cuda --json` measured on one GPU.
 
 The factor is the measured time over the sum of the kernels that the planner expects of the same step. It then stands on
 every part of the planned step, messages included, so whatever the one GPU could not show is stretched alike.

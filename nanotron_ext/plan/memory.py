@@ -96,7 +96,7 @@ def _stage_memory(recipe: Recipe, stage: StageShard, runtime_bytes: float, on_cp
     shards = gradient_ranks(recipe) if recipe.optimizer.zero_stage == 1 else 1
     activations, recomputed = _activations(recipe, stage, on_cpu, trainer)
     loss = _loss(recipe, on_cpu, trainer) + _final_norm(recipe) if stage.has_head else 0.0
-    backward = max(_layer_backward(recipe), _GATHERED_BACKWARD_COPIES * shared_key_bytes(recipe))
+    backward = max(_layer_backward(recipe, on_cpu), _GATHERED_BACKWARD_COPIES * shared_key_bytes(recipe))
     working = max(loss, recomputed + backward) + b * stage.largest_parameter
     # Between backward and the next forward pass activations are gone, and these take their place.
     reduced = 4 * n / shards if shards > 1 else 0.0
@@ -137,8 +137,7 @@ def _loss(recipe: Recipe, on_cpu: bool, trainer: Trainer) -> float:
         return NANOTRON_LOGITS_FACTOR * 4 * tokens * vocabulary
     head = vocabulary * model.hidden_size
     # Compiled: the logits and their gradient. Else a float32 copy that is overwritten, unless they are float32.
-    is_compiled = not on_cpu if recipe.parallelism.compile == "auto" else recipe.parallelism.compile
-    per_logit = 2 * b if is_compiled else 4 if b == 4 else 4 + 2 * b
+    per_logit = 2 * b if _is_compiled(recipe, on_cpu) else 4 if b == 4 else 4 + 2 * b
     logits = min(recipe.parallelism.loss_chunk_tokens, tokens) * vocabulary * per_logit
     chunks = logits + (4 + b) * head
     hidden = 2 * b * tokens * model.hidden_size
@@ -152,11 +151,19 @@ def _final_norm(recipe: Recipe) -> float:
     return BYTES_PER_ELEMENT[recipe.model.dtype] * rows * recipe.architecture.hidden_size
 
 
-def _layer_backward(recipe: Recipe) -> float:
-    """Gradients of gate and up, split and joined, less what was freed; and those of their weights."""
+def _layer_backward(recipe: Recipe, on_cpu: bool) -> float:
+    """Gradients of the gated product, of gate and up, and of their weights, less what was freed."""
     model, tp = recipe.architecture, recipe.parallelism.tp
-    rows = 2 * tokens_per_micro_batch(recipe) / tp + 2 * model.hidden_size / tp
-    return BYTES_PER_ELEMENT[recipe.model.dtype] * rows * model.intermediate_size
+    tokens = tokens_per_micro_batch(recipe)
+    rows = 2 * tokens + 2 * model.hidden_size
+    if not _is_compiled(recipe, on_cpu):
+        rows = max(rows, 4 * tokens)  # both halves exist before they are joined
+    return BYTES_PER_ELEMENT[recipe.model.dtype] * rows / tp * model.intermediate_size
+
+
+def _is_compiled(recipe: Recipe, on_cpu: bool) -> bool:
+    setting = recipe.parallelism.compile
+    return not on_cpu if setting == "auto" else setting
 
 
 def _gathered(recipe: Recipe) -> float:
