@@ -29,7 +29,7 @@ def retrieval(report: Report) -> list[Block]:
                 place = task.benchmark.removeprefix("ruler_"), int(task.settings["context_tokens"] or 0)
                 scores.setdefault(result.model.name, {})[place] = task
     if not scores:
-        return [Missing("RULER's tasks", "make eval SUITE=long MODEL=...")]
+        return [Missing("RULER's tasks", f"make eval PROFILE={report.profile} SUITE=long MODEL=...")]
     lengths = sorted({length for cells in scores.values() for _, length in cells})
     rows, heat = [], []
     for model in _in_chain_order(report, set(scores)):
@@ -72,7 +72,7 @@ def _interval(share: Mapping[str, float]) -> str:
 def merge(report: Report) -> list[Block]:
     """The mean over the tasks with its error; the tasks themselves folded away."""
     if report.sweep is None:
-        return [Missing("Scores over the share of the soup", "make merge-sweep")]
+        return [Missing("Scores over the share of the soup", f"make merge-sweep PROFILE={report.profile}")]
     rows = report.sweep["rows"]
     means, errors = [100 * row["mean"] for row in rows], [_error_of_mean(row["scores"]) for row in rows]
     series = Series("mean", [row["soup_weight"] for row in rows], means, errors, marks=True)
@@ -105,7 +105,7 @@ def _error_of_mean(scores: Mapping[str, Any]) -> float:
 def benchmarks(report: Report) -> list[Block]:
     """A table per suite, with the models that were asked; retrieval has its own section."""
     if not report.evaluations:
-        return [Missing("The benchmarks", "make eval")]
+        return [Missing("The benchmarks", f"make eval PROFILE={report.profile}")]
     table = build_table(report.evaluations)
     rows: dict[str, dict[str, dict[str, TaskResult]]] = {}
     for (suite, name), row in table.cells.items():
