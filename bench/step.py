@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sizes", nargs="+", choices=SIZES)
-    parser.add_argument("--variants", nargs="+", help="default: all that run here")
+    parser.add_argument("--variants", nargs="+", help="beside this trainer; default: all that run here")
     parser.add_argument("--layouts", action="store_true", help="this trainer alone, in its layouts on two processes")
     parser.add_argument("--sequence-length", type=int)
     parser.add_argument("--document-tokens", type=int, default=900, help="mean length before samples cut them")
@@ -88,7 +88,8 @@ def work_of(size: str, arguments: argparse.Namespace) -> Work:
 
 
 def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
-    variants = [OURS, *LAYOUTS] if arguments.layouts else arguments.variants or available(arguments.device)
+    variants = list(LAYOUTS) if arguments.layouts else arguments.variants or available(arguments.device)
+    variants = [OURS, *(variant for variant in variants if variant != OURS)]
     measured = compare(work, variants, arguments.rounds, arguments.threads, arguments.device)
     peak = peak_flops(arguments.device, work.dtype, arguments.threads)
     report(work, measured, peak)

@@ -103,6 +103,8 @@ def serve(
     """A rank of a variant: takes the steps that it is told to, until the other side hangs up."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size(variant)))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU where it sees one
     import torch
     import transformers  # noqa: F401  so that every variant has the same imports behind it
     from transformers.models.smollm3 import modeling_smollm3  # noqa: F401
@@ -157,10 +159,10 @@ def peak_flops(device: str, dtype: str, threads: int) -> float:
 
 
 def report(work: Work, measured: dict[str, Measured], peak_flops_per_second: float) -> None:
-    parameters = work.recipe().architecture.num_parameters()
+    parameters, samples = work.recipe().architecture.num_parameters(), work.micro_batches * work.micro_batch_size
     print(
-        f"\n{work.size}: {parameters / 1e6:.1f} M parameters, {work.dtype}, {work.micro_batches} micro-batches of "
-        f"{work.micro_batch_size} x {work.sequence_length} tokens, peak {peak_flops_per_second / 1e12:.3g} TFLOP/s"
+        f"\n{work.size}: {parameters / 1e6:.1f} M parameters, {work.dtype}, {samples} x {work.sequence_length} tokens, "
+        f"micro-batches: {work.micro_batches}, peak {peak_flops_per_second / 1e12:.3g} TFLOP/s"
     )
     ours = measured[OURS]
     for variant, taken in measured.items():

@@ -34,6 +34,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + chunk_tokens)
             logits = hidden[chunk] @ weight.t()
             token_loss, grad_logits = _token_loss(logits, labels[chunk], token_weights[chunk], group, elementwise)
+            del logits
             loss += (token_loss * token_weights[chunk]).sum()
             if grad_hidden is not None and grad_weight is not None:
                 grad_logits = grad_logits.to(weight.dtype)
@@ -42,6 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad_logits.t(), hidden[chunk])
                 else:
                     grad_weight += grad_logits.t() @ hidden[chunk]
+            del grad_logits  # before the next chunk's logits are there
         if needs_gradient:
             assert grad_weight is not None
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
