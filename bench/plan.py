@@ -3,10 +3,10 @@
     python bench/plan.py recipes/tiny/pretrain_stage1.yaml [RECIPE ...] [section.key=value ...]
 
 Each recipe's layout runs as in training (model, optimizer, micro-batches through the pipeline engine) on random tokens
-in documents of a given length. The peak is VmHWM of the largest process. The time of a step is the CPU time of all
-processes over the cores that they share (of the busiest one, where that is more), in the least disturbed step: what it
-takes on a machine that does nothing else. Beside it the median of wall time, which says little on a busy machine. With
---gpu on a machine with GPUs: memory that torch reserves there, and wall time.
+in documents of a given length. The peak is VmHWM of the largest process, in a pass of its own. The time of a step is
+the CPU time of all processes over the cores that they share (of the busiest one, where that is more), in the least
+disturbed step: what it takes on a machine that does nothing else. Beside it the median of wall time, which says little
+on a busy machine. With --gpu on a machine with GPUs: memory that torch reserves there, and wall time.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 WARM_UP_STEPS = 3
+LAYOUT = {"dp": "dp", "pp": "pp", "tp": "tp", "cp": "context_parallel_size"}
 
 
 def main() -> None:
@@ -49,25 +50,33 @@ def row(recipe: str, overrides: list[str], seconds: float, document_tokens: int,
     command += ["--document-tokens", str(document_tokens)]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     layout = plan["layout"]
-    with tempfile.TemporaryDirectory() as folder:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        torchrun += ["--nproc-per-node", str(plan["devices"]), __file__, recipe, *overrides, "--worker", folder]
-        torchrun += ["--seconds", str(seconds), "--document-tokens", str(document_tokens)]
-        subprocess.run(torchrun, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        ranks = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
+    command = [__file__, recipe, *overrides, "--document-tokens", str(document_tokens)]
+    ranks = run_ranks([*command, "--seconds", str(seconds)], plan["devices"])
+    for_memory = ranks
+    if gpu == "cpu":  # with a fixed threshold: otherwise glibc keeps ever larger freed blocks, in all later steps
+        for_memory = run_ranks([*command, "--seconds", "0"], plan["devices"], MALLOC_MMAP_THRESHOLD_="65536")
     cells = [Path(recipe).with_suffix("").as_posix().removeprefix("recipes/")]
-    cells.append(f"dp {layout['dp']} pp {layout['pp']} tp {layout['tp']}")
+    cells.append(" ".join(f"{name} {layout[key]}" for name, key in LAYOUT.items()))
     wall = max(rank["seconds"] for rank in ranks)
     busy = [rank["cpu_seconds"] for rank in ranks]
     step_seconds = max(sum(busy) / len(os.sched_getaffinity(0)), max(busy)) if gpu == "cpu" else wall
     pairs = (
-        (plan["memory"]["total"] / 1e6, max(rank["bytes"] for rank in ranks) / 1e6, "MB"),
+        (plan["memory"]["total"] / 1e6, max(rank["bytes"] for rank in for_memory) / 1e6, "MB"),
         (plan["step"]["total"] * 1e3, step_seconds * 1e3, "ms"),
     )
     for predicted, measured, unit in pairs:
         cells += [f"{predicted:.0f} {unit}", f"{measured:.0f} {unit}", f"{predicted / measured - 1:+.1%}"]
     cells.append(f"{wall * 1e3:.0f} ms")
     return f"| {' | '.join(cells)} |"
+
+
+def run_ranks(command: list[str], ranks: int, **environment: str) -> list[dict[str, float]]:
+    """What each rank of `command` reports."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with tempfile.TemporaryDirectory() as folder:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        subprocess.run([*torchrun, *command, "--worker", folder], check=True, env=environment)
+        return [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
 
 
 def measure(path: str, overrides: list[str], seconds: float, document_tokens: int, folder: Path) -> None:
@@ -83,7 +92,9 @@ def measure(path: str, overrides: list[str], seconds: float, document_tokens: in
     torch.set_num_threads(1)
     recipe = load_recipe(path, overrides)
     launch, parallelism, tokens = initialize_distributed(), recipe.parallelism, recipe.tokens
-    state = TrainState(recipe, ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp), launch.device)
+    cp = parallelism.context_parallel_size
+    context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, cp)
+    state = TrainState(recipe, context, launch.device)
     length = min(document_tokens, tokens.sequence_length)
     pieces = [length] * (tokens.sequence_length // length)
     pieces += [tokens.sequence_length % length] if tokens.sequence_length % length else []

@@ -3,8 +3,8 @@
 A step is: micro-batches through the pipeline (1F1B and AFAB idle alike, for pp - 1 of them), each with its layers'
 kernels and tensor-parallel messages; then the reduction of gradients over replicas, the optimizer, and with ZeRO-1 the
 gathering of new weights. Recomputation repeats each layer's forward pass, a third of its time. Messages are taken as
-exposed, save for those that tp_linear_async_communication hides behind matrix products: of a layer's eight gathers and
-scatters the two of the forward row layers stay exposed.
+exposed, save for those that tp_linear_async_communication hides behind matrix products, on devices of their own: of a
+layer's eight gathers and scatters the two of the forward row layers stay exposed.
 """
 
 from dataclasses import dataclass
@@ -133,7 +133,9 @@ def _tensor_parallel(recipe: Recipe, stage: StageShard, machine: Machine) -> flo
         return 0.0
     size = BYTES_PER_ELEMENT[recipe.model.dtype] * tokens * recipe.architecture.hidden_size
     one = machine.links.gather(size, parallelism.tp, machine.devices_per_node)
-    hidden = parallelism.tp_mode == "REDUCE_SCATTER" and parallelism.tp_linear_async_communication
+    # Where processes share cores, a message takes one from the products that it would be hidden behind.
+    overlaps = machine.cores is None and parallelism.tp_linear_async_communication
+    hidden = overlaps and parallelism.tp_mode == "REDUCE_SCATTER"
     per_layer = 2 if hidden else 8  # an all-reduce is a scatter and a gather
     if parallelism.recompute_layer:
         per_layer += 2 if hidden else 4
