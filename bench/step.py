@@ -123,7 +123,7 @@ def curves(work: Work, arguments: argparse.Namespace) -> dict[str, list[float]]:
 
         steps = list(range(1, arguments.curve + 1))
         series = [Series(name, steps, losses) for name, losses in found.items()]
-        chart = line_chart(series, "step", "loss")
+        chart = line_chart(series, "step", "loss", on_white=True)
         arguments.json.with_name(f"{arguments.json.stem}-{work.size}.svg").write_text(chart, encoding="utf-8")
     return found
 
