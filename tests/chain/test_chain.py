@@ -113,6 +113,7 @@ def test_failure_names_command_log_and_reason(folder: Path) -> None:
 def test_interrupt_lets_the_step_save_and_leaves_no_process(folder: Path) -> None:
     script = (
         "from tests.chain.test_chain import *\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells ignore it in what they start with &
         "step = Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)\n"
         "try:\n    execute([step])\nexcept KeyboardInterrupt:\n    print('stopped')\n"
     )
@@ -130,7 +131,11 @@ def test_second_interrupt_ends_the_step_at_once(folder: Path) -> None:
     (folder / "Makefile").write_text(
         "stubborn: ; @trap '' TERM; mkdir -p run; echo $$$$ > run/pid; sleep 60 & wait; sleep 60\n"
     )
-    script = "from tests.chain.test_chain import *\nexecute([Step('stubborn', (('stubborn',),), (), (), (), (), 1)])\n"
+    script = (
+        "from tests.chain.test_chain import *\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "execute([Step('stubborn', (('stubborn',),), (), (), (), (), 1)])\n"
+    )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None

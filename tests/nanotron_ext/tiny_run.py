@@ -38,6 +38,7 @@ def overrides(root: Path, **changes: object) -> list[str]:
         "data.validation": "[held]",
         "tokenizer": json.dumps({"tokenizer_name_or_path": str(root / "tokenizer")}),
         "parallelism": "{dp: 2}",
+        "model.init_method": "{std: 0.02}",
         "model.model_config.hidden_size": 48,
         "model.model_config.intermediate_size": 32,
         "model.model_config.num_hidden_layers": 2,

@@ -59,7 +59,7 @@ def test_stage_table_holds_the_figures_of_the_metrics(profile: Profile) -> None:
 def test_missing_stages_are_named_with_the_command_that_makes_them(profile: Profile) -> None:
     page = page_of(profile)
     assert "stage3" in page and "not there yet" in page
-    for command in ("make posttrain", "make merge-sweep", "make capabilities"):
+    for command in ("make posttrain", "make merge-sweep PROFILE=tiny", "make capabilities"):
         assert f"<code>{command}</code>" in page
 
 

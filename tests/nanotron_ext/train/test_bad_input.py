@@ -30,7 +30,7 @@ def start(monkeypatch: pytest.MonkeyPatch, values: list[str]) -> int:
 TABLE = {
     "unknown key": ({"tokens__micro_batchsize": 4}, ["micro_batchsize", "Did you mean 'micro_batch_size'"]),
     "wrong type": ({"optimizer__weight_decay": "much"}, ["optimizer.weight_decay", "'much'", "command line"]),
-    "heads not divisible by tp": ({"parallelism": "{tp: 4}"}, ["tp 4 does not divide num_attention_heads 6"]),
+    "heads not divisible by tp": ({"parallelism": "{tp: 3}"}, ["tp 3 does not divide num_attention_heads 8"]),
     "fewer layers than stages": ({"parallelism": "{pp: 3}"}, ["2 layers cannot fill 3 pipeline stages"]),
     "missing data folder": ({"data__path": "/nowhere/data"}, ["/nowhere/data/a", "python -m datapipes.prepare"]),
     "sequence longer than the data": (
