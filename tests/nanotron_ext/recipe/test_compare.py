@@ -68,7 +68,7 @@ def test_two_stages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
 
 def test_other_phases(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out = run(capsys, monkeypatch, "recipes/smollm3-3b/sft.yaml", "recipes/tiny/sft.yaml")
-    assert code == 1 and "data.max_length\n    A 65536\n    B 256" in out
+    assert code == 1 and "data.max_length\n    A 65536\n    B 320" in out
 
 
 def test_a_published_configuration(
