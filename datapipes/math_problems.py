@@ -1,44 +1,21 @@
 """Worked elementary mathematics in plain English, generated: the tiny recipe's stand-in for web mathematics.
 
-A document is a pure function of (split, number) on every platform and Python version: all draws come from SHA-256.
-A problem belongs to the held-out split or to training by a hash of what it asks, so that no problem (kind and
-operands) of one split occurs in the other, whatever words it is put in.
+A document is a pure function of (split, number) on every platform and Python version (datapipes/draws.py). A problem
+belongs to the held-out split or to training by a hash of what it asks, so that no problem (kind and operands) of one
+split occurs in the other, whatever words it is put in.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
-from typing import Literal, TypeVar
 
 from datatrove.data import Document
 
+from datapipes.draws import Draws, Split
+
 VERSION = 1  # raise it with every change of the generated text: it is part of the pipeline's hash
 HELDOUT_ONE_IN = 16
-
-Split = Literal["train", "heldout"]
-T = TypeVar("T")
-
-
-class Draws:
-    """A stream of uniform draws, fixed by its name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._count = 0
-
-    def below(self, bound: int) -> int:
-        """A whole number in [0, bound); the bias of at most bound / 2^64 does not matter here."""
-        digest = hashlib.sha256(f"{self._name}/{self._count}".encode()).digest()
-        self._count += 1
-        return int.from_bytes(digest[:8], "big") % bound
-
-    def between(self, low: int, high: int) -> int:
-        """A whole number in [low, high]."""
-        return low + self.below(high - low + 1)
-
-    def pick(self, choices: Sequence[T]) -> T:
-        return choices[self.below(len(choices))]
 
 
 @dataclass(frozen=True)

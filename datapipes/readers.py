@@ -18,9 +18,20 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from datapipes.chat import render
 from datapipes.clean import Clean
 from datapipes.errors import DataError
+from datapipes.facts import VERSION as FACTS_VERSION
+from datapipes.facts import facts_document
 from datapipes.math_problems import VERSION as MATH_VERSION
 from datapipes.math_problems import math_document
-from datapipes.registry import CORPUS_FOLDER, Corpus, Files, Hub, MathGenerator, Source, Unreleased
+from datapipes.registry import (
+    CORPUS_FOLDER,
+    Corpus,
+    FactsGenerator,
+    Files,
+    Hub,
+    MathGenerator,
+    Source,
+    Unreleased,
+)
 
 
 @dataclass(frozen=True)
@@ -124,27 +135,36 @@ class RowReader(PipelineStep):
         return str(self.folder.resolve_paths(path))
 
 
-class MathReader(PipelineStep):
-    """Generated mathematics; rank r gets documents r, r + world_size, ..."""
+Generator = MathGenerator | FactsGenerator
+
+
+class GeneratorReader(PipelineStep):
+    """Generated documents; rank r gets documents r, r + world_size, ..."""
 
     type = "📖 - READER"
-    name = "Math generator"
+    name = "Generator"
 
-    def __init__(self, generator: MathGenerator) -> None:
+    def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         for number in range(rank, self.generator.documents, world_size):
-            document = math_document(self.generator.split, number)
+            document = self._document(number)
             self.update_doc_stats(document)
             yield document
+
+    def _document(self, number: int) -> Document:
+        generator = self.generator
+        if isinstance(generator, MathGenerator):
+            return math_document(generator.split, number)
+        return facts_document(generator.split, number, (generator.min_sentences, generator.max_sentences))
 
 
 def reader_of(source: Source, found: Input) -> PipelineStep:
     """The first step of the source's pipeline."""
-    if isinstance(source.reader, MathGenerator):
-        return MathReader(source.reader)
+    if isinstance(source.reader, Generator):
+        return GeneratorReader(source.reader)
     rows = source.reader
     if isinstance(rows, Corpus):
         rows = Files(kind="files", path=str(CORPUS_FOLDER), format="jsonl")
@@ -161,6 +181,8 @@ def find_input(source: Source, raw_folder: Path | None = None) -> Input:
     reader = source.reader
     if isinstance(reader, MathGenerator):
         return Input(f"math-{MATH_VERSION}")
+    if isinstance(reader, FactsGenerator):
+        return Input(f"facts-{FACTS_VERSION}")
     if isinstance(reader, Unreleased):
         raise DataError(f"Source {source.name} cannot be had: {reader.note}{_instead(source)}")
     if isinstance(reader, Corpus):

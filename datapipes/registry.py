@@ -37,6 +37,16 @@ class MathGenerator(_Entry):
     documents: int = Field(gt=0)
 
 
+class FactsGenerator(_Entry):
+    """Our own records with facts to retrieve (datapipes/facts.py)."""
+
+    kind: Literal["facts"]
+    split: Literal["train", "heldout"]
+    documents: int = Field(gt=0)
+    min_sentences: int = Field(ge=0, description="Sentences of filling in the shortest record; one has about 8 tokens.")
+    max_sentences: int = Field(ge=0)
+
+
 class _Rows(_Entry):
     """Rows of JSON lines (plain, gzip, zstd, xz) or parquet files."""
 
@@ -81,7 +91,7 @@ class Unreleased(_Entry):
     note: str
 
 
-Reader = Annotated[Corpus | MathGenerator | Files | Hub | Unreleased, Field(discriminator="kind")]
+Reader = Annotated[Corpus | MathGenerator | FactsGenerator | Files | Hub | Unreleased, Field(discriminator="kind")]
 
 
 class Source(_Entry):

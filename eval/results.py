@@ -47,6 +47,11 @@ class TaskResult(_Record):
     def main_metric(self) -> Metric:
         return next(metric for metric in self.metrics if metric.main)
 
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether it asks for what a prompt of `context_tokens` holds: RULER's tasks, and questions about records."""
+        return self.benchmark.startswith("ruler_") or self.benchmark == "facts"
+
 
 class ModelInfo(_Record):
     name: str

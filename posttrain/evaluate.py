@@ -134,7 +134,8 @@ def print_table(results: dict[str, list[Judged]], console: Console) -> None:
 
 
 def load_prompts(path: Path) -> list[dict[str, Any]]:
-    """JSON lines with task, question, answer and optionally xml_tools.
+    """JSON lines with task, question, answer and optionally xml_tools and multi_step (of a task that takes several
+    steps: there the report compares the modes).
 
     Raises:
         ModelError: absent, not JSON, or a row without those keys.
@@ -179,13 +180,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print_table(results, Console())
     if options.json:
-        _write_json(options.json, results, options)
+        _write_json(options.json, rows, results, options)
     return 0
 
 
-def _write_json(path: Path, results: dict[str, list[Judged]], options: argparse.Namespace) -> None:
+def _write_json(
+    path: Path, rows: Sequence[dict[str, Any]], results: dict[str, list[Judged]], options: argparse.Namespace
+) -> None:
     content = {
         "prompts": str(options.prompts),
+        "multi_step_tasks": list(dict.fromkeys(row["task"] for row in rows if row.get("multi_step"))),
         "seeds": options.seeds,
         "temperature": options.temperature,
         "top_p": options.top_p,

@@ -131,7 +131,7 @@ def tool_call(rng: random.Random) -> Problem:
     """Choose one of two offered functions and fill in its argument."""
     name, other = rng.sample(_FUNCTIONS, 2)
     parameter, other_parameter = rng.choices(_PARAMETERS, k=2)
-    number = rng.randint(10, 99)
+    number = rng.randint(0, LARGEST)
     offered = [(name, parameter), (other, other_parameter)]
     tools = [{"name": tool, "parameters": [key]} for tool, key in rng.sample(offered, 2)]
     right, wrong = (
@@ -151,8 +151,9 @@ TASKS: dict[str, Callable[[random.Random], Problem]] = {
     "translation": translation,
     "tool_call": tool_call,
 }
+MULTI_STEP_TASKS = ("chain",)
 # Shares of the training rows; the harder the task, the more.
-TASK_WEIGHTS = {"addition": 3, "chain": 6, "conversion": 1, "sorting": 3, "translation": 2, "tool_call": 2}
+TASK_WEIGHTS = {"addition": 2, "chain": 6, "conversion": 2, "sorting": 3, "translation": 2, "tool_call": 3}
 
 FURTHER_TURNS = (0, 0, 1, 2)
 PERSONAS = ("You are a careful tutor.", "You answer for a travel office.", "Be brief.")
@@ -233,8 +234,13 @@ def preference_row(problem: Problem, mode: str, rng: random.Random) -> dict[str,
 
 def heldout_row(problem: Problem) -> dict[str, Any]:
     """A prompt for `posttrain.evaluate`, which runs it in both modes."""
-    return {"task": problem.task, "question": problem.question, "answer": problem.answer,
-            "xml_tools": [json.dumps(tool) for tool in problem.tools]}  # fmt: skip
+    return {
+        "task": problem.task,
+        "question": problem.question,
+        "answer": problem.answer,
+        "multi_step": problem.task in MULTI_STEP_TASKS,
+        "xml_tools": [json.dumps(tool) for tool in problem.tools],
+    }
 
 
 def write_sets(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, int]:
@@ -284,8 +290,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m posttrain.tiny_data", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--midtrain", type=int, default=5000, metavar="ROWS")
-    parser.add_argument("--sft", type=int, default=500, metavar="ROWS", help="per mode")
+    parser.add_argument("--midtrain", type=int, default=5600, metavar="ROWS")
+    parser.add_argument("--sft", type=int, default=900, metavar="ROWS", help="per mode")
     parser.add_argument("--apo", type=int, default=160, metavar="ROWS", help="per mode")
     parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
     options = parser.parse_args()

@@ -129,7 +129,7 @@ def _shares(report: Report) -> list[Effect]:
 
 def _long_lengths(report: Report) -> tuple[int, list[int]]:
     """(tokens of a pretraining window, all lengths at which retrieval was asked for)."""
-    tasks = [task for result in report.evaluations for task in result.tasks if task.benchmark.startswith("ruler")]
+    tasks = [task for result in report.evaluations for task in result.tasks if task.is_retrieval]
     lengths = sorted({int(task.settings["context_tokens"] or 0) for task in tasks})
     return report.pretraining[0].recipe["tokens"]["sequence_length"] if report.pretraining else 0, lengths
 
@@ -148,9 +148,7 @@ def _retrieval(report: Report, model: str) -> tuple[Estimate, str] | None:
         task
         for result in report.evaluations
         for task in result.tasks
-        if result.model.name == model
-        and task.benchmark.startswith("ruler")
-        and int(task.settings["context_tokens"] or 0) > window
+        if result.model.name == model and task.is_retrieval and int(task.settings["context_tokens"] or 0) > window
     ]
     if not tasks:
         return None

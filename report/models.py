@@ -25,7 +25,7 @@ def retrieval(report: Report) -> list[Block]:
     scores: dict[str, dict[tuple[str, int], TaskResult]] = {}
     for result in report.evaluations:
         for task in result.tasks:
-            if task.benchmark.startswith("ruler"):
+            if task.is_retrieval:
                 place = task.benchmark.removeprefix("ruler_"), int(task.settings["context_tokens"] or 0)
                 scores.setdefault(result.model.name, {})[place] = task
     if not scores:
@@ -109,7 +109,7 @@ def benchmarks(report: Report) -> list[Block]:
     table = build_table(report.evaluations)
     rows: dict[str, dict[str, dict[str, TaskResult]]] = {}
     for (suite, name), row in table.cells.items():
-        if not next(iter(row.values())).benchmark.startswith("ruler"):
+        if not next(iter(row.values())).is_retrieval:
             rows.setdefault(suite, {})[name] = row
     tables = {suite: _suite_table(report, suite, tasks) for suite, tasks in rows.items()}
     first: list[Block] = [tables.pop(_OPEN_SUITE)] if _OPEN_SUITE in tables else []

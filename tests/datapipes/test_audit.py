@@ -146,7 +146,7 @@ def test_unprepared_recipes_show_their_mixture_and_exit_with_2(tmp_path: Path) -
     result = command("recipes/tiny/pretrain.yaml", run=tmp_path)
     assert result.returncode == 2
     assert "tiny-web-deu" in result.stdout and "missing" in result.stdout
-    assert result.stderr.count("manifest.json: There is no manifest") == 9 and "Traceback" not in result.stderr
+    assert result.stderr.count("manifest.json: There is no manifest") == 10 and "Traceback" not in result.stderr
     as_json = command("recipes/tiny/pretrain.yaml", "--json", run=tmp_path)
     assert as_json.returncode == 2
     parsed = json.loads(as_json.stdout)

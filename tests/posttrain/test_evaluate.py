@@ -74,7 +74,9 @@ def test_command_writes_table_and_json(base_model: Path, tmp_path: Path, capsys:
     arguments = [str(base_model), "--prompts", str(tmp_path / "heldout.jsonl"), "--seeds", "2", "--max-new-tokens", "4"]
     assert evaluate.main([*arguments, "--json", str(tmp_path / "out/result.json")]) == 0
     assert "follows mode" in capsys.readouterr().out
-    result = json.loads((tmp_path / "out/result.json").read_text())["models"][str(base_model)]
+    content = json.loads((tmp_path / "out/result.json").read_text())
+    assert content["multi_step_tasks"] == ["chain"]
+    result = content["models"][str(base_model)]
     assert result["summary"]["all"]["think"]["correct"]["trials"] == 2 * len(TASKS)
     assert len(result["replies"]) == 2 * 2 * len(TASKS)
 
