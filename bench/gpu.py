@@ -81,8 +81,8 @@ def main() -> int:
     folder = arguments.out or Path("runs/bench-gpu-rehearsal" if arguments.rehearse else "runs/bench-gpu")
     if not arguments.rehearse and not sees_gpu():
         print(
-            "error: this needs a CUDA GPU and torch's CUDA wheel, and torch sees no GPU here; `make bench-step` measures "
-            "on a CPU, and `python bench/gpu.py --rehearse` goes through all parts at toy size.",
+            "error: this needs a CUDA GPU and torch's CUDA wheel, and torch sees no GPU here; `make bench-step` "
+            "measures on a CPU, and `python bench/gpu.py --rehearse` goes through all parts at toy size.",
             file=sys.stderr,
         )
         return 2
@@ -137,9 +137,12 @@ def measure(campaign: Campaign, folder: Path) -> dict[str, str]:
 
 
 def run(command: list[str], environment: dict[str, str], log: Path) -> str:
-    """Runs a Python command, its output also in `log`; "" or, when it fails, the last line that it printed."""
+    """Runs a Python command, its output also in `log`; "" or, when it fails, the last error that it printed.
+
+    Not its last line: torch warns of process groups after the error that ends a process.
+    """
     print(f"   python {' '.join(repr(word) if ' ' in word else word for word in command)}", flush=True)
-    last = ""
+    reason = ""
     with (
         log.open("w", encoding="utf-8") as copy,
         subprocess.Popen(
@@ -154,8 +157,8 @@ def run(command: list[str], environment: dict[str, str], log: Path) -> str:
         for line in process.stdout:
             print(f"   {line}", end="", flush=True)
             copy.write(line)
-            last = line.strip() or last
-    return "" if process.returncode == 0 else last or f"ended with exit code {process.returncode}"
+            reason = line.strip() if "rror: " in line else reason
+    return "" if process.returncode == 0 else reason or f"ended with exit code {process.returncode}, see {log}"
 
 
 def results(folder: Path) -> dict[str, Any]:

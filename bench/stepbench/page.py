@@ -9,9 +9,9 @@ from stepbench.profile import table
 from stepbench.variants import OURS
 
 FORMULA = (
-    "MFU = (6 x parameters x tokens + 6 x layers x hidden_size x the sum of squared document lengths) / seconds / peak. "
-    "Tokens/s: of the median step, and the range of all timed steps. Memory: the most that torch had allocated (on a "
-    "CPU: the peak of the process beyond its imports)."
+    "MFU = (6 x parameters x tokens + 6 x layers x hidden_size x the sum of squared document lengths) / seconds / "
+    "peak. Tokens/s: of the median step, and the range of all timed steps. Memory: the most that torch had allocated "
+    "(on a CPU: the peak of the process beyond its imports)."
 )
 Parts = dict[str, Any]  # what bench/step.py wrote as JSON, by the part's name
 
@@ -28,9 +28,9 @@ def page(folder: Path, parts: Parts, failures: dict[str, str], is_rehearsal: boo
         curve(parts),
         profiled(parts),
         prediction(folder),
-        ["## Failed", *(f"- {name}: {reason}" for name, reason in failures.items())] if failures else [],
+        ["## Failed", "\n".join(f"- {name}: {reason}" for name, reason in failures.items())] if failures else [],
     ]
-    return "\n\n".join("\n\n".join(section) for section in sections if section).replace("\n\n- ", "\n- ") + "\n"
+    return "\n\n".join("\n\n".join(section) for section in sections if section) + "\n"
 
 
 def steps(title: str, prefix: str, parts: Parts, more: list[str] | None = None) -> list[str]:
