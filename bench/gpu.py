@@ -87,7 +87,7 @@ def main() -> int:
         )
         return 2
     here = machine(campaign.device)
-    if others := {found["machine"] for found in results(folder).values()} - {here}:
+    if others := {found["machine"] for found in results(campaign, folder).values()} - {here}:
         print(
             f"error: {folder} holds parts measured on {others.pop()}; this is {here}: give another --out.",
             file=sys.stderr,
@@ -95,7 +95,7 @@ def main() -> int:
         return 2
     folder.mkdir(parents=True, exist_ok=True)
     failures = measure(campaign, folder)
-    found = results(folder)
+    found = results(campaign, folder)
     if reason := predict(campaign, folder, found):
         failures["prediction"] = reason
     sizes = {
@@ -161,13 +161,10 @@ def run(command: list[str], environment: dict[str, str], log: Path) -> str:
     return "" if process.returncode == 0 else reason or f"ended with exit code {process.returncode}, see {log}"
 
 
-def results(folder: Path) -> dict[str, Any]:
-    """The parts measured so far, by name; the prediction is not one."""
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*.json"))
-        if path.stem != "prediction"
-    }
+def results(campaign: Campaign, folder: Path) -> dict[str, Any]:
+    """The parts measured so far, by name."""
+    paths = {name: folder / f"{name}.json" for name, _ in campaign.parts()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
 def predict(campaign: Campaign, folder: Path, found: dict[str, Any]) -> str:
