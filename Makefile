@@ -16,7 +16,7 @@ RECIPES ?= recipes/$(PROFILE)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-step bench-guard bench-checkpoints bench-plan bench-merge chaos layouts test test-storage test-slurm lint format
+.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-plan bench-merge chaos layouts test test-storage test-slurm lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -150,6 +150,9 @@ layouts: setup ## Load the checkpoints of 16 layouts into all 16, and compare st
 
 bench-step: setup ## Our training step beside transformers' model on the same batches (minutes)
 	$(PY) bench/step.py
+
+bench-gpu: setup ## Everything that a GPU is asked for, into runs/bench-gpu/speed.md; goes on where it was interrupted
+	$(PY) bench/gpu.py
 
 bench-guard: setup ## Nightly: ratios of the step benchmark against floors, instructions of the loader's hot path
 	$(PY) bench/guard.py

@@ -1,15 +1,14 @@
 """Our training step beside transformers' SmolLM3ForCausalLM, on the same batches, weights and threads, in one run.
 
 A step is forward, backward, clipping and AdamW on float32 masters, over samples packed with documents of realistic
-lengths and attention within documents. Losses must agree, or the benchmark fails.
+lengths and attention within documents. A variant whose losses are not this trainer's did other work, and gets no
+figures.
 
     python bench/step.py                              # this machine's CPU: 30m and 135m, sequence 2048, float32
     python bench/step.py --threads 1                  # in CPU time, which other programs hardly disturb
     python bench/step.py --layouts --micro-batches 2  # tp 2 and dp 2 on two processes, against one with two threads
-    python bench/step.py --device cuda                # a GPU: 135m to 3b, sequence 4096, bfloat16
-    python bench/step.py --device cuda --sizes 3b --sequence-length 65536 --document-tokens 60000 \\
-        --variants "this trainer" --set parallelism.recompute_layer=true        # the 64k window
-    python bench/step.py --device cuda --sizes 135m --curve 200  # compiled bf16 path against float32 as written
+    python bench/step.py --device cuda                # a GPU: 135m to 3b, sequence 4096, bfloat16 (all: bench/gpu.py)
+    python bench/step.py --sizes tiny --curve 200     # losses: compiled bf16 path against float32 as written
     python bench/step.py --sizes 135m --profile       # where our step's time goes
 
 MFU = (6 x parameters x tokens + 6 x layers x hidden_size x the sum of squared document lengths) / seconds / peak.
@@ -25,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from stepbench.compare import compare, peak_flops, report
+from stepbench.curves import curve_chart, curves, verdict
 from stepbench.plot import bars
-from stepbench.variants import LAYOUTS, OURS, available, our_step
+from stepbench.profile import profile, table
+from stepbench.variants import LAYOUTS, OURS, available
 from stepbench.work import SIZES, Work
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -34,7 +35,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {"sizes": ["135m", "360m", "1.7b", "3b"], "sequence_length": 4096, "dtype": "bfloat16"},
 }
 MICRO_BATCH_SIZES = {"135m": 8, "360m": 4, "1.7b": 2, "3b": 1}  # of 4,096 tokens, for which transformers' logits fit
-PROFILE_ROWS = 25
 
 
 def main() -> None:
@@ -59,14 +59,19 @@ def main() -> None:
     for size in arguments.sizes or DEFAULTS[arguments.device]["sizes"]:
         work = work_of(size, arguments)
         if arguments.profile:
-            profile(work, arguments)
+            results[size] = profiled = profile(work, arguments.device, arguments.threads)
+            print(f"{size}: a step of {profiled['seconds']:.3f} s, {profiled['busy_seconds']:.3f} s of it busy")
+            print(table(profiled))
         elif arguments.curve:
-            results[size] = curves(work, arguments)
+            results[size] = curve_of(work, arguments)
         else:
             results[size] = measure(work, arguments)
     if arguments.json:
         content = {"machine": machine(arguments.device), "date": time.strftime("%Y-%m-%d"), "results": results}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = arguments.json.with_suffix(".unfinished")  # where the JSON is, it is whole
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(arguments.json)
         if not arguments.curve and not arguments.profile:
             arguments.json.with_suffix(".svg").write_text(bars(content), encoding="utf-8")
 
@@ -102,45 +107,14 @@ def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def curves(work: Work, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Losses of the same steps in bfloat16, compiled, and in float32 as the operations are written."""
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    paths = {
-        "bfloat16, compiled": ("model.dtype=bfloat16", "parallelism.compile=true"),
-        "float32, as written": ("model.dtype=float32", "parallelism.compile=false"),
-    }
-    found: dict[str, list[float]] = {}
-    for name, overrides in paths.items():
-        take_step = our_step(work, overrides=overrides)
-        found[name] = [take_step(step) for step in range(1, arguments.curve + 1)]
-    fused, reference = found.values()
-    worst = max(abs(a / b - 1) for a, b in zip(fused, reference, strict=True))
-    print(f"{work.size}: loss {reference[0]:.4f} to {reference[-1]:.4f}; largest relative difference {worst:.1e}")
+def curve_of(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
+    print(f"{work.size}, {work.micro_batch_size} x {work.sequence_length} tokens, {arguments.curve} steps")
+    curve = {"work": vars(work), **curves(work, arguments.curve, arguments.threads)}
+    print(verdict(curve))
     if arguments.json:
-        from report.charts import Series, line_chart
-
-        steps = list(range(1, arguments.curve + 1))
-        series = [Series(name, steps, losses) for name, losses in found.items()]
-        chart = line_chart(series, "step", "loss", on_white=True)
-        arguments.json.with_name(f"{arguments.json.stem}-{work.size}.svg").write_text(chart, encoding="utf-8")
-    return found
-
-
-def profile(work: Work, arguments: argparse.Namespace) -> None:
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    take_step = our_step(work)
-    for step in (1, 2):
-        take_step(step)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if arguments.device == "cuda" else []
-    with torch.profiler.profile(activities=activities) as profiler:
-        take_step(3)
-    order = f"self_{arguments.device}_time_total"
-    print(profiler.key_averages().table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=45))
+        chart = arguments.json.with_name(f"{arguments.json.stem}-{work.size}.svg")
+        chart.write_text(curve_chart(curve), encoding="utf-8")
+    return curve
 
 
 def machine(device: str) -> str:

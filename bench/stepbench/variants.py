@@ -20,7 +20,7 @@ def available(device: str) -> list[str]:
         names.append(FLASH)
     elif device == "cuda":
         print(f"{FLASH}: left out, flash-attn is not installed")
-    print("torchtitan, nanotron's own Llama: left out, no variant is written (neither could be tried without a GPU)")
+    print("torchtitan, nanotron's own Llama: no variants (docs/speed.md says why)")
     return names
 
 

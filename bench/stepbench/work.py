@@ -7,6 +7,7 @@ from typing import Any
 VOCABULARY = 128_256
 LEARNING_RATE = 1e-3
 SIZES = {  # with the vocabulary of SmolLM3, most of a small model is its embedding
+    "tiny": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "heads": (4, 2)},
     "30m": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 12, "heads": (6, 2)},
     "135m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 24, "heads": (8, 2)},
     "360m": {"hidden_size": 1024, "intermediate_size": 2304, "num_hidden_layers": 24, "heads": (16, 4)},
