@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from step import machine
-from stepbench.page import page
+from stepbench.page import PREDICTION, page
 from stepbench.plot import bars
 from stepbench.variants import OURS
 from stepbench.work import SIZES
@@ -171,7 +171,7 @@ def predict(campaign: Campaign, folder: Path, found: dict[str, Any]) -> str:
     """The planner's tokens/s at 384 GPUs from the largest model's fastest step; "" or why there is none."""
     from nanotron_ext.plan.devices import GPUS
 
-    (folder / "prediction.json").unlink(missing_ok=True)
+    (folder / PREDICTION).unlink(missing_ok=True)
     size = campaign.sizes[-1]
     speeds = {
         name: part["results"][size]["variants"][OURS]["tokens_per_second"]
@@ -187,7 +187,7 @@ def predict(campaign: Campaign, folder: Path, found: dict[str, Any]) -> str:
     options = ["--gpu", gpu, "--measured", f"{folder / best}.json", "--document-tokens", str(documents)]
     command = ["-m", "nanotron_ext.plan", RECIPE, *architecture(size), *options, "--layouts", "0"]
     print(f"== prediction, from {best}", flush=True)
-    return run([*command, "--out", f"{folder / 'prediction'}.json"], {}, folder / "prediction.log")
+    return run([*command, "--out", str((folder / PREDICTION).parent)], {}, folder / "prediction.log")
 
 
 def architecture(size: str) -> list[str]:

@@ -13,6 +13,7 @@ FORMULA = (
     "peak. Tokens/s: of the median step, and the range of all timed steps. Memory: the most that torch had allocated "
     "(on a CPU: the peak of the process beyond its imports)."
 )
+PREDICTION = Path("prediction/pretrain.json")  # the plan, in the parts' folder
 Parts = dict[str, Any]  # what bench/step.py wrote as JSON, by the part's name
 
 
@@ -100,7 +101,7 @@ def profiled(parts: Parts) -> list[str]:
 
 
 def prediction(folder: Path) -> list[str]:
-    path = folder / "prediction.json"
+    path = folder / PREDICTION
     if not path.exists():
         return []
     plan = json.loads(path.read_text(encoding="utf-8"))
