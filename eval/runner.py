@@ -283,13 +283,14 @@ def run_suite(
         tasks=results,
         seconds=round(time.monotonic() - started, 2),
         versions=_versions(),
-        command=" ".join(["python -m eval", *sys.argv[1:]]),
+        command=" ".join(["python", *sys.orig_argv[1:]]),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     write_json(suite, folder.with_suffix(".json"))
     return suite
 
 
+@functools.cache  # every task's fingerprint asks, and each answer parses the packages' metadata
 def _versions() -> dict[str, str]:
     found = {}
     for package in _VERSIONED:

@@ -1,8 +1,9 @@
 """Plan pretraining runs: `python -m nanotron_ext.plan RECIPE ... [section.key=value ...] [--gpu h100] [--nodes N]`.
 
-Prints for each recipe parameters, FLOPs, memory per device by part, the time of a step by part, tokens per second, MFU, days,
-device-hours, cost, checkpoints and data, for the recipe's layout; then the fastest other layouts that fit. --gpu cpu
-times the kernels of this machine, each shape once for all recipes. How good the figures are: docs/planning.md.
+Prints for each recipe parameters, FLOPs, memory per device by part, the time of a step by part, tokens per second,
+MFU, days, device-hours, cost, checkpoints and data, for the recipe's layout; then the fastest other layouts that fit.
+--gpu cpu times the kernels of this machine, each shape once for all recipes. How good the figures are:
+docs/planning.md.
 """
 
 import argparse
