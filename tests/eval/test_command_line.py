@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import BENCHMARKS
 from eval.data import EvalError, main, write_small_edition
+from eval.planning import inspect_model, plan_suite
 from eval.recipe import load_eval_recipe
 from eval.results import SuiteResult, read_suite
-from eval.runner import inspect_model, plan_suite
 
 REPOSITORY = Path(__file__).parents[2]
 BLOCKED = """
