@@ -115,10 +115,8 @@ cluster-status: setup ## Where the profile's chain is: stage, step, tokens/s, ET
 	$(PY) -m slurm.cluster_status
 
 plan: setup ## Predict memory, speed, days and storage of the stages in STAGE on GPU (h100, ...; tiny: this machine)
-	@set -e; for stage in $(STAGE); do \
-	  case $$stage in *k) recipe=long_context_$$stage ;; *) recipe=pretrain_stage$$stage ;; esac; \
-	  $(PY) -m nanotron_ext.plan $(RECIPES)/$$recipe.yaml --gpu $(GPU) --out $(RUN)/plan/$$recipe.json; \
-	done
+	$(PY) -m nanotron_ext.plan $(patsubst %,$(RECIPES)/pretrain_stage%.yaml,$(filter-out %k,$(STAGE))) \
+	  $(patsubst %,$(RECIPES)/long_context_%.yaml,$(filter %k,$(STAGE))) --gpu $(GPU) --out $(RUN)/plan
 
 check: setup ## Validate all recipes of the profile
 	$(PY) -m nanotron_ext.check $(filter-out %/cluster.yaml,$(wildcard $(RECIPES)/*.yaml))

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -61,14 +62,26 @@ def shown(step: Step) -> str:
     return " && ".join(shlex.join(["make", *command]) for command in step.commands)
 
 
-def stop_in_good_order_on_every_signal() -> None:
-    """A closed terminal and a plain kill are as good as a Ctrl-C: else the running stage would outlive the chain."""
+def exit_status(run: Callable[[], None]) -> int:
+    """Of a command that does `run`: 0, 2 after an error of the user's, 130 when it was stopped.
+
+    A closed terminal and a plain kill are as good as a Ctrl-C: else the running stage would outlive the chain.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+    try:
+        run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped in good order; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
 
 
 def main() -> int:
@@ -79,17 +92,12 @@ def main() -> int:
     options = parser.parse_args()
     run = Path(os.environ.setdefault("RUN", f"runs/{options.recipes.name}"))
     os.environ["PROFILE"], os.environ["RECIPES"] = options.recipes.name, str(options.recipes)
-    stop_in_good_order_on_every_signal()
-    try:
+
+    def run_what_is_left() -> None:
         with nullcontext() if options.dry_run else only_one(run):
             run_chain(Profile(options.recipes, run), options.stages, dry_run=options.dry_run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped in good order; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(run_what_is_left)
 
 
 if __name__ == "__main__":

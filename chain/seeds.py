@@ -20,10 +20,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from chain.__main__ import run_chain, stop_in_good_order_on_every_signal
+from chain.__main__ import exit_status, run_chain
 from chain.runner import only_one
 from chain.steps import ChainError, steps_of
-from nanotron_ext.errors import UserError
 from nanotron_ext.recipe.loading import read_tree
 from report.collect import collect, seeds_file
 from report.effects import Claim, measure
@@ -123,16 +122,8 @@ def main() -> int:
     parser.add_argument("recipes", type=Path, help="folder of recipes, such as recipes/tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     options = parser.parse_args()
-    stop_in_good_order_on_every_signal()
-    try:
-        run_seeds(options.recipes, Path(os.environ.get("RUN", f"runs/{options.recipes.name}")), options.seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped in good order; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+    run = Path(os.environ.get("RUN", f"runs/{options.recipes.name}"))
+    return exit_status(lambda: run_seeds(options.recipes, run, options.seeds))
 
 
 if __name__ == "__main__":

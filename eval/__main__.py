@@ -15,7 +15,7 @@ from eval.recipe import EvalRecipe, load_eval_recipe
 from nanotron_ext.errors import UserError
 
 if TYPE_CHECKING:
-    from eval.runner import PlannedTask
+    from eval.planning import PlannedTask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,8 @@ def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[st
         )
     # Imported here: lighteval takes seconds, and wrong recipes or missing data are reported without it.
     from eval.model import LocalModel, TransformersModel
-    from eval.runner import inspect_model, plan_suite, run_suite
+    from eval.planning import inspect_model, plan_suite
+    from eval.runner import run_suite
     from eval.vllm_model import VllmModel
 
     model = inspect_model(folder, name)
@@ -88,7 +89,7 @@ def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[st
 def _show_plan(planned: "dict[str, list[PlannedTask]]", folder: Path, *, prompts: bool) -> None:
     from transformers import AutoTokenizer
 
-    from eval.runner import example_prompt
+    from eval.planning import example_prompt
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for suite, tasks in planned.items():

@@ -1,257 +1,20 @@
-"""Runs the tasks of a suite: resolve everything first, load the model once, write each result when it is done."""
+"""Runs the planned tasks of a suite: load the model once, write each result when it is done."""
 
-import contextlib
-import dataclasses
-import functools
-import hashlib
-import importlib
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from eval.benchmarks import BENCHMARKS, Benchmark
-from eval.data import EvalError, LocalDataset, read_dataset
-from eval.engine import Doc, LightevalModel, LightevalTask, LightevalTaskConfig, ModelResponse, SuitePipeline
-from eval.judge import check_judge, judge_score
-from eval.model import LocalModel, PromptBuilder
+from eval.engine import Doc, LightevalModel, ModelResponse, SuitePipeline
+from eval.model import LocalModel
+from eval.planning import PlannedTask, versions
 from eval.reasoning import split_answer
-from eval.recipe import EvalRecipe, Mode, Sampling, Suite, Task
+from eval.recipe import EvalRecipe, Sampling
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
-from eval.ruler import sentences
-from eval.sandbox import SandboxError, check_sandbox
-from eval.tasks.common import TaskPlan, answer_metric
-
-GENERATED_DOCUMENTS = 24
-_VERSIONED = ("lighteval", "transformers", "torch", "datasets", "vllm")
-
-
-@dataclass
-class PlannedTask:
-    """A task that was resolved: data read, prompts built, nothing computed yet."""
-
-    name: str
-    mode: Mode
-    benchmark: Benchmark
-    task: Task
-    plan: TaskPlan
-    dataset: LocalDataset
-    lighteval_task: LightevalTask
-    fingerprint: str
-
-    @property
-    def result_name(self) -> str:
-        return self.name if self.mode == "plain" else f"{self.name}.{self.mode}"
-
-
-def inspect_model(folder: Path, name: str | None) -> ModelInfo:
-    """Hashes of weights and template.
-
-    Raises:
-        EvalError: if the folder is not a transformers checkpoint with a tokenizer.
-    """
-    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
-    weights = sorted(folder.glob("*.safetensors"))
-    if missing or not weights:
-        lacking = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
-        raise EvalError(f"{folder} is not a transformers model with tokenizer: it lacks {lacking}.")
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    parameters = 0
-    for file in weights:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-            stream.seek(0)
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for entry_name, entry in header.items():
-            size = 1
-            for dimension in entry.get("shape", []):
-                size *= dimension
-            parameters += size if entry_name != "__metadata__" else 0
-    template = AutoTokenizer.from_pretrained(folder).chat_template
-    template_hash = hashlib.sha256(str(template).encode()).hexdigest() if template else None
-    return ModelInfo(
-        name=name or folder.resolve().name,
-        path=str(folder),
-        weights_sha256=digest.hexdigest(),
-        tokenizer_sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
-        chat_template_sha256=template_hash,
-        num_parameters=parameters,
-    )
-
-
-def plan_suite(recipe: EvalRecipe, suite_name: str, model: ModelInfo) -> list[PlannedTask]:
-    """Everything that can go wrong without weights goes wrong here: data, prompts, template, sandbox.
-
-    Raises:
-        EvalError: naming the task and the fix.
-    """
-    suite = recipe.suites[suite_name]
-    tokenizer = AutoTokenizer.from_pretrained(model.path)
-    if suite.needs_chat_template and model.chat_template_sha256 is None:
-        raise EvalError(f"Suite {suite_name} talks to the model, but {model.path} has no chat template.")
-    planned = []
-    for name, task in suite.tasks.items():
-        benchmark = BENCHMARKS[task.benchmark or name]
-        _check_code_execution(recipe, name, benchmark)
-        if benchmark.judged and recipe.judge is not None:
-            check_judge(recipe.judge)
-        dataset = _load_rows(recipe, name, benchmark, task, tokenizer)
-        for mode in suite.modes:
-            planned.append(_plan_task(recipe, suite, name, mode, benchmark, task, dataset, model))
-    return planned
-
-
-def _check_code_execution(recipe: EvalRecipe, name: str, benchmark: Benchmark) -> None:
-    if not benchmark.executes_code:
-        return
-    if not recipe.execute_code:
-        raise EvalError(f"Task {name} executes code that the model writes. Allow it with execute_code=true.")
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        raise EvalError(f"Task {name} executes code, which is refused without a working sandbox. {error}") from None
-
-
-def _load_rows(recipe: EvalRecipe, name: str, benchmark: Benchmark, task: Task, tokenizer: Any) -> LocalDataset:
-    source = None if benchmark.dataset is None else read_dataset(Path(recipe.data), benchmark.dataset)
-    if benchmark.generator is None:
-        assert source is not None
-        return source
-    if task.context_tokens is None:
-        raise EvalError(f"Task {name} generates its prompts and needs context_tokens.")
-    documents = task.max_documents or GENERATED_DOCUMENTS
-    arguments = dict(benchmark.arguments)
-    if task.haystack is not None:
-        arguments["haystack"] = _haystack(name, benchmark, Path(task.haystack))
-    generate = importlib.import_module(f"eval.{benchmark.generator}").generate
-    try:
-        rows = generate(
-            **arguments,
-            rows=_generator_rows(benchmark, source),
-            tokenizer=tokenizer,
-            context_tokens=task.context_tokens,
-            documents=documents,
-            seed=recipe.backend.seed,
-        )
-    except ValueError as error:
-        raise EvalError(
-            f"Task {name} does not fit into context_tokens={task.context_tokens}: {error}. Raise it."
-        ) from None
-    if source is None or benchmark.dataset is None:
-        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        return LocalDataset({"test": rows}, "generated", f"{benchmark.generator}/1", digest)
-    return LocalDataset({benchmark.dataset.split: rows}, source.edition, source.revision, source.sha256)
-
-
-def _haystack(name: str, benchmark: Benchmark, file: Path) -> list[str]:
-    """The file's sentences."""
-    if benchmark.generator != "ruler":
-        raise EvalError(f"Task {name} hides nothing in a text; remove haystack.")
-    try:
-        found = sentences(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvalError(f"Task {name}: haystack {file} cannot be read: {error}.") from None
-    if not found:
-        raise EvalError(f"Task {name}: haystack {file} holds no sentence.")
-    return found
-
-
-def _generator_rows(benchmark: Benchmark, source: LocalDataset | None) -> dict[str, list[dict[str, Any]]]:
-    """What generators know as the splits test and demos."""
-    dataset = benchmark.dataset
-    if source is None or dataset is None:
-        return {}
-    return {"test": source.rows[dataset.split], "demos": source.rows[dataset.fewshot_split or dataset.split]}
-
-
-def _plan_task(
-    recipe: EvalRecipe,
-    suite: Suite,
-    name: str,
-    mode: Mode,
-    benchmark: Benchmark,
-    task: Task,
-    dataset: LocalDataset,
-    model: ModelInfo,
-) -> PlannedTask:
-    build = getattr(importlib.import_module(f"eval.tasks.{benchmark.family}"), benchmark.builder)
-    plan: TaskPlan = build(benchmark, task)
-    if benchmark.judged and recipe.judge is not None:
-        judged = answer_metric("judge_score", functools.partial(judge_score, recipe.judge), recipe.judge.threads)
-        plan = dataclasses.replace(plan, metrics=[judged, *plan.metrics])
-    source = benchmark.dataset
-    split = source.split if source else "test"
-    config = LightevalTaskConfig(
-        name=name,
-        prompt_function=plan.prompt,  # lighteval skips rows that give None
-        hf_repo=source.repo if source else "ruler",
-        hf_subset=source.subset if source else "default",
-        metrics=list(plan.metrics),
-        hf_avail_splits=list(dataset.rows),
-        evaluation_splits=[split],
-        few_shots_split=(source.fewshot_split if source and benchmark.generator is None else None) or split,
-        few_shots_select="sequential",
-        generation_size=task.generation_tokens,
-        # A chat answer ends by itself; stop strings belong to continued text.
-        stop_sequence=list(plan.stop_sequences) if mode == "plain" else [],
-        num_fewshots=task.num_fewshots,
-    )
-    lighteval_task = LightevalTask(config)
-    lighteval_task.dataset = {split: [dict(row) for row in rows] for split, rows in dataset.rows.items()}
-    lighteval_task.num_samples = [task.num_samples]
-    _check_documents(name, lighteval_task, task)
-    settings = {
-        "model": model.weights_sha256,
-        "tokenizer": model.tokenizer_sha256,
-        "template": model.chat_template_sha256 if mode != "plain" else None,
-        "data": dataset.sha256,
-        "task": task.model_dump(exclude={"revision"}),
-        "mode": mode,
-        "sampling": suite.sampling.model_dump(),
-        "backend": recipe.backend.model_dump(exclude={"batch_size", "gpu_memory_utilization"}),
-        "judge": recipe.judge.model_dump() if benchmark.judged and recipe.judge else None,
-        "versions": _versions(),
-        "code": _code_sha256(benchmark),
-    }
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return PlannedTask(name, mode, benchmark, task, plan, dataset, lighteval_task, fingerprint)
-
-
-def _code_sha256(benchmark: Benchmark) -> str:
-    """Of the files that make prompts and scores: a result of other code is not taken for finished."""
-    here = Path(__file__).parent
-    files = [here / "tasks" / f"{benchmark.family}.py", here / "tasks" / "common.py", here / "model.py"]
-    files += [here / "reasoning.py"]
-    if benchmark.generator:
-        files += [here / f"{benchmark.generator}.py", here / "filling.py"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _check_documents(name: str, task: LightevalTask, settings: Task) -> None:
-    try:
-        docs = task.eval_docs()
-        shots = task.fewshot_docs() if settings.num_fewshots else []
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise EvalError(
-            f"Task {name}: its data does not have the expected columns ({error!r}). Write it again."
-        ) from None
-    if not docs:
-        raise EvalError(f"Task {name} has no documents.")
-    if len(shots) < settings.num_fewshots:
-        raise EvalError(f"Task {name} wants {settings.num_fewshots} shots, its data has {len(shots)}.")
-
-
-def example_prompt(planned: PlannedTask, tokenizer: Any) -> str:
-    """The first document's prompt, as the model would see it."""
-    docs: list[Doc] = planned.lighteval_task.get_docs(1)
-    return PromptBuilder(tokenizer, planned.mode)(docs[0])
+from eval.tasks.common import TaskPlan
 
 
 def run_suite(
@@ -282,20 +45,12 @@ def run_suite(
         model=model,
         tasks=results,
         seconds=round(time.monotonic() - started, 2),
-        versions=_versions(),
-        command=" ".join(["python -m eval", *sys.argv[1:]]),
+        versions=versions(),
+        command=" ".join(["python", *sys.orig_argv[1:]]),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     write_json(suite, folder.with_suffix(".json"))
     return suite
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONED:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _finished(file: Path, fingerprint: str) -> TaskResult | None:

@@ -1,8 +1,7 @@
 """Scores of a model folder, through the evaluation's command line and its result files."""
 
+import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from merge.checkpoint import MergeError
@@ -10,17 +9,19 @@ from merge.recipe import Evaluation
 
 
 def suite_scores(model: Path, name: str, evaluation: Evaluation, output: Path) -> dict[str, dict[str, float]]:
-    """Run `python -m eval` for the suites and return {"suite/task": {"value": ..., "stderr": ...}} of the main metrics.
+    """Do what `python -m eval` does for the suites; {"suite/task": {"value": ..., "stderr": ...}} of the main metrics.
 
-    Finished tasks of the same model are not repeated: the evaluation resumes by itself.
+    In this process: the libraries take longer to import than a small model to evaluate. Finished tasks of the same
+    model are not repeated: the evaluation resumes by itself.
 
     Raises:
         MergeError: if the evaluation fails.
     """
-    command = [sys.executable, "-m", "eval", evaluation.recipe, "--model", str(model), "--name", name]
-    command += [*(f"--suite={suite}" for suite in evaluation.suites), f"output={output}"]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise MergeError(f"The evaluation of {model} failed (command: {' '.join(command)}).")
+    arguments = [evaluation.recipe, "--model", str(model), "--name", name]
+    arguments += [*(f"--suite={suite}" for suite in evaluation.suites), f"output={output}"]
+    # By name: an import statement would make every merge depend on the evaluation's code (chain/code.py).
+    if importlib.import_module("eval.__main__").main(arguments) != 0:
+        raise MergeError(f"The evaluation of {model} failed (command: python -m eval {' '.join(arguments)}).")
     scores: dict[str, dict[str, float]] = {}
     for suite in evaluation.suites:
         result = json.loads((output / name / f"{suite}.json").read_text(encoding="utf-8"))

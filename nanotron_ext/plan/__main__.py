@@ -1,13 +1,15 @@
-"""Plan a pretraining run: `python -m nanotron_ext.plan RECIPE [section.key=value ...] [--gpu h100] [--nodes N]`.
+"""Plan pretraining runs: `python -m nanotron_ext.plan RECIPE ... [section.key=value ...] [--gpu h100] [--nodes N]`.
 
-Prints parameters, FLOPs, memory per device by part, the time of a step by part, tokens per second, MFU, days,
-device-hours, cost, checkpoints and data, for the recipe's layout; then the fastest other layouts that fit. --gpu cpu
-times the kernels of this machine first. How good the figures are: docs/planning.md.
+Prints for each recipe parameters, FLOPs, memory per device by part, the time of a step by part, tokens per second,
+MFU, days, device-hours, cost, checkpoints and data, for the recipe's layout; then the fastest other layouts that fit.
+--gpu cpu times the kernels of this machine, each shape once for all recipes. How good the figures are:
+docs/planning.md.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanotron_ext.check import loader_for
@@ -73,12 +75,73 @@ def best_layouts(
     return sorted((one for one in estimates if one.fits), key=lambda one: one.step.total)[:count]
 
 
+def load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[Recipe]:
+    """Recipes of pretraining and of long context; `overrides` replace values in all of them.
+
+    Raises:
+        UserError: for a wrong recipe, or one of another phase.
+    """
+    for path in paths:
+        if loader_for(path) is not load_recipe:
+            raise UserError(f"{path}: only pretraining and long-context recipes can be planned.")
+    return [load_recipe(path, overrides) for path in paths]
+
+
+def plan_recipes(options: argparse.Namespace) -> None:
+    """Print the plan of every recipe, and write it where `options` say so.
+
+    Raises:
+        UserError: before any figure is printed.
+    """
+    paths = [Path(argument) for argument in options.recipes if "=" not in argument]
+    if options.out and len({path.stem for path in paths}) < len(paths):
+        raise UserError("Two recipes of one name would write one file of --out. Plan them one at a time.")
+    recipes = load_recipes(paths, [argument for argument in options.recipes if "=" in argument])
+    # All of them before the first estimate: that times kernels, after which memory is not that of a fresh process.
+    targets = [
+        cpu_target(recipe) if options.gpu == "cpu" else gpu_target(recipe, options.gpu, options.measured)
+        for recipe in recipes
+    ]
+    if options.nodes:
+        recipes = [
+            on_nodes(recipe, options.nodes, target.machine.devices_per_node)
+            for recipe, target in zip(recipes, targets, strict=True)
+        ]
+    for path, recipe, target in zip(paths, recipes, targets, strict=True):
+        plan_recipe(path, recipe, target, options)
+
+
+def plan_recipe(path: Path, recipe: Recipe, target: Target, options: argparse.Namespace) -> None:
+    trainer: Trainer = options.trainer
+    plan = estimate(recipe, target, options.document_tokens, options.price, trainer)
+    count = 0 if options.gpu == "cpu" else options.layouts  # the search would time kernels of every shape
+    others = best_layouts(recipe, target, count, trainer, options.document_tokens) if count else []
+    by_recomputation = memory_by_recomputation(recipe, target, trainer)
+    content = {
+        "device": target.name,
+        **plan.to_dict(),
+        "memory_by_recomputation": by_recomputation,
+        "layouts": [one.to_dict() for one in others],
+    }
+    text = json.dumps(content, indent=1)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
+    if not options.json:
+        text = report(str(path), target, plan, by_recomputation) + ("\n" + layouts_table(others) if others else "")
+    print(text, flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m nanotron_ext.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", help="a pretraining or long-context recipe")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values")
+    parser.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="pretraining or long-context recipes; section.key=value replaces a value in all of them",
+    )
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(devices.GPUS)}, or cpu (this machine); default h100")
     parser.add_argument(
         "--measured", type=Path, metavar="FILE", help="a step that bench/step.py --json measured on this GPU"
@@ -93,39 +156,12 @@ def main() -> int:
     )
     parser.add_argument("--layouts", type=int, default=8, help="how many other layouts to list")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to a file as well")
-    arguments = parser.parse_intermixed_args()
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the JSON to FOLDER/<recipe>.json as well")
     try:
-        if loader_for(Path(arguments.recipe)) is not load_recipe:
-            raise UserError(f"{arguments.recipe}: only pretraining and long-context recipes can be planned.")
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        gpu, measured = arguments.gpu, arguments.measured
-        target = cpu_target(recipe) if gpu == "cpu" else gpu_target(recipe, gpu, measured)
-        if arguments.nodes:
-            recipe = on_nodes(recipe, arguments.nodes, target.machine.devices_per_node)
-        plan = estimate(recipe, target, arguments.document_tokens, arguments.price, arguments.trainer)
-        count = 0 if arguments.gpu == "cpu" else arguments.layouts  # the search would time kernels of every shape
-        others = best_layouts(recipe, target, count, arguments.trainer, arguments.document_tokens) if count else []
+        plan_recipes(parser.parse_intermixed_args())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    by_recomputation = memory_by_recomputation(recipe, target, arguments.trainer)
-    content = {
-        "device": target.name,
-        **plan.to_dict(),
-        "memory_by_recomputation": by_recomputation,
-        "layouts": [one.to_dict() for one in others],
-    }
-    text = json.dumps(content, indent=1)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    if arguments.json:
-        print(text)
-        return 0
-    print(report(arguments.recipe, target, plan, by_recomputation))
-    if others:
-        print(layouts_table(others))
     return 0
 
 

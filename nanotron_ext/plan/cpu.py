@@ -156,7 +156,8 @@ class MeasuredLinks:
 def measure_machine(recipe: Recipe) -> tuple[Machine, float]:
     """The machine, and the bytes that a training process takes before its tensors.
 
-    Kernels are timed when they are asked for; links now, where the recipe needs any.
+    Kernels are timed when they are asked for; links now, where the recipe needs any. What was measured for one recipe
+    serves all others that this process plans.
     """
     torch.set_num_threads(1)
     if recipe.parallelism.world_size > 1:
@@ -164,7 +165,10 @@ def measure_machine(recipe: Recipe) -> tuple[Machine, float]:
     else:
         links, resident = MeasuredLinks(0.0, 0.0), _resident_bytes()
     cores = len(os.sched_getaffinity(0))
-    return Machine(MeasuredKernels(DTYPES[recipe.model.dtype]), links, 10**9, 1.0, cores), resident
+    return Machine(_kernels(DTYPES[recipe.model.dtype]), links, 10**9, 1.0, cores), resident
+
+
+_kernels = functools.cache(MeasuredKernels)
 
 
 def _resident_bytes() -> float:
@@ -196,6 +200,7 @@ def _seconds(function: Callable[[], object]) -> float:
     return min(samples)
 
 
+@functools.cache
 def _measure_links() -> tuple[MeasuredLinks, float]:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_time_messages, (folder,), nprocs=2)

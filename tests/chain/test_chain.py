@@ -152,15 +152,15 @@ def test_second_interrupt_ends_the_step_at_once(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_closed_terminal_stops_the_step_too(folder: Path, number: signal.Signals) -> None:
     script = (
-        "from tests.chain.test_chain import *\nfrom chain.__main__ import stop_in_good_order_on_every_signal\n"
-        "stop_in_good_order_on_every_signal()\n"
-        "execute([Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)])\n"
+        "from tests.chain.test_chain import *\nfrom chain.__main__ import exit_status\n"
+        "step = Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)\n"
+        "sys.exit(exit_status(lambda: execute([step])))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
     wait_for((folder / "run" / "slow" / "began").exists)
     process.send_signal(number)
-    process.wait(timeout=30)
+    assert process.wait(timeout=30) == 130
     assert (folder / "run" / "slow" / "saved").read_text() == "saved\n"
 
 

@@ -11,9 +11,10 @@ import yaml
 from eval.benchmarks import BENCHMARKS, Dataset
 from eval.data import EvalError, main, read_dataset
 from eval.hub import CONVERTED, Hub
+from eval.planning import inspect_model, plan_suite
 from eval.recipe import load_eval_recipe
 from eval.results import read_suite
-from eval.runner import inspect_model, plan_suite, run_suite
+from eval.runner import run_suite
 from tests.eval.real_schemas import write_mirror
 from tests.eval.test_command_line import run
 from tests.eval.test_scripted_models import Scripted, best

@@ -10,8 +10,9 @@ import pytest
 from eval.data import EvalError
 from eval.engine import Doc
 from eval.judge import check_judge, judge_score
+from eval.planning import inspect_model, plan_suite
 from eval.recipe import Judge
-from eval.runner import inspect_model, plan_suite, run_suite
+from eval.runner import run_suite
 from tests.eval.test_scripted_models import Scripted
 
 

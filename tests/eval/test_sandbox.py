@@ -7,7 +7,8 @@ import pytest
 
 from eval import sandbox
 from eval.engine import ModelResponse
-from eval.runner import inspect_model, plan_suite, run_suite
+from eval.planning import inspect_model, plan_suite
+from eval.runner import run_suite
 from eval.sandbox import Limits, SandboxError, check_sandbox, run_python
 from tests.eval.test_scripted_models import Scripted
 

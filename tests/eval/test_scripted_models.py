@@ -11,9 +11,10 @@ import pytest
 from eval.benchmarks import BENCHMARKS
 from eval.engine import Doc, LightevalModel, ModelConfig, ModelResponse, SamplingMethod
 from eval.model import PromptBuilder
+from eval.planning import inspect_model, plan_suite
 from eval.recipe import EvalRecipe
 from eval.results import SuiteResult, TaskResult, read_suite
-from eval.runner import inspect_model, plan_suite, run_suite
+from eval.runner import run_suite
 
 
 class Scripted(LightevalModel):

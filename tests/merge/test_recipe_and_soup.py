@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from eval.data import write_small_edition
+from eval.recipe import load_eval_recipe
+from eval.results import read_suite
 from merge.__main__ import main
 from merge.checkpoint import Checkpoint, MergeError
-from merge.recipe import Ingredient, Soup, load_merge_recipe
+from merge.evaluate import suite_scores
+from merge.recipe import Evaluation, Ingredient, Soup, load_merge_recipe
 from merge.soup import choose_parent, find_checkpoints, greedy_selection
 from merge.sweep import run_sweep
 from nanotron_ext.recipe import RecipeError
@@ -160,3 +165,29 @@ def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, 
     assert (tmp_path / "sweep" / "sweep.svg").is_file() and not list((tmp_path / "sweep").glob("soup-*"))
     run_sweep(recipe)
     assert len(evaluated) == 3
+
+
+def test_second_model_of_a_process_scores_as_in_its_own(make_checkpoint, tmp_path):
+    tasks = {"piqa": {"max_documents": 4}, "gsm8k": {"max_documents": 1, "generation_tokens": 2}}
+    tree = {"output": "unused", "data": f"{tmp_path}/data", "suites": {"base": {"tasks": tasks}}}
+    file = tmp_path / "eval.yaml"
+    file.write_text(yaml.safe_dump(tree | {"backend": {"device": "cpu"}}), encoding="utf-8")
+    write_small_edition(load_eval_recipe(file))
+    models = [make_checkpoint(name, seed, initializer_range=0.3) for seed, name in enumerate(("first", "second"))]
+    evaluation = Evaluation(recipe=str(file), suites=["base"])
+    _, scores = (suite_scores(model, model.name, evaluation, tmp_path / "together") for model in models)
+    command = [sys.executable, "-m", "eval", str(file), "--model", str(models[1]), f"output={tmp_path}/alone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    result = read_suite(tmp_path / "alone" / "second" / "base.json")
+    assert result.command == " ".join(["python", *command[1:]])
+    alone = [(task.task, task.main_metric) for task in result.tasks]
+    assert scores == {f"base/{task}": {"value": main.value, "stderr": main.stderr or 0.0} for task, main in alone}
+    piqa = "base/piqa.details.jsonl"  # with log-likelihoods
+    details = [(tmp_path / place / piqa).read_text() for place in ("alone/second", "together/second", "together/first")]
+    assert details[0] == details[1] != details[2]
+
+
+def test_an_evaluation_that_fails_says_how_to_repeat_it(tmp_path):
+    with pytest.raises(MergeError, match=r"The evaluation of .*python -m eval"):
+        suite_scores(tmp_path, "m", Evaluation(recipe=str(tmp_path / "no.yaml"), suites=["base"]), tmp_path / "eval")

@@ -1,6 +1,7 @@
 """The planner against the published run, against a run that it was not calibrated on, and against the model itself."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from bench.live_bytes import peak_of_step
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.errors import UserError
-from nanotron_ext.plan import Estimate, estimate, memory
+from nanotron_ext.plan import Estimate, cpu, estimate, memory
 from nanotron_ext.plan.__main__ import best_layouts, gpu_target, main, on_nodes
 from nanotron_ext.plan.layout import stage_shards
 from nanotron_ext.plan.search import layouts
@@ -145,6 +146,48 @@ def test_more_nodes_are_more_replicas() -> None:
     recipe = on_nodes(load_recipe(PRETRAIN), 24, 8)
     assert recipe.parallelism.dp == 96 and recipe.tokens.batch_accumulation_per_replica == 2
     assert recipe.hash() == load_recipe(PRETRAIN).hash()
+
+
+def test_several_recipes_are_planned_as_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = [f"recipes/smollm3-3b/{name}.yaml" for name in ("pretrain_stage1", "long_context_64k")]
+    monkeypatch.setattr(
+        "sys.argv", ["plan", *recipes, "--layouts", "0", "parallelism.recompute_layer=true", "--out", str(tmp_path)]
+    )
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert [shown.count(recipe) for recipe in recipes] == [1, 1]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["long_context_64k", "pretrain_stage1"]
+    for recipe in recipes:
+        alone = plan("parallelism.recompute_layer=true", path=recipe)
+        figures = json.loads((tmp_path / Path(recipe).with_suffix(".json").name).read_text())
+        assert (figures["memory"]["total"], figures["step"]["total"]) == (alone.memory.total, alone.step.total)
+
+
+def test_recipes_of_one_name_are_not_written_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", PRETRAIN, "recipes/tiny/pretrain.yaml", "--out", str(tmp_path)])
+    assert main() == 2
+    assert "Two recipes of one name" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_this_machine_is_measured_once_for_all_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def messages(function: Callable[..., None], arguments: tuple[str], nprocs: int) -> None:
+        started.append(nprocs)
+        (Path(arguments[0]) / "measured").write_text("1e-4 1e-2 4e8")
+
+    monkeypatch.setattr("torch.multiprocessing.spawn", messages)
+    cpu._measure_links.cache_clear()
+    first, second = (cpu.measure_machine(small_recipe(parallelism=layout))[0] for layout in ({"dp": 2}, {"tp": 2}))
+    assert started == [2] and first.kernels is second.kernels
+    timed = []
+    monkeypatch.setattr(cpu, "_seconds", lambda function: timed.append(function) or 1.0)
+    assert first.kernels.norm(3, 5) == second.kernels.norm(3, 5) == 1.0 and len(timed) == 1
+    cpu._measure_links.cache_clear()
 
 
 @pytest.mark.parametrize(
