@@ -150,7 +150,7 @@ def test_unprepared_recipes_show_their_mixture_and_exit_with_2(tmp_path: Path) -
     as_json = command("recipes/tiny/pretrain.yaml", "--json", run=tmp_path)
     assert as_json.returncode == 2
     parsed = json.loads(as_json.stdout)
-    assert len(parsed["problems"]) == 9
+    assert len(parsed["problems"]) == 10
     recipe = load_recipe("recipes/tiny/pretrain.yaml")
     first, second = recipe.data_stages[:2]
     steps = second.start_training_step - first.start_training_step
