@@ -62,9 +62,9 @@ _POSTTRAINING_CODE = ("posttrain/train.py", *_TEMPLATES, _VERSIONS)
 _EVALUATION_CODE = ("eval/__main__.py", "eval/tasks", "eval/ruler.py", "eval/helmet.py", _VERSIONS)
 # Measured (two cores of an AMD EPYC, 2026-11).
 _SECONDS = {
-    "data": 11, "plan": 28, "pretrain_stage1": 116, "pretrain_stage2": 63, "pretrain_stage3": 86,
-    "long_context_32k": 80, "long_context_64k": 70, "export": 13, "midtrain": 131, "sft": 51, "apo": 71, "merge": 6,
-    "eval_long": 13, "eval_base": 36, "capabilities": 37, "merge_sweep": 61, "report": 2,
+    "data": 11, "plan": 11, "pretrain_stage1": 98, "pretrain_stage2": 55, "pretrain_stage3": 68,
+    "long_context_32k": 65, "long_context_64k": 54, "export": 15, "midtrain": 134, "sft": 89, "apo": 36, "merge": 6,
+    "eval_long": 41, "eval_base": 32, "capabilities": 33, "merge_sweep": 56, "report": 2,
 }  # fmt: skip
 
 
