@@ -12,6 +12,7 @@ from report.collect import Report, Training
 from report.intervals import Estimate, newcombe, wilson
 
 MODE_FOLLOWING_PERCENT = 95.0
+_MERGED = {"soup", "merged"}
 MULTI_STEP_TASKS = ("chain",)  # of the taught tasks, where capabilities.json does not name them itself
 
 Summary = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # task -> mode -> measure -> share
@@ -195,11 +196,16 @@ def _points(name: str, detail: str, difference: Estimate) -> Effect:
 
 
 def _taught_models(report: Report) -> tuple[Summary | None, Summary | None, Sequence[str]]:
-    """The base model's shares, the last model's, and the tasks that need several steps."""
+    """Shares of the first base model and of the last post-trained one, where there are such, and the tasks that need
+    several steps."""
     if report.capabilities is None:
         return None, None, ()
-    summaries = [content["summary"] for content in report.capabilities["models"].values()]
-    return summaries[0], summaries[-1], multi_step_tasks(report)
+    after_base = {training.name for training in report.posttraining} | _MERGED
+    base: list[Summary] = []
+    final: list[Summary] = []
+    for folder, content in report.capabilities["models"].items():
+        (final if folder.rsplit("/", 1)[-1] in after_base else base).append(content["summary"])
+    return base[0] if base else None, final[-1] if final else None, multi_step_tasks(report)
 
 
 def multi_step_tasks(report: Report) -> Sequence[str]:

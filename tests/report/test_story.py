@@ -125,6 +125,14 @@ def test_taught_models(
     assert tuple(found[claim].verdict for claim in ("thinking", "modes", "taught")) == verdicts
 
 
+def test_a_model_is_not_its_own_base(profile: Profile) -> None:
+    """`make capabilities MODELS=runs/tiny/hf/merged` measures no base model."""
+    write_capabilities(profile.run, {"hf/merged": summary({"all": (80, 80), "chain": (80, 50)}, (100, 100), 100)})
+    found = story(profile)
+    assert found["thinking"].verdict == "shown"
+    assert found["taught"].label == "not measured (make demo STAGES=capabilities)"
+
+
 def test_capabilities_may_name_the_tasks_of_several_steps(profile: Profile) -> None:
     final = summary({"all": (50, 50), "chain": (50, 50), "dance": (90, 10)}, (100, 100), 100)
     write_capabilities(profile.run, {"hf/merged": final})
