@@ -91,7 +91,7 @@ def _benchmarks() -> list[Benchmark]:
     found += [_answer(name, "code", builder, data, executes_code=True) for name, (builder, data) in code.items()]
     for task in RULER_TASKS:
         found.append(_answer(f"ruler_{task}", "long", "ruler", None, generator="ruler", arguments={"kind": task}))
-    found.append(_answer("facts", "long", "ruler", None, chance=1 / 12, generator="facts"))
+    found.append(_answer("facts", "long", "ruler", None, generator="facts"))
     found += _helmet()
     for short, iso3 in LANGUAGES.items():
         found += _multilingual(short, iso3)
