@@ -186,7 +186,7 @@ def _plan_task(
     config = LightevalTaskConfig(
         name=name,
         prompt_function=plan.prompt,  # lighteval skips rows that give None
-        hf_repo=source.repo if source else "ruler",
+        hf_repo=source.repo if source else benchmark.generator or name,
         hf_subset=source.subset if source else "default",
         metrics=list(plan.metrics),
         hf_avail_splits=list(dataset.rows),
