@@ -145,6 +145,8 @@ def _train(
             journal.record(batch.step, result, seconds, extra, samples)
         heartbeat.progress(batch.step, "bookkeeping")
         if (spike := spikes.observe(result.loss)) is not None:
+            if recipe.spikes.action == "stop":
+                writer.finish()  # what is being written is the checkpoint to go back to
             _report_spike(state, batch, spike)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
             writer.start(batch.step, extra["data"])
