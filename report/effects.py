@@ -13,7 +13,6 @@ from report.intervals import Estimate, newcombe, wilson
 
 MODE_FOLLOWING_PERCENT = 95.0
 _MERGED = {"soup", "merged"}
-MULTI_STEP_TASKS = ("chain",)  # of the taught tasks, where capabilities.json does not name them itself
 
 Summary = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # task -> mode -> measure -> share
 
@@ -209,7 +208,8 @@ def _taught_models(report: Report) -> tuple[Summary | None, Summary | None, Sequ
 
 
 def multi_step_tasks(report: Report) -> Sequence[str]:
-    return (report.capabilities or {}).get("multi_step_tasks", MULTI_STEP_TASKS)
+    """Of the taught tasks, those that take several steps, as their held-out prompts say."""
+    return (report.capabilities or {}).get("multi_step_tasks", ())
 
 
 def _share(summary: Summary, task: str, modes: Sequence[str], measure: str) -> tuple[Estimate, str]:

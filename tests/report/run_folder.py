@@ -86,4 +86,4 @@ def write_capabilities(
     run: Path, models: Mapping[str, Mapping[str, Any]], replies: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     content = {name: {"summary": shares, "replies": list(replies)} for name, shares in models.items()}
-    write(run / "eval" / "capabilities.json", {"seeds": 1, "models": content})
+    write(run / "eval" / "capabilities.json", {"seeds": 1, "multi_step_tasks": ["chain"], "models": content})
