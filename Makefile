@@ -1,5 +1,6 @@
 # Every command of the project. `make help` lists them.
-PYTHON ?= python3.11
+# The Python that makes .venv; without one tools/find-python looks for it. Another one later: remove .venv first.
+PYTHON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
@@ -16,7 +17,7 @@ RECIPES ?= recipes/$(PROFILE)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-plan bench-merge chaos layouts test test-storage test-slurm lint format
+.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-plan bench-merge chaos layouts test test-storage test-slurm test-compat lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +26,8 @@ help: ## List the commands
 setup: $(VENV)/.installed ## Install everything into .venv with pip, at the exact versions of constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@tools/find-python pip $(PY) >/dev/null 2>&1 || \
+	  { python=$$(tools/find-python ensurepip $(PYTHON)) && $$python -m venv --clear $(VENV); }
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -164,6 +166,9 @@ test-storage: setup ## Sources, shards and checkpoints in an S3 service on this 
 
 test-slurm: setup ## The longer tests: dying nodes and the whole chain on a local Slurm, sharded post-training
 	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/posttrain
+
+test-compat: setup ## What other versions have to say: resolves constraints.txt for every Python (needs the package index)
+	$(PY) -m pytest -m compat tests
 
 lint: setup ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .

@@ -6,6 +6,7 @@ time of one thread, and instructions are counted by callgrind (Debian package va
     python bench/guard.py
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -29,8 +30,10 @@ MOST_INSTRUCTIONS_PER_SAMPLE = 97_000
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["loader"]:
-        load_batches(Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loader", type=Path, metavar="FOLDER", help="what callgrind counts, on sources in FOLDER")
+    if folder := parser.parse_args().loader:
+        load_batches(folder)
         return 0
     problems = [*step_problems(), *loader_problems()]
     for problem in problems:
@@ -60,7 +63,7 @@ def loader_problems() -> list[str]:
         counted = Path(folder) / "callgrind.out"
         tool = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={counted}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-        subprocess.run([*tool, sys.executable, __file__, "loader", folder], check=True, env=environment)
+        subprocess.run([*tool, sys.executable, __file__, "--loader", folder], check=True, env=environment)
         instructions = int(re.findall(r"^(?:summary|totals): (\d+)", counted.read_text(), re.MULTILINE)[-1])
     per_sample = round(instructions / LOADER_STEPS / SAMPLES_PER_STEP[SEQUENCE_LENGTH])
     print(f"loader: {per_sample:,} instructions per sample (ceiling {MOST_INSTRUCTIONS_PER_SAMPLE:,})")

@@ -1,10 +1,11 @@
-"""`make bench-merge`: merge 3B-shaped random checkpoints and report time and peak memory.
+"""`python bench/merge.py [FOLDER]`: merge 3B-shaped random checkpoints and report time and peak memory.
 
 Writes two bfloat16 checkpoints of SmolLM3-3B's 3,075,098,624 parameters (6.2 GB each), merges them 0.9 to 0.1 with the
 recipe's shard size in a process of its own, and checks the result against the float64 average. Exit code 1 if the
 process took more memory than LIMIT_GB.
 """
 
+import argparse
 import json
 import resource
 import subprocess
@@ -24,7 +25,9 @@ SHARD_BYTES = 2_000_000_000
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None, prefix="bench-merge-") as scratch:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", help="a disk with 25 GB free (default: the system's temporary folder)")
+    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder, prefix="bench-merge-") as scratch:
         folder = Path(scratch)
         for seed, name in enumerate(("soup-0", "midtrain")):
             started = time.monotonic()

@@ -4,6 +4,7 @@ Becomes torchrun with one process per GPU or, without GPUs, per core, as far as 
 cluster, slurm/ calls torchrun itself.
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -18,11 +19,22 @@ def process_count(recipes: list[PostTrainingRecipe], available: int) -> int:
     return max(count for count in range(1, available + 1) if all(number % count == 0 for number in passes))
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Becomes torchrun; returns only if nothing could be started."""
+    parser = argparse.ArgumentParser(prog="python -m posttrain.launch", description=__doc__)
+    parser.add_argument(
+        "arguments",
+        nargs="+",
+        metavar="RECIPE | section.key=value",
+        help="YAML files, trained one after the other, and overrides of all of them",
+    )
+    arguments = parser.parse_args(arguments).arguments
     overrides = [argument for argument in arguments if "=" in argument]
+    paths = [argument for argument in arguments if "=" not in argument]
+    if not paths:
+        parser.error("no recipe given")
     try:
-        recipes = [load_recipe(argument, overrides) for argument in arguments if "=" not in argument]
+        recipes = [load_recipe(path, overrides) for path in paths]
         for recipe in recipes:
             if recipe.model.model_name_or_path not in {str(other.model_folder) for other in recipes}:
                 check_inputs(recipe)
@@ -42,4 +54,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

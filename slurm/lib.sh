@@ -27,11 +27,13 @@ export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_P
 CONTAINER=()          # command prefix that enters the container
 SRUN_OPTIONS=()       # further options of every srun
 NODE_CHECK_OPTIONS=() # of slurm/node_check.py: the rates that this cluster should reach
-PYTHON=python3
-[[ -x .venv/bin/python ]] && PYTHON=$PWD/.venv/bin/python
+PYTHON=$PWD/.venv/bin/python
 SITE_FILE=${SMOLLM3_SITE:-slurm/site.sh}
 # shellcheck source=/dev/null
 [[ -f $SITE_FILE ]] && source "$SITE_FILE"
+# Neither 'make setup' nor the site file said which Python has the project's packages: look for one.
+[[ $PYTHON != "$PWD/.venv/bin/python" || -x $PYTHON ]] \
+  || PYTHON=$("${CONTAINER[@]}" tools/find-python torch) || exit 2
 export PYTHON
 # Command that fails on a node that should not take part; empty in the site file: none.
 [[ -v NODE_CHECK ]] || NODE_CHECK=("${CONTAINER[@]}" "$PYTHON" -m slurm.node_check "${NODE_CHECK_OPTIONS[@]}")
