@@ -61,7 +61,11 @@ def _token_loss(
     """Cross-entropy per token, and the gradient of its weighted sum with respect to the logits `[tokens, vocab/tp]`.
 
     The logits may be overwritten. With more than one rank three `[tokens]` vectors are reduced: the maximum, the
-    normaliser, the label's logit.
+    label's logit, the sum of the other tokens' exponentials.
+
+    The label's gradient is weight * (p - 1). As a difference it would lose what a confident token has left to learn: p
+    in bf16 has no value between 0.996 and 1. So the label is taken out of both passes over the logits, 1 - p is the
+    others' share, and the gradient is rounded once, to the logits' dtype.
     """
     vocab_shard = logits.shape[1]
     local_labels = labels - dist.get_rank(group) * vocab_shard
@@ -71,12 +75,16 @@ def _token_loss(
         logits = logits.float()
     maximum = logits.amax(dim=1).float()
     _all_reduce(maximum, dist.ReduceOp.MAX, group)
-    label_logit = (logits.gather(1, local_labels).squeeze(1) - maximum) * is_local
+    at_label = logits.gather(1, local_labels)
+    label_logit = torch.where(is_local, at_label.squeeze(1) - maximum, 0.0)
     _all_reduce(label_logit, dist.ReduceOp.SUM, group)
-    normaliser = elementwise.sum_of_exponentials(logits, maximum)
-    _all_reduce(normaliser, dist.ReduceOp.SUM, group)
-    gradient = elementwise.scaled_exponentials(logits, maximum, token_weights / normaliser)
-    gradient.scatter_add_(1, local_labels, -(token_weights * is_local)[:, None].to(gradient.dtype))
+    logits.scatter_(1, local_labels, at_label.masked_fill(is_local[:, None], -torch.inf))
+    others = elementwise.sum_of_exponentials(logits, maximum)
+    _all_reduce(others, dist.ReduceOp.SUM, group)
+    normaliser = others + label_logit.exp()
+    scale = token_weights / normaliser
+    gradient = elementwise.scaled_exponentials(logits, maximum, scale)
+    gradient.scatter_add_(1, local_labels, -(scale * others * is_local)[:, None].to(gradient.dtype))
     return normaliser.log() - label_logit, gradient
 
 

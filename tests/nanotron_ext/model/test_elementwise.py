@@ -113,3 +113,80 @@ def test_loss(compiled: bool, dtype: torch.dtype, tp: int) -> None:
     grad_weight = torch.cat([result[2].double() for result in results])
     torch.testing.assert_close(grad_hidden, hidden.grad, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(grad_weight, weight.grad, rtol=tolerance, atol=tolerance)
+
+
+PROBABILITIES = (0.5, 0.9, 0.99, 0.998, 0.999, 0.9999)
+TOKENS_OF_EACH = 16
+WEIGHT = 0.013  # of every token, as in a step
+CONFIDENT_VOCAB = 20_000  # enough small terms for a float32 sum to lose them beside the label's
+
+
+def confident_logits(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[tokens, vocab]` that give their labels PROBABILITIES, up to the rounding of a logit; and the labels."""
+    tokens = len(PROBABILITIES) * TOKENS_OF_EACH
+    logits = random(tokens, CONFIDENT_VOCAB, seed=7)
+    labels = torch.randint(0, CONFIDENT_VOCAB, (tokens,), generator=torch.Generator().manual_seed(8))
+    probability = torch.tensor(PROBABILITIES, dtype=torch.float64).repeat_interleave(TOKENS_OF_EACH)
+    at_label = labels[:, None]
+    others = logits.scatter(1, at_label, -torch.inf).logsumexp(1)
+    logits.scatter_(1, at_label, ((probability / (1 - probability)).log() + others)[:, None])
+    return logits.to(dtype), labels
+
+
+def gradients_of_logits(compiled: bool, dtype: torch.dtype, chunk_tokens: int) -> torch.Tensor:
+    """Of this rank's part of the vocabulary: with one-hot hidden states the head's rows are the logits themselves."""
+    initialize_distributed()
+    group = ParallelContext(torch.distributed.get_world_size(), 1, 1).tp_pg
+    logits, labels = confident_logits(dtype)
+    weight = logits.t().chunk(group.size())[group.rank()].contiguous().requires_grad_()
+    token_weights = torch.full((len(labels),), WEIGHT)
+    elementwise = Elementwise(compiled)
+    linear_cross_entropy(
+        torch.eye(len(labels), dtype=dtype), weight, labels, token_weights, group, chunk_tokens, elementwise
+    ).backward()
+    assert weight.grad is not None
+    return weight.grad.t()
+
+
+@pytest.mark.parametrize("compiled", MODES)
+@pytest.mark.parametrize(
+    ("dtype", "tp", "chunk_tokens"),
+    [(torch.float32, 1, 48), (torch.bfloat16, 1, 48), (torch.bfloat16, 1, 2048), (torch.bfloat16, 2, 48)],
+    ids=str,
+)
+def test_label_gradients_of_confident_tokens(compiled: bool, dtype: torch.dtype, tp: int, chunk_tokens: int) -> None:
+    """weight * (p - 1), which is as exact at p = 0.9999 as at 0.5: one rounding, and in the sum over tokens no bias."""
+    logits, labels = confident_logits(dtype)
+    exact = logits.double().requires_grad_()
+    (WEIGHT * functional.cross_entropy(exact, labels, reduction="sum")).backward()
+    assert exact.grad is not None
+    got = torch.cat(run_ranks(gradients_of_logits, tp, compiled, dtype, chunk_tokens), dim=1).double()
+    at_label = labels[:, None]
+    shape = len(PROBABILITIES), TOKENS_OF_EACH
+    mine, wanted = got.gather(1, at_label).view(shape), exact.grad.gather(1, at_label).view(shape)
+    rounding = 2.0**-8 if dtype == torch.bfloat16 else 1e-5
+    assert ((mine - wanted) / wanted).abs().amax(1).lt(1.05 * rounding).all(), mine / wanted
+    assert (mine.sum(1) / wanted.sum(1) - 1).abs().lt(0.5 * rounding).all(), mine.sum(1) / wanted.sum(1)
+    torch.testing.assert_close(got, exact.grad, rtol=1.05 * rounding, atol=1e-12)
+
+
+def kernels_of_the_loss() -> list[int]:
+    """How many kernels torch.compile makes of each of the loss's two passes over the logits."""
+    from torch._inductor import metrics
+
+    logits, labels = confident_logits(torch.bfloat16)
+    maximum = logits.amax(1).float()
+    elementwise, counts = Elementwise(compiled=True), []
+    for function, arguments in (
+        (elementwise.sum_of_exponentials, (logits, maximum)),
+        (elementwise.scaled_exponentials, (logits, maximum, torch.rand(len(labels)))),
+    ):
+        metrics.reset()
+        function(*arguments)
+        counts.append(metrics.generated_kernel_count)
+    return counts
+
+
+@needs_compiler
+def test_each_pass_over_the_logits_is_one_kernel() -> None:
+    assert run_ranks(kernels_of_the_loss, 1) == [[1, 1]]
