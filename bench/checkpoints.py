@@ -20,6 +20,7 @@ import torch
 
 from nanotron_ext.data.loader import MicroBatch, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
+from nanotron_ext.launch import torchrun_command
 from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.step import TrainState
@@ -108,10 +109,9 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=6, help="blocks with a save, and as many without")
     arguments = parser.parse_args()
     if "RANK" not in os.environ:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RUN": tempfile.mkdtemp(prefix="bench-checkpoints-")}
         try:
-            return subprocess.run([*torchrun, *sys.argv], env=environment, check=False).returncode
+            return subprocess.run(torchrun_command(2, *sys.argv), env=environment, check=False).returncode
         finally:
             shutil.rmtree(environment["RUN"])
     torch.set_num_threads(1)

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from nanotron_ext.launch import torchrun_command
+
 WINDOW = 65536
 HIDDEN_3B, LAYER_PARAMETERS_3B = 2048, 78_123_008
 SCHEMES = {"contiguous": 1, "zigzag": 2, "2 blocks": 2, "4 blocks": 4, "8 blocks": 8}
@@ -109,10 +111,8 @@ def memory() -> None:
         ranks = layout.get("context_parallel_size", 1)
         # A fixed threshold: otherwise glibc keeps ever larger freed blocks, and the resident size never falls.
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        output = subprocess.run(
-            [*command, __file__, "worker", json.dumps(layout)], env=environment, check=True, capture_output=True
-        )
+        command = torchrun_command(ranks, __file__, "worker", json.dumps(layout))
+        output = subprocess.run(command, env=environment, check=True, capture_output=True)
         rows = [json.loads(line) for line in output.stdout.splitlines() if line.startswith(b"{")]
         assert len(rows) == ranks
         sizes = [max(row[key] for row in rows) / 2**20 for key in ("held_bytes", "tensor_bytes", "resident_bytes")]

@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from nanotron_ext.launch import torchrun_command
+
 WARM_UP_STEPS = 3
 LAYOUT = {"dp": "dp", "pp": "pp", "tp": "tp", "cp": "context_parallel_size"}
 
@@ -74,8 +76,7 @@ def run_ranks(command: list[str], ranks: int, **environment: str) -> list[dict[s
     """What each rank of `command` reports."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with tempfile.TemporaryDirectory() as folder:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        subprocess.run([*torchrun, *command, "--worker", folder], check=True, env=environment)
+        subprocess.run(torchrun_command(ranks, *command, "--worker", folder), check=True, env=environment)
         return [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
 
 

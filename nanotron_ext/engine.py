@@ -20,7 +20,6 @@ none of them adds work to a training step.
 
 import importlib.metadata
 import os
-import socket
 import sys
 import types
 import warnings
@@ -31,6 +30,8 @@ from typing import Any
 
 import torch
 import torch.distributed
+
+from nanotron_ext.loopback import become_rank
 
 SUPPORTED_NANOTRON = "0.4"
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=60)
@@ -138,11 +139,8 @@ def initialize_distributed() -> Launch:
     Also sets CUDA_DEVICE_MAX_CONNECTIONS=1, which the overlap of tensor-parallel communication relies on (one
     hardware queue keeps a gather ahead of the matrix product that was launched after it).
     """
-    if "WORLD_SIZE" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if os.environ.get("WORLD_SIZE", "1") == "1" and not torch.distributed.is_initialized():
+        become_rank(0, 1)
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

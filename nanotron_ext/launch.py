@@ -1,7 +1,7 @@
 """Start a recipe on this machine: `python -m nanotron_ext.launch RECIPE.yaml [section.key=value ...]`.
 
 Checks everything that can be checked before a process starts, then becomes torchrun with as many processes as the
-recipe's layout needs and the machine's cores shared among them. On a cluster, slurm/ calls torchrun itself.
+recipe's layout needs and the machine's cores shared among them. On a cluster, slurm/ does.
 """
 
 import argparse
@@ -13,12 +13,9 @@ from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 
 
-def torchrun_command(recipe_path: str, overrides: list[str], recipe: Recipe) -> list[str]:
-    processes = str(recipe.parallelism.world_size)
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes),
-        *("-m", "nanotron_ext.train", recipe_path, *overrides),
-    ]
+def torchrun_command(processes: int, *arguments: str) -> list[str]:
+    """The command that starts `processes` processes on this machine; `arguments` are torchrun's, with the program."""
+    return [sys.executable, "-m", "nanotron_ext.torchrun", "--nproc-per-node", str(processes), *arguments]
 
 
 def threads_per_process(recipe: Recipe) -> int:
@@ -42,7 +39,8 @@ def main() -> int:
     if checkpoints and checkpoints[0].step >= recipe.last_step:
         print(f"{recipe.run_folder}: step {recipe.last_step} is done, nothing to do.")
         return 0
-    command = torchrun_command(arguments.recipe, arguments.overrides, recipe)
+    program = ("-m", "nanotron_ext.train", arguments.recipe, *arguments.overrides)
+    command = torchrun_command(recipe.parallelism.world_size, *program)
     return _become_torchrun(command, threads_per_process(recipe))
 
 

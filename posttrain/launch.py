@@ -1,7 +1,7 @@
 """Start phases on this machine: `python -m posttrain.launch RECIPE ... [section.key=value ...]`.
 
 Becomes torchrun with one process per GPU or, without GPUs, per core, as far as the global batch can be divided. On a
-cluster, slurm/ calls torchrun itself.
+cluster, slurm/ does.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.launch import torchrun_command
 from posttrain.recipe import PostTrainingRecipe, check_inputs, load_recipe
 
 
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         available = torch.cuda.device_count() or cores
     processes = process_count(recipes, available)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))  # torchrun alone would set 1
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-    return os.execv(sys.executable, [sys.executable, *torchrun, "-m", "posttrain.train", *arguments])
+    command = torchrun_command(processes, "-m", "posttrain.train", *arguments)
+    return os.execv(command[0], command)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m posttrain.train",
         description="Post-train a model as a recipe says, or several one after the other. A run that was interrupted "
-        "goes on at its last checkpoint. Several processes: torchrun --nproc-per-node N -m posttrain.train RECIPE.",
+        "goes on at its last checkpoint. Several processes: python -m posttrain.launch RECIPE.",
     )
     parser.add_argument(
         "recipes",

@@ -143,7 +143,9 @@ def start_torchrun(root: Path, recipe: Recipe, changes: dict[str, object], log: 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     with log.open("a") as output:
         process = subprocess.Popen(
-            torchrun_command(RECIPE_PATH, overrides(root, **changes), recipe),
+            torchrun_command(
+                recipe.parallelism.world_size, "-m", "nanotron_ext.train", RECIPE_PATH, *overrides(root, **changes)
+            ),
             stdout=output,
             stderr=output,
             env=environment,

@@ -112,14 +112,14 @@ def serve(
     beside_peers: bool,
 ) -> None:
     """A rank of a variant: takes the steps that it is told to, until the other side hangs up."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size(variant)))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU where it sees one
     import torch
 
     import nanotron_ext.train.run  # noqa: F401
+    from nanotron_ext.loopback import become_rank
 
+    become_rank(rank, world_size(variant), port)
     if beside_peers:  # every variant then has the same imports behind it
         import transformers  # noqa: F401
         from transformers.models.smollm3 import modeling_smollm3  # noqa: F401

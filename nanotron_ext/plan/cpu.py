@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from nanotron_ext.engine import dist, initialize_distributed
+from nanotron_ext.loopback import stay_on_loopback
 from nanotron_ext.model.attention import attend
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.model.documents import Documents
@@ -211,6 +212,7 @@ def _measure_links() -> tuple[MeasuredLinks, float]:
 
 def _time_messages(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    stay_on_loopback()
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     seconds = []
     for size in _MESSAGE_BYTES:

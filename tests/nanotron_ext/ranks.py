@@ -1,7 +1,6 @@
 """Run a function on several ranks, as torchrun would, and get every rank's result."""
 
 import multiprocessing
-import os
 import pickle  # by value: torch's own pickler would share memory with a process that is gone
 import socket
 import traceback
@@ -50,14 +49,10 @@ def set_rank(rank: int, world_size: int, port: int) -> None:
     """Make this process a rank, as torchrun does."""
     import torch
 
+    from nanotron_ext.loopback import become_rank
+
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    become_rank(rank, world_size, port)
 
 
 def _result(rank: int, connection: Connection, timeout_seconds: float) -> Any:

@@ -4,9 +4,7 @@ import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 
+from nanotron_ext.launch import torchrun_command
 from posttrain import train as train_command
 from posttrain.data import DataError, prepare_data
 from posttrain.progress import TrainingFailure
@@ -203,8 +202,7 @@ def test_two_processes_take_the_same_steps(run: Path) -> None:
     """Data parallel on two processes: the same global batches, so the same losses, and one writer of metrics."""
     arguments = [*FAST, from_base(run), "optimizer.micro_batch_size=1", "data.packing_strategy=null"]
     assert train_command.main(["recipes/tiny/sft.yaml", *arguments, "general.run=one"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
-    command += ["-m", "posttrain.train", "recipes/tiny/sft.yaml", *arguments, "general.run=two"]
+    command = torchrun_command(2, "-m", "posttrain.train", "recipes/tiny/sft.yaml", *arguments, "general.run=two")
     subprocess.run(
         command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
     )
@@ -232,8 +230,7 @@ def test_sharded_over_two_processes_it_is_the_same_training(run: Path) -> None:
         "checkpoints.keep_last=null",
     ]
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
-    command += ["-m", "tests.posttrain.train_twice", "recipes/tiny/sft.yaml", *arguments]
+    command = torchrun_command(2, "-m", "tests.posttrain.train_twice", "recipes/tiny/sft.yaml", *arguments)
     environment = {**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
 
@@ -259,12 +256,6 @@ def test_masters_of_another_type_than_float32_are_refused(run: Path) -> None:
     trainer.model.to(torch.bfloat16)
     with pytest.raises(TrainingFailure, match=r"updates weights of type torch.bfloat16 instead of torch.float32"):
         trainer.train()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_checkpoints_of_another_recipe_are_not_continued(run: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nanotron_ext.launch import torchrun_command
 from tests.slurm.small_profile import write_profile
 
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -87,7 +88,6 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def straight(cluster: Cluster, profile: Path) -> Path:
     """The run folder of all twelve steps in one go, by torchrun on this machine."""
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanotron_ext.train")
-    overrides = ("general.run=straight",)
-    cluster.run(sys.executable, *command, profile / "recipes" / "pretrain.yaml", *overrides)
+    recipe = str(profile / "recipes" / "pretrain.yaml")
+    cluster.run(*torchrun_command(2, "-m", "nanotron_ext.train", recipe, "general.run=straight"))
     return profile / "runs" / "straight"
