@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from datapipes.errors import DataError
+from nanotron_ext.paths import plain_name
 
 FORMAT = "token-shards/1"
 CHUNK_TOKENS = 1 << 24
@@ -28,6 +29,9 @@ class ShardFile:
     tokens: int
     sha256: str
     index_sha256: str
+
+    def __post_init__(self) -> None:
+        plain_name(self.name)
 
 
 @dataclass(frozen=True)

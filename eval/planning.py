@@ -23,6 +23,7 @@ from eval.results import ModelInfo
 from eval.ruler import sentences
 from eval.sandbox import SandboxError, check_sandbox
 from eval.tasks.common import TaskPlan, answer_metric
+from nanotron_ext.paths import indexed_weight_files
 
 GENERATED_DOCUMENTS = 24
 _VERSIONED = ("lighteval", "transformers", "torch", "datasets", "vllm")
@@ -51,12 +52,14 @@ def inspect_model(folder: Path, name: str | None) -> ModelInfo:
 
     Raises:
         EvalError: if the folder is not a transformers checkpoint with a tokenizer.
+        UnsafeNameError: if its index names weights elsewhere.
     """
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
     weights = sorted(folder.glob("*.safetensors"))
     if missing or not weights:
         lacking = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
         raise EvalError(f"{folder} is not a transformers model with tokenizer: it lacks {lacking}.")
+    indexed_weight_files(folder)  # transformers would read whatever file it names, and the hash would not cover it
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     parameters = 0
     for file in weights:

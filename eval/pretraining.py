@@ -23,6 +23,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.paths import plain_name
 
 PROMPTS = ("The history of", "def read(self, path):\n    ", "La première", "Question: What is 12 + 30?")
 SAMPLE_TOKENS = 48
@@ -109,7 +110,7 @@ def held_out(run_folder: Path, tokenizer: Any) -> list[HeldOut]:
 def _tokens(folder: Path) -> Any:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     dtype = np.dtype(f"<u{manifest['token_bytes']}")
-    return np.concatenate([np.fromfile(folder / file["name"], dtype) for file in manifest["files"]])
+    return np.concatenate([np.fromfile(folder / plain_name(file["name"]), dtype) for file in manifest["files"]])
 
 
 def samples(model_folder: Path, tokenizer: Any) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.paths import indexed_weight_files
 
 # Keys of config.json that say nothing about the weights; the merged model takes the parent's.
 _FREE_CONFIG_KEYS = frozenset(
@@ -47,6 +48,7 @@ class Checkpoint:
 
     Raises:
         MergeError: on construction, if the folder or one of its files is missing or unreadable.
+        UnsafeNameError: if its index names files elsewhere.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,11 +66,7 @@ class Checkpoint:
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        index = self.path / "model.safetensors.index.json"
-        if not index.is_file():
-            return [self._required("model.safetensors")]
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [self._required(name) for name in names]
+        return [self._required(name) for name in indexed_weight_files(self.path) or ["model.safetensors"]]
 
     def _read_tensor_infos(self) -> dict[str, TensorInfo]:
         infos = {}

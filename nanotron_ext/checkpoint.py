@@ -28,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.paths import UnsafeNameError, plain_name
 
 STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 MANIFEST = "checkpoint.json"
@@ -135,6 +136,29 @@ def delete_checkpoint(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.replace(doomed)
         shutil.rmtree(doomed)
+
+
+def parse_manifest(text: str | bytes, origin: str) -> dict[str, Any]:
+    """The content of a checkpoint.json, whoever wrote it; messages call it `origin`.
+
+    Raises:
+        CheckpointError: if it is none of this release, or calls a file anything but a name in its own folder.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        found = manifest.get("format")
+        files = manifest["files"] if found == FORMAT else {}
+        for name, description in files.items():
+            plain_name(name)
+            if not isinstance(description["bytes"], int) or not isinstance(description["sha256"], str):
+                raise TypeError(f"{name} has no size and checksum")
+    except UnsafeNameError as error:
+        raise CheckpointError(f"{origin}: {error} Nothing was read or written there; do not use it.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{origin} cannot be read: {type(error).__name__}: {error}") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{origin} has format {found!r}; this release reads {FORMAT!r}.")
+    return manifest
 
 
 def versions() -> dict[str, str]:
@@ -270,12 +294,10 @@ class CheckpointReader:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = path.read_bytes()
+        except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
-        if manifest.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this release reads {FORMAT!r}.")
-        return manifest
+        return parse_manifest(content, str(path))
 
 
 def _natural(name: str) -> list[tuple[int, str | int]]:

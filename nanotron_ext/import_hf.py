@@ -16,6 +16,7 @@ from safetensors import safe_open
 from nanotron_ext.checkpoint import checkpoint_folder, describe_files, finish_checkpoint, save_whole
 from nanotron_ext.errors import UserError
 from nanotron_ext.hf_format import hf_names, model_config_from_hf, parameter_shapes
+from nanotron_ext.paths import indexed_weight_files
 
 
 class ImportModelError(UserError):
@@ -67,6 +68,7 @@ def _weight_files(model: Path) -> dict[str, Path]:
     paths = sorted(model.glob("*.safetensors"))
     if not paths:
         raise ImportModelError(f"{model} holds no .safetensors file.")
+    indexed_weight_files(model)  # refuses an index that names files elsewhere, though nothing here follows it
     files: dict[str, Path] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import queue
@@ -19,9 +18,11 @@ from nanotron_ext.checkpoint import (
     CheckpointReader,
     checkpoint_folder,
     list_checkpoints,
+    parse_manifest,
     write_atomically,
 )
 from nanotron_ext.errors import UserError
+from nanotron_ext.paths import inside
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.retention import in_use
 
@@ -65,12 +66,16 @@ class RemoteCheckpoints:
             )
 
     def upload(self, folder: Path) -> None:
-        """Copy a checkpoint, and read the copy back to compare checksums; its manifest goes last."""
+        """Copy a checkpoint, and read the copy back to compare checksums; its manifest goes last.
+
+        Nothing but the files of its own folder is sent: raises CheckpointError or UnsafeNameError if it lists others.
+        """
         with in_use(folder):
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            described = parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))["files"]
+            sources = {name: inside(folder, name) for name in described}
             self._remove(folder.name)
-            for name, description in manifest["files"].items():
-                self._put(folder / name, self._at(folder.name, name))
+            for name, description in described.items():
+                self._put(sources[name], self._at(folder.name, name))
                 with self._errors(f"did not take {folder / name}"):
                     found = self._sha256(self._at(folder.name, name))
                 if found != description["sha256"]:
@@ -79,16 +84,21 @@ class RemoteCheckpoints:
             write_atomically(folder / UPLOADED, f"{self.url}/{folder.name}")
 
     def fetch(self, step: int, run_folder: Path) -> Path:
-        """Bring a checkpoint to the run folder; raises StorageError too when a file differs from its checksum."""
+        """Bring a checkpoint to the run folder; raises StorageError too when a file differs from its checksum.
+
+        Nothing is written outside of the checkpoint's folder: raises CheckpointError if it lists other files.
+        """
         final = checkpoint_folder(run_folder, step)
         partial = final.with_name(f"{step}.fetch-{os.getpid()}")
         partial.mkdir(parents=True)
         try:
             with self._errors(f"did not give checkpoint {step}"):
                 text = self._storage.cat_file(self._at(str(step), MANIFEST))
-                for name, description in json.loads(text)["files"].items():
-                    self._storage.get_file(self._at(str(step), name), str(partial / name))
-                    with (partial / name).open("rb") as file:
+                described = parse_manifest(text, f"{self.url}/{step}/{MANIFEST}")["files"]
+                for name, description in described.items():
+                    target = inside(partial, name)
+                    self._storage.get_file(self._at(str(step), name), str(target))
+                    with target.open("rb") as file:
                         found = hashlib.file_digest(file, "sha256").hexdigest()
                     if found != description["sha256"]:
                         raise StorageError(f"{self.url}/{step}/{name} does not match its checksum")
@@ -220,7 +230,7 @@ def fetch_newest(recipe: Recipe) -> None:
             try:
                 remote.fetch(step, recipe.run_folder)
                 return
-            except StorageError as error:
+            except (StorageError, CheckpointError) as error:
                 logger.warning(f"Skipping checkpoint {step} of {remote.url}: {error}")
 
 

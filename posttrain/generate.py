@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.generation.streamers import BaseStreamer
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.paths import indexed_weight_files
 from posttrain.recipe import TemplateName
 from posttrain.template import TURN_END, Message, install_template
 
@@ -50,10 +51,12 @@ class ChatModel:
 
         Raises:
             ModelError: it is absent or is no chat model.
+            UnsafeNameError: its index names weights elsewhere.
         """
         is_path = folder.startswith((".", "/")) or folder.count("/") > 1
         if is_path and not (Path(folder) / "config.json").is_file():
             raise ModelError(f"There is no model at {folder} (no config.json).")
+        indexed_weight_files(Path(folder))  # transformers would read whatever file it names
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")

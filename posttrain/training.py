@@ -27,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.paths import indexed_weight_files
 from posttrain.data import TrainingData, prepare_data
 from posttrain.progress import MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
@@ -123,7 +124,13 @@ def _save_model(recipe: PostTrainingRecipe, trained: PreTrainedModel, weights: d
 
 
 def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase, data: TrainingData) -> Trainer:
-    """The phase's TRL trainer, ready to train. Weights are float32 masters whatever the compute type."""
+    """The phase's TRL trainer, ready to train. Weights are float32 masters whatever the compute type.
+
+    Raises:
+        RunError: model and tokenizer do not belong together.
+        UnsafeNameError: the model's index names weights elsewhere.
+    """
+    indexed_weight_files(Path(recipe.model.model_name_or_path))  # transformers would read whatever file it names
     model = AutoModelForCausalLM.from_pretrained(
         recipe.model.model_name_or_path,
         revision=recipe.model.model_revision,

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nanotron_ext.data.errors import DataError
 from nanotron_ext.data.remote import RemoteFolder, is_remote
+from nanotron_ext.paths import plain_name
 from nanotron_ext.recipe import Recipe
 
 MANIFEST_NAME = "manifest.json"
@@ -31,7 +32,7 @@ class _Record(BaseModel):
 class ShardFile(_Record):
     """One `*.ds` file of little-endian token ids; `<name>.index` holds each document's exclusive end in tokens."""
 
-    name: str = Field(pattern=r"^[^/]+\.ds$")
+    name: Annotated[str, Field(pattern=r"\.ds$"), AfterValidator(plain_name)]
     documents: int = Field(ge=1)
     tokens: int = Field(ge=1)
     sha256: Sha256

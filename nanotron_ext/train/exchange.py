@@ -5,18 +5,28 @@ them commit a checkpoint together, with the same manifest of all files. A checkp
 on some machine; the others get what they lack over the process group.
 """
 
-import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanotron_ext.checkpoint import MANIFEST, checkpoint_folder, list_checkpoints, write_atomically
+from nanotron_ext.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    checkpoint_folder,
+    list_checkpoints,
+    parse_manifest,
+    write_atomically,
+)
+from nanotron_ext.paths import inside
 from nanotron_ext.recipe import Recipe
 
 CHUNK_BYTES = 1 << 26
 COMPLETED_AT_MOST = 2  # the newest, and one to fall back on when it is damaged
+
+logger = logging.getLogger("nanotron_ext.train")
 
 
 def keeps_files(recipe: Recipe) -> bool:
@@ -26,7 +36,11 @@ def keeps_files(recipe: Recipe) -> bool:
 
 
 def complete_checkpoints(recipe: Recipe, device: torch.device) -> list[int]:
-    """Bring all files of the newest checkpoints to every machine; returns their steps. To be called on all ranks."""
+    """Bring all files of the newest checkpoints to every machine; returns their steps. To be called on all ranks.
+
+    Raises:
+        CheckpointError: on all ranks, if a machine's checkpoint.json lists anything but files of its own folder.
+    """
     here = _inventory(recipe.run_folder) if keeps_files(recipe) else None
     everywhere: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everywhere, here)
@@ -34,12 +48,14 @@ def complete_checkpoints(recipe: Recipe, device: torch.device) -> list[int]:
     manifests = {step: entry["manifest"] for of_rank in keepers.values() for step, entry in of_rank.items()}
     completed: list[int] = []
     for step in sorted(manifests, reverse=True):
+        described = parse_manifest(manifests[step], f"{MANIFEST} of step {step}")["files"]
         holders = {
             name: [rank for rank, of_rank in keepers.items() if step in of_rank and name in of_rank[step]["files"]]
-            for name in json.loads(manifests[step])["files"]
+            for name in described
         }
         if all(holders.values()) and len(completed) < COMPLETED_AT_MOST:
-            _complete(recipe.run_folder, step, manifests[step], holders, list(keepers), device)
+            sizes = {name: description["bytes"] for name, description in described.items()}
+            _complete(recipe.run_folder, step, manifests[step], sizes, holders, list(keepers), device)
             completed.append(step)
     return completed
 
@@ -48,8 +64,12 @@ def _inventory(run_folder: Path) -> dict[int, dict[str, Any]]:
     """Of each checkpoint: its manifest's text, and those of its files that are here in full."""
     found = {}
     for folder in list_checkpoints(run_folder):
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        described = json.loads(text)["files"]
+        text = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
+        try:
+            described = parse_manifest(text, str(folder / MANIFEST))["files"]
+        except CheckpointError as error:  # on this machine alone: the others, who wait for its list, must not hang
+            logger.warning(f"Leaving out checkpoint {folder}: {error}")
+            continue
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         files = [name for name, description in described.items() if sizes.get(name) == description["bytes"]]
         found[int(folder.name)] = {"manifest": text, "files": files}
@@ -57,7 +77,13 @@ def _inventory(run_folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _complete(
-    run_folder: Path, step: int, manifest: str, holders: dict[str, list[int]], keepers: list[int], device: torch.device
+    run_folder: Path,
+    step: int,
+    manifest: str,
+    sizes: dict[str, int],
+    holders: dict[str, list[int]],
+    keepers: list[int],
+    device: torch.device,
 ) -> None:
     rank, final = torch.distributed.get_rank(), checkpoint_folder(run_folder, step)
     folder = final if (final / MANIFEST).is_file() else final.with_name(f"{step}.joining")
@@ -67,8 +93,7 @@ def _complete(
         lacks = rank in keepers and rank not in having
         if lacks:
             folder.mkdir(parents=True, exist_ok=True)
-        size = json.loads(manifest)["files"][name]["bytes"]
-        _send_file(folder / name, size, having[0], lacks, device)
+        _send_file(inside(folder, name), sizes[name], having[0], lacks, device)
     if rank in keepers and folder != final:
         write_atomically(folder / MANIFEST, manifest)
         folder.replace(final)
