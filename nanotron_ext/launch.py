@@ -12,11 +12,14 @@ from typing import NoReturn
 from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 
+SHUTDOWN_SECONDS = 600  # for a last checkpoint after SIGTERM; torchrun's 30 are too few for a slow disk
+
 
 def torchrun_command(recipe_path: str, overrides: list[str], recipe: Recipe) -> list[str]:
     processes = str(recipe.parallelism.world_size)
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes),
+        *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
         *("-m", "nanotron_ext.train", recipe_path, *overrides),
     ]
 
