@@ -239,6 +239,13 @@ class CheckpointReader:
         step: int = self.manifest["step"]
         return step
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the manifest says of the state and how it came about, whatever machine wrote it."""
+        named = ("step", "recipe_hash", "model_config", "data", "skipped_samples", "files")
+        content = {key: self.manifest.get(key) for key in named}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
     def names(self) -> list[str]:
         """Global parameter names, in the order of the model."""
         return sorted({name for _, name in self._parts}, key=_natural)

@@ -24,7 +24,6 @@ import faulthandler
 import json
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -36,7 +35,7 @@ from types import TracebackType
 
 import torch.distributed
 
-from nanotron_ext.engine import Launch
+from nanotron_ext.engine import Launch, node_name
 from nanotron_ext.errors import UserError
 from nanotron_ext.progress import Work
 from nanotron_ext.recipe import Recipe
@@ -115,8 +114,9 @@ class Heartbeat:
         self._last_heard: dict[int, tuple[Pulse, float]] = {}  # with the time of its last new beat
         self._closing = threading.Event()
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        limit = timedelta(seconds=self._timeout / 2)
-        store = torch.distributed.TCPStore(*address, is_master=False, timeout=limit, wait_for_workers=False)
+        patience = timedelta(seconds=START_UP_FACTOR * self._timeout)  # all ranks connect at the same moment
+        store = torch.distributed.TCPStore(*address, is_master=False, timeout=patience, wait_for_workers=False)
+        store.set_timeout(timedelta(seconds=self._timeout / 2))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives its attempts
         self._store = torch.distributed.PrefixStore(f"heartbeat{attempt}", store)
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
@@ -203,7 +203,7 @@ class Heartbeat:
             seconds=now - phase.began,
             stuck_seconds=now - since,
             limit_seconds=self._limit_seconds(phase),
-            host=socket.gethostname(),
+            host=node_name(),
             pid=os.getpid(),
             is_storage=work is not None,
             done_bytes=0 if work is None else work.done_bytes,

@@ -20,6 +20,7 @@ from nanotron_ext.model.build import DTYPES
 from nanotron_ext.progress import Work
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome, startup
+from nanotron_ext.train.agreement import agree, newest_of_all
 from nanotron_ext.train.exchange import complete_checkpoints
 from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.outcome import Outcome, StopSignal
@@ -43,15 +44,7 @@ def run(recipe: Recipe) -> Outcome:
         UserError: a RecipeError, DataError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    startup.check_not_running(recipe)
-    if recipe.checkpoints.checkpoints_path_is_shared_file_system:
-        found = startup.preflight(recipe, world_size)
-        launch = initialize_distributed()
-    else:
-        startup.check_world_size(recipe, world_size)
-        launch = initialize_distributed()
-        found = _preflight_on_own_disks(recipe, launch)
+    launch, found = _prepare(recipe)
     stop = StopSignal()
     parallelism = recipe.parallelism
     is_writer = launch.rank == 0
@@ -80,22 +73,46 @@ def run(recipe: Recipe) -> Outcome:
             lock.close()
 
 
-def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight:
-    """With the checkpoints that all machines have in full, and the ledger of the first one."""
-    steps = complete_checkpoints(recipe, launch.device)
-    found = startup.preflight(recipe, launch.world_size)
-    own = [checkpoint for checkpoint in found.checkpoints if checkpoint.step in steps]
-    decided: list[Any] = [found.skipped, found.changes]
-    torch.distributed.broadcast_object_list(decided, src=0, device=launch.device)
-    return dataclasses.replace(found, checkpoints=own, skipped=decided[0], changes=decided[1])
+def _prepare(recipe: Recipe) -> tuple[Launch, startup.Preflight]:
+    """Each rank looks at the disk, they connect, and agree on what they have seen."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    found: startup.Preflight | UserError
+    if recipe.checkpoints.checkpoints_path_is_shared_file_system:
+        with startup.told_by_rank(rank):
+            found = startup.preflight(recipe, world_size)
+        launch = initialize_distributed()
+    else:
+        with startup.told_by_rank(rank):
+            startup.check_world_size(recipe, world_size)
+            startup.check_not_running(recipe)
+        launch = initialize_distributed()
+        found = _preflight_on_own_disks(recipe, launch)
+    try:
+        return launch, agree(recipe, found, launch.device)
+    except UserError:
+        torch.distributed.destroy_process_group()
+        raise
+
+
+def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight | UserError:
+    """With the checkpoints that all machines have in full."""
+    completed = complete_checkpoints(recipe, launch.device)
+    try:
+        found = startup.preflight(recipe, launch.world_size)
+    except UserError as error:
+        return error
+    usable = [checkpoint for checkpoint in found.checkpoints if checkpoint.folder in completed]
+    return dataclasses.replace(found, checkpoints=usable)
 
 
 def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> int:
     """Load what the run goes on from; returns the last step done."""
-    for checkpoint in found.checkpoints:
+    candidates = found.checkpoints
+    while (checkpoint := newest_of_all(candidates)) is not None:
         heartbeat.waits_for(f"comparing checkpoint {checkpoint.step} with its checksums", work := Work())
         if damaged := verify_together(checkpoint, work.advance):
             logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
+            candidates = [older for older in candidates if older.step < checkpoint.step]
             continue
         heartbeat.waits_for(f"loading checkpoint {checkpoint.step}", work := Work())
         load_checkpoint(state, checkpoint, work.advance)

@@ -77,7 +77,7 @@ class Job:
     def end(self) -> tuple[list[int | None], str]:
         """Exit codes, and all that was printed."""
         for process in self.processes:
-            process.join(60)
+            process.join(120)
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()
