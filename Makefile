@@ -164,8 +164,8 @@ test-storage: setup ## Sources, shards and checkpoints in an S3 service on this 
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,storage]'
 	$(PY) -m pytest tests/datapipes/test_s3.py tests/nanotron_ext/test_s3_checkpoints.py
 
-test-slurm: setup ## The longer tests: dying nodes and the whole chain on a local Slurm, sharded post-training
-	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/posttrain
+test-slurm: setup ## The longer tests: dying nodes and the whole chain on a local Slurm, sharded post-training, slow disks
+	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/posttrain tests/nanotron_ext
 
 test-compat: setup ## What other versions have to say: resolves constraints.txt for every Python (needs the package index)
 	$(PY) -m pytest -m compat tests

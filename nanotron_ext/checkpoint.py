@@ -18,22 +18,26 @@ import os
 import platform
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from nanotron_ext.errors import UserError
 from nanotron_ext.paths import UnsafeNameError, plain_name
+from nanotron_ext.progress import unwatched
 
 STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 MANIFEST = "checkpoint.json"
 RECIPE_FILE = "recipe.yaml"  # the resolved recipe, in the run folder
 FORMAT = "smollm3-checkpoint/1"
+BLOCK_BYTES = 1 << 24
+FLUSH_BYTES = 1 << 28  # between two signs of life of a disk, however much lies in the page cache
+
+Advance = Callable[[int], None]  # told of every so many bytes that are done
 
 
 class CheckpointError(UserError):
@@ -83,13 +87,15 @@ class StoredPart:
         return self.file.rsplit("-dp", 1)[0]
 
 
-def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Path:
-    """Write one rank's parts of one kind of state, as `Optimizer.state` yields them; returns the file."""
+def save_shard(
+    folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[Any, int, torch.Tensor]], advance: Advance
+) -> dict[str, Any]:
+    """Write one rank's parts of one kind of state, as `Optimizer.state` yields them; returns `save_tensors`'s."""
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     for slot, start, tensor in parts:
         entry = slot.entry
-        tensors[entry.name] = tensor.detach().cpu().contiguous()
+        tensors[entry.name] = tensor.detach().cpu()
         metadata[entry.name] = json.dumps(
             {
                 "shape": entry.shape,
@@ -98,35 +104,73 @@ def save_shard(folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[An
                 "pieces": [(piece.local, piece.whole) for piece in entry.pieces],
             }
         )
-    path = folder / f"{kind}-{rank_name}.safetensors"
-    save_file(tensors, path, metadata=metadata)
-    return path
+    return save_tensors(folder / f"{kind}-{rank_name}.safetensors", tensors, metadata, advance)
 
 
-def describe_files(paths: list[Path]) -> dict[str, Any]:
-    """Flush files to the disk; returns what the manifest says of them."""
-    for path in paths:
-        _flush(path)
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
-
-
-def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch.Tensor) -> Path:
-    """Write one whole float32 tensor as a shard of its own (for imports); returns the file."""
+def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch.Tensor) -> dict[str, Any]:
+    """Write one whole float32 tensor as a shard of its own (for imports); returns `save_tensors`'s."""
     bounds = [(0, size) for size in tensor.shape]
     placement = {"shape": tuple(tensor.shape), "local_shape": tuple(tensor.shape), "start": 0}
     metadata = {name: json.dumps({**placement, "pieces": [(bounds, bounds)]})}
-    path = folder / f"{kind}-{rank_name}.safetensors"
-    save_file({name: tensor.flatten()}, path, metadata=metadata)
-    return path
+    return save_tensors(folder / f"{kind}-{rank_name}.safetensors", {name: tensor.flatten()}, metadata)
 
 
-def finish_checkpoint(temporary: Path, final: Path, content: dict[str, Any], files: dict[str, Any]) -> None:
-    """Called when all ranks have written: manifest, rename, `latest`. `files` is `describe_files` of all ranks."""
+def save_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], advance: Advance = unwatched
+) -> dict[str, Any]:
+    """Write float32 tensors as a safetensors file; returns {file name: what the manifest says of it}.
+
+    In one pass, block by block, hashed and flushed on the way: the format's own library writes a file in one call and
+    leaves it to the page cache, and then neither that call nor the flush shows whether a slow disk is at work or hangs.
+
+    The format: bytes of the header as 8 bytes, little endian; the header as JSON, filled up to a multiple of 8; the
+    tensors without gaps. Source: github.com/huggingface/safetensors, README.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, (name, tensor.dtype)
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest, size, flushed = hashlib.sha256(), 0, 0
+    with path.open("wb") as file:
+        for block in _blocks(len(text).to_bytes(8, "little") + text, tensors):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+            advance(0)
+            if size - flushed >= FLUSH_BYTES:
+                _flush_file(file)
+                advance(size - flushed)
+                flushed = size
+        _flush_file(file)
+    advance(size - flushed)
+    return {path.name: {"bytes": size, "sha256": digest.hexdigest()}}
+
+
+def _blocks(header: bytes, tensors: dict[str, torch.Tensor]) -> Iterator[Any]:
+    yield header
+    for tensor in tensors.values():
+        content = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        for start in range(0, len(content), BLOCK_BYTES):
+            yield content[start : start + BLOCK_BYTES]
+
+
+def finish_checkpoint(
+    temporary: Path, final: Path, content: dict[str, Any], files: dict[str, Any], advance: Advance = unwatched
+) -> None:
+    """Called when all ranks have written: manifest, rename, `latest`. `files` is `save_tensors`'s of all ranks."""
     write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}, indent=1))
+    advance(0)
     delete_checkpoint(final)  # a damaged one, that the run went behind
     temporary.replace(final)
-    _flush(final.parent)
+    advance(0)
+    _flush_folder(final.parent)
+    advance(0)
     write_atomically(final.parent.parent / "latest", final.name)
+    advance(0)
 
 
 def delete_checkpoint(folder: Path) -> None:
@@ -148,6 +192,8 @@ def parse_manifest(text: str | bytes, origin: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(text)
         found = manifest.get("format")
         files = manifest["files"] if found == FORMAT else {}
+        if found == FORMAT and not isinstance(manifest["step"], int):
+            raise TypeError("its step is no number")
         for name, description in files.items():
             plain_name(name)
             if not isinstance(description["bytes"], int) or not isinstance(description["sha256"], str):
@@ -172,14 +218,19 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        _flush_file(file)
     temporary.replace(path)
-    _flush(path.parent)
+    _flush_folder(path.parent)
 
 
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written to a file or, for a folder, its entries."""
+def _flush_file(file: IO[Any]) -> None:
+    """Have the disk hold what was written."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Have the disk hold a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -187,9 +238,13 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of_file(path: Path) -> str:
+def sha256_of_file(path: Path, advance: Advance = unwatched) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
 
 
 class CheckpointReader:
@@ -209,6 +264,13 @@ class CheckpointReader:
     def step(self) -> int:
         step: int = self.manifest["step"]
         return step
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the manifest says of the state and how it came about, whatever machine wrote it."""
+        named = ("step", "recipe_hash", "model_config", "data", "skipped_samples", "files")
+        content = {key: self.manifest.get(key) for key in named}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def names(self) -> list[str]:
         """Global parameter names, in the order of the model."""
@@ -241,13 +303,13 @@ class CheckpointReader:
             )
         return whole
 
-    def damaged_files(self, part: int = 0, parts: int = 1) -> list[str]:
+    def damaged_files(self, part: int = 0, parts: int = 1, advance: Advance = unwatched) -> list[str]:
         """Files of the `part`-th of `parts` shares that do not match their checksums, as sentences."""
         share = sorted(self.manifest["files"])[part::parts]
         return [
             f"{self.folder / name} does not match its checksum"
             for name in share
-            if sha256_of_file(self.folder / name) != self.manifest["files"][name]["sha256"]
+            if sha256_of_file(self.folder / name, advance) != self.manifest["files"][name]["sha256"]
         ]
 
     def incomplete_parameters(self) -> list[str]:

@@ -20,6 +20,7 @@ none of them adds work to a training step.
 
 import importlib.metadata
 import os
+import socket
 import sys
 import types
 import warnings
@@ -117,6 +118,7 @@ __all__ = [
     "dist",
     "init_on_device_and_dtype",
     "initialize_distributed",
+    "node_name",
     "pipeline_engine",
     "sanity_check",
     "tie_parameters",
@@ -150,6 +152,11 @@ def initialize_distributed() -> Launch:
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
     return Launch(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
+
+
+def node_name() -> str:
+    """Of this machine, as Slurm calls it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 class ParallelContext(_ParallelContext):

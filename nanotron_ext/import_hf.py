@@ -9,11 +9,12 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from nanotron_ext.checkpoint import checkpoint_folder, describe_files, finish_checkpoint, save_whole
+from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, save_whole
 from nanotron_ext.errors import UserError
 from nanotron_ext.hf_format import hf_names, model_config_from_hf, parameter_shapes
 from nanotron_ext.paths import indexed_weight_files
@@ -44,13 +45,13 @@ def import_hf(model: Path, out: Path) -> Path:
         raise ImportModelError(f"{final} exists. Remove it, or choose another folder.")
     temporary = final.with_name("0.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
-    files_written = []
+    files_written: dict[str, Any] = {}
     for position, (name, shape) in enumerate(shapes.items()):
         parts = [_read(files[part], part) for part in hf_names(name)]
         whole = torch.cat(parts).float()
         if tuple(whole.shape) != shape:
             raise ImportModelError(f"{model}: {name} has shape {list(whole.shape)}, config.json says {list(shape)}.")
-        files_written.append(save_whole(temporary, "master", f"import{position:05d}", name, whole))
+        files_written |= save_whole(temporary, "master", f"import{position:05d}", name, whole)
     content = {
         "step": 0,
         "recipe_hash": None,
@@ -59,7 +60,7 @@ def import_hf(model: Path, out: Path) -> Path:
         "tokenizer": str(model),
         "data": {},
     }
-    finish_checkpoint(temporary, final, content, describe_files(files_written))
+    finish_checkpoint(temporary, final, content, files_written)
     return final
 
 

@@ -12,10 +12,15 @@ from typing import NoReturn
 from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import Recipe, load_recipe
 
+SHUTDOWN_SECONDS = 600  # for a last checkpoint after SIGTERM; torchrun's 30 are too few for a slow disk
+
 
 def torchrun_command(processes: int, *arguments: str) -> list[str]:
     """The command that starts `processes` processes on this machine; `arguments` are torchrun's, with the program."""
-    return [sys.executable, "-m", "nanotron_ext.torchrun", "--nproc-per-node", str(processes), *arguments]
+    return [
+        *(sys.executable, "-m", "nanotron_ext.torchrun", "--nproc-per-node", str(processes)),
+        *("--shutdown-timeout", str(SHUTDOWN_SECONDS), *arguments),
+    ]
 
 
 def threads_per_process(recipe: Recipe) -> int:

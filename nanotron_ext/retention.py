@@ -5,7 +5,8 @@ import fcntl
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from nanotron_ext.checkpoint import MANIFEST, CheckpointError, delete_checkpoint, list_checkpoints
+from nanotron_ext.checkpoint import MANIFEST, Advance, CheckpointError, delete_checkpoint, list_checkpoints
+from nanotron_ext.progress import unwatched
 
 
 @contextlib.contextmanager
@@ -48,12 +49,17 @@ def superfluous(run_folder: Path, keep_last: int | None, keep_every_steps: int |
 
 
 def prune_checkpoints(
-    run_folder: Path, keep_last: int | None, keep_every_steps: int | None, needed: Collection[Path] = ()
+    run_folder: Path,
+    keep_last: int | None,
+    keep_every_steps: int | None,
+    needed: Collection[Path] = (),
+    advance: Advance = unwatched,
 ) -> list[Path]:
     """Delete what is superfluous, save what is `needed` or in use; returns what was deleted."""
     pruned = []
     for path in superfluous(run_folder, keep_last, keep_every_steps):
         if path not in needed and not is_in_use(path):
             delete_checkpoint(path)
+            advance(0)
             pruned.append(path)
     return pruned

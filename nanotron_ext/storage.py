@@ -9,11 +9,13 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nanotron_ext.checkpoint import (
     MANIFEST,
+    Advance,
     CheckpointError,
     CheckpointReader,
     checkpoint_folder,
@@ -23,6 +25,7 @@ from nanotron_ext.checkpoint import (
 )
 from nanotron_ext.errors import UserError
 from nanotron_ext.paths import inside
+from nanotron_ext.progress import Work, unwatched
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.retention import in_use
 
@@ -44,10 +47,12 @@ class RemoteCheckpoints:
     Every method raises StorageError when the storage fails.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, advance: Advance = unwatched) -> None:
+        """`advance` is told of the uploaded bytes that were compared, and of signs of life without any."""
         import fsspec  # type: ignore[import-untyped]  # only here, since most runs do without
 
         assert recipe.checkpoints.remote_path is not None
+        self._advance = advance
         self.url = f"{recipe.checkpoints.remote_path.rstrip('/')}/{recipe.general.run}"
         with self._errors("cannot be opened"):
             self._storage, self._path = fsspec.core.url_to_fs(self.url)
@@ -126,14 +131,21 @@ class RemoteCheckpoints:
     def _put(self, source: Path, target: str) -> None:
         with self._errors(f"did not take {source}"):
             self._storage.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._storage.put_file(str(source), target)
+            self._storage.put_file(str(source), target, callback=self._on_transfer())
+            self._advance(0)
 
     def _sha256(self, path: str) -> str:
         digest = hashlib.sha256()
         with self._storage.open(path, "rb", cache_type="none") as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
+                self._advance(len(block))
         return digest.hexdigest()
+
+    def _on_transfer(self) -> Any:
+        from fsspec.callbacks import Callback  # type: ignore[import-untyped]
+
+        return Callback(hooks={"advance": lambda *_, **__: self._advance(0)})
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -156,7 +168,8 @@ class Uploader:
     """Uploads checkpoints one after the other in a thread of its own. What fails is tried again with the next one."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._remote, self._run_folder = RemoteCheckpoints(recipe), recipe.run_folder
+        self.work = Work()
+        self._remote, self._run_folder = RemoteCheckpoints(recipe, self.work.advance), recipe.run_folder
         self._wishes: queue.Queue[None] = queue.Queue()
         threading.Thread(target=self._work, name="upload", daemon=True).start()
         self.upload_all()
@@ -165,11 +178,9 @@ class Uploader:
         """Have everything uploaded that is not; returns at once."""
         self._wishes.put(None)
 
-    def finish(self, on_wait: Callable[[], None]) -> None:
+    def finish(self) -> None:
         """Wait for the uploads; what still fails stays for the next start."""
-        while self._wishes.unfinished_tasks:
-            on_wait()
-            time.sleep(0.2)
+        self._wishes.join()
         if left := not_uploaded(self._run_folder):
             logger.error(
                 f"{len(left)} checkpoints are not in {self._remote.url}; `python -m nanotron_ext.checkpoints upload "
@@ -182,7 +193,7 @@ class Uploader:
             try:
                 for folder in not_uploaded(self._run_folder):
                     upload_patiently(self._remote, folder)
-            except UserError as error:
+            except Exception as error:  # whatever it was, the thread has to be there for the next checkpoint
                 logger.warning(f"Not uploaded, tried again with the next checkpoint: {error}")
             finally:
                 self._wishes.task_done()

@@ -81,8 +81,8 @@ class SaveEvents:
 
     def __init__(self, stop_at: int | None, paused: Connection) -> None:
         self.count, self._stop_at, self._paused = 0, stop_at, paused
-        self._save_file = checkpoint.save_file
-        checkpoint.save_file = self._save_or_tear  # safetensors writes without Python's knowledge
+        self._save_tensors = checkpoint.save_tensors
+        checkpoint.save_tensors = self._save_or_tear  # of a file, the hook sees only that it is opened
         sys.addaudithook(self._on_audit_event)
 
     def _on_audit_event(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -92,11 +92,12 @@ class SaveEvents:
             if "/checkpoints/" in path or path.endswith("/latest.tmp"):
                 self._happened(f"{event} {path}")
 
-    def _save_or_tear(self, tensors: Any, path: Path, metadata: Any) -> None:
-        self._save_file(tensors, path, metadata=metadata)
+    def _save_or_tear(self, path: Path, *arguments: Any) -> dict[str, Any]:
+        files = self._save_tensors(path, *arguments)
         if self.count + 1 == self._stop_at:
             os.truncate(path, path.stat().st_size * 2 // 3)
         self._happened(f"write {path}")
+        return files
 
     def _happened(self, what: str) -> None:
         self.count += 1

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanotron_ext.data.errors import DataError
+from nanotron_ext.progress import Work
 
 DEFAULT_FOLDER = "~/.cache/token-shards"
 DEFAULT_LIMIT_GB = "200"
 BLOCK_BYTES = 1 << 24
+
+DOWNLOADS = Work()  # of this process, in whichever thread
 
 Opened = TypeVar("Opened")
 
@@ -135,6 +138,7 @@ class RemoteFolder:
             while block := remote.read(BLOCK_BYTES):
                 digest.update(block)
                 local.write(block)
+                DOWNLOADS.advance(len(block))
         return digest.hexdigest()
 
     @contextlib.contextmanager

@@ -51,8 +51,9 @@ class Parallelism(Section):
     hang_timeout_seconds: float = Field(
         18.0,
         gt=0,
-        description="End the job, and name the rank, when one is silent or makes no progress for this long; steps that "
-        "take longer by themselves get five times their own length, the start sixty times this.",
+        description="End the job, and name the rank, when one is silent or none makes progress for this long; steps "
+        "that take longer by themselves get five times their own length, waiting for disks seventeen times this, the "
+        "start sixty times.",
     )
     layers_per_stage: list[int] | None = Field(
         None, description="Decoder layers on each pipeline stage; by default balanced by compute."

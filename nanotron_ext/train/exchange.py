@@ -2,7 +2,8 @@
 
 With `checkpoints_path_is_shared_file_system: false` the first rank of every machine keeps its own run folder. All of
 them commit a checkpoint together, with the same manifest of all files. A checkpoint can be continued if every file is
-on some machine; the others get what they lack over the process group.
+on some machine; the others get what they lack over the process group. That holds for the run's own checkpoints, and for
+those of a run that it continues or takes its weights from.
 """
 
 import logging
@@ -12,14 +13,7 @@ from typing import Any
 
 import torch
 
-from nanotron_ext.checkpoint import (
-    MANIFEST,
-    CheckpointError,
-    checkpoint_folder,
-    list_checkpoints,
-    parse_manifest,
-    write_atomically,
-)
+from nanotron_ext.checkpoint import MANIFEST, CheckpointError, list_checkpoints, parse_manifest, write_atomically
 from nanotron_ext.paths import inside
 from nanotron_ext.recipe import Recipe
 
@@ -35,35 +29,47 @@ def keeps_files(recipe: Recipe) -> bool:
     return torch.distributed.get_rank() == 0 if shared else os.environ["LOCAL_RANK"] == "0"
 
 
-def complete_checkpoints(recipe: Recipe, device: torch.device) -> list[int]:
-    """Bring all files of the newest checkpoints to every machine; returns their steps. To be called on all ranks.
+def complete_checkpoints(recipe: Recipe, device: torch.device) -> list[Path]:
+    """Bring all files of the newest checkpoints to every machine; returns their folders. To be called on all ranks.
 
     Raises:
         CheckpointError: on all ranks, if a machine's checkpoint.json lists anything but files of its own folder.
     """
-    here = _inventory(recipe.run_folder) if keeps_files(recipe) else None
+    section = recipe.checkpoints
+    for source in (recipe.run_folder, section.resume_checkpoint_path, section.load_weights_path):
+        if source is not None:
+            folder = Path(source)
+            is_there, names = _complete_newest(folder, keeps_files(recipe), device)
+            if is_there:
+                return [folder / name for name in names]
+    return []
+
+
+def _complete_newest(source: Path, keeps: bool, device: torch.device) -> tuple[bool, list[str]]:
+    """Whether any machine has a checkpoint in `source`, a run folder or itself one; those that all have by now."""
     everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, here)
+    torch.distributed.all_gather_object(everywhere, _inventory(source) if keeps else None)
     keepers = {rank: inventory for rank, inventory in enumerate(everywhere) if inventory is not None}
-    manifests = {step: entry["manifest"] for of_rank in keepers.values() for step, entry in of_rank.items()}
-    completed: list[int] = []
-    for step in sorted(manifests, reverse=True):
-        described = parse_manifest(manifests[step], f"{MANIFEST} of step {step}")["files"]
+    texts = {name: entry["manifest"] for of_rank in keepers.values() for name, entry in of_rank.items()}
+    manifests = {name: parse_manifest(text, f"{MANIFEST} of {source / name}") for name, text in texts.items()}
+    completed: list[str] = []
+    for name in sorted(manifests, key=lambda name: int(manifests[name]["step"]), reverse=True):
+        described = manifests[name]["files"]
         holders = {
-            name: [rank for rank, of_rank in keepers.items() if step in of_rank and name in of_rank[step]["files"]]
-            for name in described
+            file: [rank for rank, of_rank in keepers.items() if name in of_rank and file in of_rank[name]["files"]]
+            for file in described
         }
         if all(holders.values()) and len(completed) < COMPLETED_AT_MOST:
-            sizes = {name: description["bytes"] for name, description in described.items()}
-            _complete(recipe.run_folder, step, manifests[step], sizes, holders, list(keepers), device)
-            completed.append(step)
-    return completed
+            sizes = {file: description["bytes"] for file, description in described.items()}
+            _complete(source / name, texts[name], sizes, holders, list(keepers), device)
+            completed.append(name)
+    return bool(manifests), completed
 
 
-def _inventory(run_folder: Path) -> dict[int, dict[str, Any]]:
-    """Of each checkpoint: its manifest's text, and those of its files that are here in full."""
+def _inventory(source: Path) -> dict[str, dict[str, Any]]:
+    """Of each checkpoint, by its path in `source`: its manifest's text, and which of its files are here in full."""
     found = {}
-    for folder in list_checkpoints(run_folder):
+    for folder in [source] if (source / MANIFEST).is_file() else list_checkpoints(source):
         text = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
         try:
             described = parse_manifest(text, str(folder / MANIFEST))["files"]
@@ -72,21 +78,20 @@ def _inventory(run_folder: Path) -> dict[int, dict[str, Any]]:
             continue
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         files = [name for name, description in described.items() if sizes.get(name) == description["bytes"]]
-        found[int(folder.name)] = {"manifest": text, "files": files}
+        found[str(folder.relative_to(source))] = {"manifest": text, "files": files}
     return found
 
 
 def _complete(
-    run_folder: Path,
-    step: int,
+    final: Path,
     manifest: str,
     sizes: dict[str, int],
     holders: dict[str, list[int]],
     keepers: list[int],
     device: torch.device,
 ) -> None:
-    rank, final = torch.distributed.get_rank(), checkpoint_folder(run_folder, step)
-    folder = final if (final / MANIFEST).is_file() else final.with_name(f"{step}.joining")
+    rank = torch.distributed.get_rank()
+    folder = final if (final / MANIFEST).is_file() else final.with_name(f"{final.name}.joining")
     for name, having in holders.items():
         if len(having) == len(keepers):
             continue

@@ -1,10 +1,19 @@
 """A dead or hung rank ends the whole job within a minute, with its name, its step and its Python stack.
 
 Beside the training, a thread of every rank tells the job's store every few seconds how far the main thread has come.
-The first rank watches all others, and all others watch the first. Whoever finds a rank that is silent (killed, its
-machine lost) or stuck (no progress for `timeout_seconds`) raises the alarm: every rank writes its stacks to
+The first rank watches all, and all others watch the first. Whoever finds a rank that is silent (killed, its machine
+lost) raises the alarm, and so does the first rank when the job is stuck: no rank has made progress for longer than its
+phase allows. As long as one does, the others may well be waiting for it. On an alarm every rank writes its stacks to
 `<run>/logs/stacks-rank<n>.txt` and ends; one of them first says which rank was the cause. Waiting for others in a
 collective operation is no cause.
+
+How long a phase may take without progress:
+
+| phase | limit |
+| --- | --- |
+| training, validation, bookkeeping | the time-out, or SLOW_STEP_FACTOR times the slowest so far |
+| each of them for the first time, start-up: compiling, connecting | START_UP_FACTOR times the time-out |
+| waiting for disks and object storage | STORAGE_FACTOR times the time-out; every block that is done is progress |
 
 The main thread pays for one assignment per phase of a step.
 """
@@ -13,8 +22,8 @@ import contextlib
 import dataclasses
 import faulthandler
 import json
+import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -26,15 +35,19 @@ from types import TracebackType
 
 import torch.distributed
 
-from nanotron_ext.engine import Launch
+from nanotron_ext.engine import Launch, node_name
 from nanotron_ext.errors import UserError
+from nanotron_ext.progress import Work
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome
 from nanotron_ext.train.outcome import Outcome
 
+logger = logging.getLogger("nanotron_ext.train")
+
 BEATS_PER_TIMEOUT = 10
-START_UP_FACTOR = 60  # loading a checkpoint, compiling, the first step
+START_UP_FACTOR = 60
 SLOW_STEP_FACTOR = 5  # steps that take long by themselves are not stuck
+STORAGE_FACTOR = 17  # 306 s by default: a file server may fail over for minutes. At FLUSH_BYTES, 0.9 MB/s are enough.
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 USER_ERROR_EXIT_CODE = 2
 _WAITING_PLACES = ("/torch/distributed/", "/nanotron/distributed.py", "/nanotron_ext/engine.py", "/autograd/graph.py")
@@ -47,14 +60,33 @@ class Pulse:
     beat: int
     step: int
     activity: str
+    seconds: float  # of this activity
     stuck_seconds: float  # since the main thread's last progress
     limit_seconds: float  # of that
     host: str
     pid: int
+    is_storage: bool = False  # what the main thread waits for
+    done_bytes: int = 0  # of that
+    total_bytes: int = 0
     is_done: bool = False
 
+    @property
+    def is_stuck(self) -> bool:
+        return self.stuck_seconds > self.limit_seconds
+
     def __str__(self) -> str:
-        return f"in step {self.step} ({self.activity}) on {self.host}, process {self.pid}"
+        volume = _volume(self.done_bytes, self.total_bytes)
+        return f"in step {self.step} ({self.activity}{volume}) on {self.host}, process {self.pid}"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the main thread is about, since when (monotonic), and with `work`, how far whoever it waits for is."""
+
+    step: int
+    activity: str
+    began: float
+    work: Work | None = None
 
 
 @dataclass(frozen=True)
@@ -74,32 +106,46 @@ class Heartbeat:
         self._timeout = recipe.parallelism.hang_timeout_seconds
         self._interval = self._timeout / BEATS_PER_TIMEOUT
         self._main_thread = threading.get_ident()
-        self._mark = (0, "starting", time.monotonic())
-        self._slowest = 0.0
-        self._started = time.monotonic()
-        self._is_training = False
+        self._phase = Phase(0, "starting", time.monotonic())
+        self._slowest: dict[str, float] = {}  # activity -> seconds, the first time not counted
+        self._seen: tuple[Work | None, int, float] = (None, 0, 0.0)  # work, its advances, when they were last news
+        self._started = self._reported = time.monotonic()
         self._beat = 0
         self._last_heard: dict[int, tuple[Pulse, float]] = {}  # with the time of its last new beat
         self._closing = threading.Event()
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        limit = timedelta(seconds=self._timeout / 2)
-        store = torch.distributed.TCPStore(*address, is_master=False, timeout=limit, wait_for_workers=False)
+        patience = timedelta(seconds=START_UP_FACTOR * self._timeout)  # all ranks connect at the same moment
+        store = torch.distributed.TCPStore(*address, is_master=False, timeout=patience, wait_for_workers=False)
+        store.set_timeout(timedelta(seconds=self._timeout / 2))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives its attempts
         self._store = torch.distributed.PrefixStore(f"heartbeat{attempt}", store)
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def progress(self, step: int, activity: str) -> None:
-        """The main thread goes on to something else."""
-        now = time.monotonic()
-        if self._is_training:
-            self._slowest = max(self._slowest, now - self._mark[2])
-        self._is_training = self._is_training or self._mark[1] == "training"
-        self._mark = (step, activity, now)
+        """The main thread goes on to something else, or with the same."""
+        self._enter(Phase(step, activity, time.monotonic()))
+
+    def waits_for(self, activity: str, work: Work) -> None:
+        """The main thread goes on to something that disks or storage hold up; `work` advances as long as they do."""
+        self._enter(Phase(self._phase.step, activity, time.monotonic(), work))
+
+    def _enter(self, phase: Phase) -> None:
+        left = self._phase
+        if left.work is None:
+            slowest = self._slowest.get(left.activity)
+            self._slowest[left.activity] = 0.0 if slowest is None else max(slowest, phase.began - left.began)
+        self._phase = phase
 
     def __enter__(self) -> "Heartbeat":
         faulthandler.enable()
         self._tell()
         self._thread.start()
+        if self._rank == 0:
+            logger.info(
+                f"The job ends when no rank makes progress for {self._timeout:g} s, or {SLOW_STEP_FACTOR} times its "
+                f"slowest step; for {STORAGE_FACTOR * self._timeout:g} s while it waits for disks or storage; for "
+                f"{START_UP_FACTOR * self._timeout:g} s as it starts."
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -119,10 +165,10 @@ class Heartbeat:
                 self._store.set("broken", "")
             self._thread.join(2 * self._timeout)  # it ends this process when it knows
             return
-        step, activity, _ = self._mark
         message = str(error)
         if not isinstance(error, UserError):
-            message = f"Rank {self._rank} raised {type(error).__name__} in step {step} ({activity}): {error}"
+            where = f"step {self._phase.step} ({self._phase.activity})"
+            message = f"Rank {self._rank} raised {type(error).__name__} in {where}: {error}"
         with contextlib.suppress(torch.distributed.DistError):
             self._raise_alarm(Alarm(0, message, isinstance(error, UserError)))
 
@@ -145,13 +191,32 @@ class Heartbeat:
 
     def _tell(self, is_done: bool = False) -> None:
         self._beat += 1
-        step, activity, since = self._mark
-        limit = max(self._timeout, SLOW_STEP_FACTOR * self._slowest)
-        if not self._is_training:
-            limit = START_UP_FACTOR * self._timeout
-        stuck_seconds = time.monotonic() - since
-        pulse = Pulse(self._beat, step, activity, stuck_seconds, limit, socket.gethostname(), os.getpid(), is_done)
+        phase, now = self._phase, time.monotonic()
+        work = phase.work
+        if work is not None and (work is not self._seen[0] or work.advances != self._seen[1]):
+            self._seen = work, work.advances, now
+        since = phase.began if work is None else max(phase.began, self._seen[2])
+        pulse = Pulse(
+            self._beat,
+            phase.step,
+            phase.activity,
+            seconds=now - phase.began,
+            stuck_seconds=now - since,
+            limit_seconds=self._limit_seconds(phase),
+            host=node_name(),
+            pid=os.getpid(),
+            is_storage=work is not None,
+            done_bytes=0 if work is None else work.done_bytes,
+            total_bytes=0 if work is None else work.total_bytes,
+            is_done=is_done,
+        )
         self._store.set(f"pulse/{self._rank}", json.dumps(dataclasses.asdict(pulse)))
+
+    def _limit_seconds(self, phase: Phase) -> float:
+        if phase.work is not None:
+            return STORAGE_FACTOR * self._timeout
+        slowest = self._slowest.get(phase.activity)
+        return START_UP_FACTOR * self._timeout if slowest is None else max(self._timeout, SLOW_STEP_FACTOR * slowest)
 
     def _look_at_others(self) -> None:
         now = time.monotonic()
@@ -163,8 +228,10 @@ class Heartbeat:
                 self._raise_alarm(Alarm(self._rank, f"Ranks {missing} ended or hang before the start of the training."))
             return
         silence_limit = 3 * self._interval if self._store.check(["broken"]) else self._timeout
-        for rank, text in zip(watched, self._store.multi_get(keys), strict=True):
-            pulse = Pulse(**json.loads(text))
+        pulses = {
+            rank: Pulse(**json.loads(text)) for rank, text in zip(watched, self._store.multi_get(keys), strict=True)
+        }
+        for rank, pulse in pulses.items():
             last, heard = self._last_heard.get(rank, (None, now))
             if last is None or pulse.beat != last.beat:
                 self._last_heard[rank] = pulse, now
@@ -173,47 +240,63 @@ class Heartbeat:
                 continue
             if now - heard > silence_limit:
                 self._raise_alarm(Alarm(self._rank if rank == 0 else 0, _silence(rank, pulse, now - heard)))
-            elif pulse.stuck_seconds > pulse.limit_seconds:
+        if self._rank == 0:
+            at_work = {rank: pulse for rank, pulse in pulses.items() if not pulse.is_done}
+            if at_work and all(pulse.is_stuck for pulse in at_work.values()):
                 self._raise_alarm(Alarm(0))
+            self._report_waiting(at_work, now)
+
+    def _report_waiting(self, pulses: dict[int, Pulse], now: float) -> None:
+        """Tell the user, once per time-out, that disks hold the job up, and which rank has most left to do."""
+        waiting = {rank: pulse for rank, pulse in pulses.items() if pulse.is_storage and pulse.seconds > self._timeout}
+        if not waiting or now - self._reported < self._timeout:
+            return
+        self._reported = now
+        # When all is written, the first rank makes it a checkpoint.
+        last = max(waiting, key=lambda rank: max(waiting[rank].total_bytes - waiting[rank].done_bytes, 0))
+        same = [pulse for pulse in waiting.values() if pulse.activity == waiting[last].activity]
+        volume = _volume(sum(pulse.done_bytes for pulse in same), sum(pulse.total_bytes for pulse in same))
+        logger.info(
+            f"Still {waiting[last].activity}{volume}, {waiting[last].seconds:.0f} s; waiting for rank {last} on "
+            f"{waiting[last].host}."
+        )
 
     def _raise_alarm(self, alarm: Alarm) -> None:
         """The first alarm counts."""
         self._store.compare_set("alarm", "", json.dumps(dataclasses.asdict(alarm)))
 
     def _end(self, alarm: Alarm) -> None:
-        """Leave the stacks, let the reporter speak, and end this process, unless it is coming to its end by itself."""
+        """Let the reporter speak, leave the stacks, and end this process, unless it is coming to its end by itself."""
         if alarm.message and self._closing.wait(self._interval):
             return
         frames = traceback.extract_stack(sys._current_frames()[self._main_thread])
-        self._write_stacks()
+        message, reports = alarm.message, self._rank == alarm.reporter
         with contextlib.suppress(torch.distributed.DistError):
             stack = "".join(traceback.format_list(frames[-8:]))
             self._store.set(f"stack/{self._rank}", json.dumps([_waits_for_others(frames), stack]))
-        if self._rank == alarm.reporter:
-            self._report(alarm)
+        if reports:
+            time.sleep(1.5 * self._interval)  # all have heard by then
+            message = message or "\n".join(self._suspects())
+            where = "" if alarm.is_user_error else f" All stacks: {self._recipe.run_folder}/logs/stacks-rank*.txt"
+            print(f"error: {message}{where}", file=sys.stderr, flush=True)
         with contextlib.suppress(torch.distributed.DistError):
-            if self._rank == alarm.reporter:
+            if reports:
                 self._store.set("reported", "")
             else:
                 self._store.wait(["reported"], timedelta(seconds=4 * self._interval))
-        sys.stderr.flush()
+        # To disk last: it may be what hangs. Then faulthandler, armed by `_watch`, ends this process.
+        with contextlib.suppress(OSError):
+            self._write_stacks()
+            if reports:
+                step = outcome.last_recorded_step(self._recipe)
+                outcome.write(self._recipe, Outcome("failed" if alarm.is_user_error else "crashed", step, message))
         os._exit(USER_ERROR_EXIT_CODE if alarm.is_user_error else EXIT_CODE)
 
     def _write_stacks(self) -> None:
-        with contextlib.suppress(OSError):
-            folder = self._recipe.run_folder / "logs"
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"stacks-rank{self._rank}.txt").open("w") as file:
-                faulthandler.dump_traceback(file, all_threads=True)
-
-    def _report(self, alarm: Alarm) -> None:
-        time.sleep(1.5 * self._interval)  # all have heard by then
-        message = alarm.message or "\n".join(self._suspects())
-        with contextlib.suppress(OSError):
-            step = outcome.last_recorded_step(self._recipe)
-            outcome.write(self._recipe, Outcome("failed" if alarm.is_user_error else "crashed", step, message))
-        where = "" if alarm.is_user_error else f" All stacks: {self._recipe.run_folder}/logs/stacks-rank*.txt"
-        print(f"error: {message}{where}", file=sys.stderr)
+        folder = self._recipe.run_folder / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"stacks-rank{self._rank}.txt").open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
 
     def _suspects(self) -> Iterator[str]:
         """The ranks that do not wait for others, and where they are."""
@@ -236,6 +319,12 @@ class Heartbeat:
             yield f"Rank {rank} is stuck {pulse}: {idle}. Its stack:\n{found[rank][1]}"
         if others := len(found) - len(culprits):
             yield f"The others ({others}) wait for it in collective operations."
+
+
+def _volume(done_bytes: int, total_bytes: int) -> str:
+    if total_bytes:
+        return f": {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+    return f": {done_bytes / 1e9:.2f} GB" if done_bytes else ""
 
 
 def _silence(rank: int, pulse: Pulse, seconds: float) -> str:

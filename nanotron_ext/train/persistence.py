@@ -11,20 +11,23 @@ import torch
 
 from nanotron_ext.checkpoint import (
     STATE_KINDS,
+    Advance,
     CheckpointError,
     CheckpointReader,
     checkpoint_folder,
-    describe_files,
     finish_checkpoint,
     save_shard,
     versions,
 )
 from nanotron_ext.engine import dist
 from nanotron_ext.ledger import Samples
+from nanotron_ext.progress import Work, unwatched
 from nanotron_ext.retention import prune_checkpoints
 from nanotron_ext.storage import Uploader, not_uploaded
 from nanotron_ext.train.exchange import keeps_files
 from nanotron_ext.train.step import TrainState
+
+Announce = Callable[[str, Work], None]  # what the caller is going to wait for, and how far it is
 
 
 class CheckpointWriter:
@@ -32,14 +35,15 @@ class CheckpointWriter:
 
     `start` copies this rank's state to host memory and returns; a thread writes it. When no rank is writing any more,
     `commit` makes the checkpoint visible: until then it is `<step>.tmp`, and the one before stays the newest. At most
-    one checkpoint is under way.
+    one checkpoint is under way. Whatever makes the caller wait for disks is announced first.
 
     Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
-    def __init__(self, state: TrainState, skipped: Sequence[Samples] = ()) -> None:
+    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce) -> None:
         """`skipped` are the ranges of samples that the run leaves out."""
-        self._state, self._skipped = state, skipped
+        self._state, self._skipped, self._announce = state, skipped, announce
+        self._work = Work()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[dict[str, Any]] | None = None
         self._manifest: dict[str, Any] = {}
@@ -48,8 +52,9 @@ class CheckpointWriter:
 
     def start(self, step: int, data: dict[str, Any]) -> None:
         """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far."""
-        self.finish()
+        self.commit()
         recipe, context = self._state.recipe, self._state.context
+        self._work = Work()
         self._manifest = {
             "step": step,
             "recipe_hash": recipe.hash(),
@@ -61,6 +66,7 @@ class CheckpointWriter:
             "skipped_samples": self._skipped,
             "versions": versions(),
         }
+        self._announce(self._activity, self._work)
         if keeps_files(recipe):
             with self._disk_errors():
                 # What a killed attempt left, perhaps in another layout, must not be mixed with ours.
@@ -71,8 +77,9 @@ class CheckpointWriter:
         mine: dict[str, list[Any]] = {}
         if self._state.optimizer.sharded or dp_rank == 0:
             mine = {kind: list(_copied(self._state.optimizer.state(kind))) for kind in STATE_KINDS}
+        self._work.total_bytes = sum(tensor.nbytes for parts in mine.values() for _, _, tensor in parts)
         rank_name = f"pp{dist.get_rank(context.pp_pg)}-tp{dist.get_rank(context.tp_pg)}-dp{dp_rank}"
-        self._writing = self._thread.submit(_write, self._temporary, rank_name, mine)
+        self._writing = self._thread.submit(_write, self._temporary, rank_name, mine, self._work.advance)
 
     @property
     def is_busy(self) -> bool:
@@ -83,9 +90,10 @@ class CheckpointWriter:
         return False
 
     def commit(self) -> None:
-        """Make the checkpoint visible. To be called on all ranks when none of them is busy."""
+        """Wait for the write and make the checkpoint visible. To be called on all ranks."""
         if self._writing is None:
             return
+        self._announce(self._activity, self._work)
         files: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(files, self._written_files())
         self._writing = None
@@ -93,30 +101,26 @@ class CheckpointWriter:
             final = checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"])
             with self._disk_errors():
                 all_files = {name: description for of_rank in files for name, description in of_rank.items()}
-                finish_checkpoint(self._temporary, final, self._manifest, all_files)
+                finish_checkpoint(self._temporary, final, self._manifest, all_files, self._work.advance)
                 if self._uploader is not None:
                     self._uploader.upload_all()
-                self._prune()
+                self._prune(self._work)
+        torch.distributed.barrier()  # no rank goes on to what the watchdog gives less time
 
-    def finish(self) -> None:
-        """Wait until what is under way is visible. To be called on all ranks."""
-        if self._writing is not None:
-            self.commit()
-            torch.distributed.barrier()
-
-    def finish_uploads(self, on_wait: Callable[[], None]) -> None:
-        """Wait for the copies in object storage; `on_wait` is called while that takes."""
+    def finish_uploads(self) -> None:
+        """Wait for the copies in object storage."""
         if self._uploader is not None:
-            self._uploader.finish(on_wait)
+            self._announce("uploading", self._uploader.work)
+            self._uploader.finish()
             with self._disk_errors():
-                self._prune()
+                self._prune(self._uploader.work)
 
-    def _prune(self) -> None:
+    def _prune(self, work: Work) -> None:
         section, run_folder = self._state.recipe.checkpoints, self._state.recipe.run_folder
         needed = not_uploaded(run_folder) if self._uploader is not None else []
-        prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps, needed)
+        prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps, needed, work.advance)
         if self._uploader is not None and not section.keep_local:
-            prune_checkpoints(run_folder, keep_last=1, keep_every_steps=None, needed=needed)
+            prune_checkpoints(run_folder, keep_last=1, keep_every_steps=None, needed=needed, advance=work.advance)
 
     def _written_files(self) -> dict[str, Any]:
         """Waits for this rank's write; what the manifest will say of its files."""
@@ -135,6 +139,10 @@ class CheckpointWriter:
             ) from error
 
     @property
+    def _activity(self) -> str:
+        return f"writing checkpoint {self._manifest['step']}"
+
+    @property
     def _temporary(self) -> Path:
         return checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"]).with_suffix(".tmp")
 
@@ -144,47 +152,48 @@ def _copied(parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Iterator[tuple[An
         yield slot, start, tensor.detach().to("cpu", copy=True)
 
 
-def _write(folder: Path, rank_name: str, parts_by_kind: dict[str, list[Any]]) -> dict[str, Any]:
+def _write(folder: Path, rank_name: str, parts_by_kind: dict[str, list[Any]], advance: Advance) -> dict[str, Any]:
     """Write and flush one rank's files; what the manifest will say of them."""
-    paths = []
+    files: dict[str, Any] = {}
     for kind in list(parts_by_kind):
-        paths.append(save_shard(folder, kind, rank_name, iter(parts_by_kind.pop(kind))))  # and free the copy
-    return describe_files(paths)
+        files |= save_shard(folder, kind, rank_name, iter(parts_by_kind.pop(kind)), advance)  # and free the copy
+    return files
 
 
-def verify_together(reader: CheckpointReader) -> list[str]:
+def verify_together(reader: CheckpointReader, advance: Advance) -> list[str]:
     """Compare all files with their checksums, each rank a part of them; what is wrong, the same list on every rank."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    mine = reader.damaged_files(rank, world_size)
+    mine = reader.damaged_files(rank, world_size, advance)
     problems: list[list[str]] = [[] for _ in range(world_size)]
     torch.distributed.all_gather_object(problems, mine)
     return [problem for of_rank in problems for problem in of_rank]
 
 
-def load_checkpoint(state: TrainState, reader: CheckpointReader) -> None:
-    """Fill masters, Adam state and model from a checkpoint of any layout.
+def load_checkpoint(state: TrainState, reader: CheckpointReader, advance: Advance = unwatched) -> None:
+    """Fill masters, Adam state and model from a checkpoint of any layout; `advance` is told of the bytes read.
 
     Raises:
         CheckpointError: when it does not hold all of this model and its Adam state.
     """
     for kind in STATE_KINDS:
-        _load_kind(state, reader, kind)
+        _load_kind(state, reader, kind, advance)
     state.optimizer.set_steps_taken(reader.step)
     state.optimizer.masters_to_model()
 
 
-def load_weights(state: TrainState, reader: CheckpointReader) -> None:
-    """Fill the model and its masters; Adam starts afresh.
+def load_weights(state: TrainState, reader: CheckpointReader, advance: Advance = unwatched) -> None:
+    """Fill the model and its masters; Adam starts afresh. `advance` is told of the bytes read.
 
     Raises:
         CheckpointError: when the checkpoint is of another architecture.
     """
-    _load_kind(state, reader, "master")
+    _load_kind(state, reader, "master", advance)
     state.optimizer.masters_to_model()
 
 
-def _load_kind(state: TrainState, reader: CheckpointReader, kind: str) -> None:
+def _load_kind(state: TrainState, reader: CheckpointReader, kind: str, advance: Advance) -> None:
     for slot, start, local in state.optimizer.state(kind):
         entry = slot.entry
         whole = reader.read(kind, entry.name, expected_shape=entry.shape)
         local.copy_(entry.cut(whole).flatten()[start : start + local.numel()])
+        advance(whole.nbytes)

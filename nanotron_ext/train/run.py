@@ -12,12 +12,15 @@ import torch
 from nanotron_ext import ledger
 from nanotron_ext.checkpoint import CheckpointError, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
+from nanotron_ext.data.remote import DOWNLOADS
 from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distributed
 from nanotron_ext.errors import UserError
 from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
+from nanotron_ext.progress import Work
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import outcome, startup
+from nanotron_ext.train.agreement import agree, newest_of_all
 from nanotron_ext.train.exchange import complete_checkpoints
 from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.outcome import Outcome, StopSignal
@@ -41,15 +44,7 @@ def run(recipe: Recipe) -> Outcome:
         UserError: a RecipeError, DataError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    startup.check_not_running(recipe)
-    if recipe.checkpoints.checkpoints_path_is_shared_file_system:
-        found = startup.preflight(recipe, world_size)
-        launch = initialize_distributed()
-    else:
-        startup.check_world_size(recipe, world_size)
-        launch = initialize_distributed()
-        found = _preflight_on_own_disks(recipe, launch)
+    launch, found = _prepare(recipe)
     stop = StopSignal()
     parallelism = recipe.parallelism
     is_writer = launch.rank == 0
@@ -60,7 +55,7 @@ def run(recipe: Recipe) -> Outcome:
     try:
         with Heartbeat(recipe, launch) as heartbeat:
             state = TrainState(recipe, context, launch.device)
-            step_done = _restore(state, found)
+            step_done = _restore(state, found, heartbeat)
             if step_done < recipe.last_step:
                 step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
@@ -78,29 +73,56 @@ def run(recipe: Recipe) -> Outcome:
             lock.close()
 
 
-def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight:
-    """With the checkpoints that all machines have in full, and the ledger of the first one."""
-    steps = complete_checkpoints(recipe, launch.device)
-    found = startup.preflight(recipe, launch.world_size)
-    own = [checkpoint for checkpoint in found.checkpoints if checkpoint.step in steps]
-    decided: list[Any] = [found.skipped, found.changes]
-    torch.distributed.broadcast_object_list(decided, src=0, device=launch.device)
-    return dataclasses.replace(found, checkpoints=own, skipped=decided[0], changes=decided[1])
+def _prepare(recipe: Recipe) -> tuple[Launch, startup.Preflight]:
+    """Each rank looks at the disk, they connect, and agree on what they have seen."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    found: startup.Preflight | UserError
+    if recipe.checkpoints.checkpoints_path_is_shared_file_system:
+        with startup.told_by_rank(rank):
+            found = startup.preflight(recipe, world_size)
+        launch = initialize_distributed()
+    else:
+        with startup.told_by_rank(rank):
+            startup.check_world_size(recipe, world_size)
+            startup.check_not_running(recipe)
+        launch = initialize_distributed()
+        found = _preflight_on_own_disks(recipe, launch)
+    try:
+        return launch, agree(recipe, found, launch.device)
+    except UserError:
+        torch.distributed.destroy_process_group()
+        raise
 
 
-def _restore(state: TrainState, found: startup.Preflight) -> int:
+def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight | UserError:
+    """With the checkpoints that all machines have in full."""
+    completed = complete_checkpoints(recipe, launch.device)
+    try:
+        found = startup.preflight(recipe, launch.world_size)
+    except UserError as error:
+        return error
+    usable = [checkpoint for checkpoint in found.checkpoints if checkpoint.folder in completed]
+    return dataclasses.replace(found, checkpoints=usable)
+
+
+def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> int:
     """Load what the run goes on from; returns the last step done."""
-    for checkpoint in found.checkpoints:
-        if damaged := verify_together(checkpoint):
+    candidates = found.checkpoints
+    while (checkpoint := newest_of_all(candidates)) is not None:
+        heartbeat.waits_for(f"comparing checkpoint {checkpoint.step} with its checksums", work := Work())
+        if damaged := verify_together(checkpoint, work.advance):
             logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
+            candidates = [older for older in candidates if older.step < checkpoint.step]
             continue
-        load_checkpoint(state, checkpoint)
+        heartbeat.waits_for(f"loading checkpoint {checkpoint.step}", work := Work())
+        load_checkpoint(state, checkpoint, work.advance)
         logger.info(f"Continuing {checkpoint.folder} after step {checkpoint.step}.")
         return checkpoint.step
     if found.checkpoints:
         raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
     if found.weights is not None:
-        load_weights(state, found.weights)
+        heartbeat.waits_for("loading weights", work := Work())
+        load_weights(state, found.weights, work.advance)
         logger.info(f"Starting from the weights of {found.weights.folder}.")
     return 0
 
@@ -115,11 +137,12 @@ def _train(
 ) -> int:
     """Train up to the last step or a stop request; returns the last step done."""
     recipe, context = state.recipe, state.context
+    heartbeat.progress(step_done, "preparing")
     loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped)
     validation = Validation(recipe, context.replica)
     journal = Journal(state, step_done, found) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
-    writer = CheckpointWriter(state, found.skipped)
+    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for)
     spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
@@ -138,25 +161,28 @@ def _train(
         if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
             evaluating = partial(heartbeat.progress, batch.step, "validation")
             extra["validation_bits_per_byte"] = validation.bits_per_byte(state, evaluating)
+        heartbeat.progress(batch.step, "bookkeeping")
         if result.stop_requested or _is_due(recipe, batch.step, recipe.checkpoints.checkpoint_interval):
             extra["data"] = startup.data_state(loader, batch.step)
         samples = _global_samples(state, loader, batch.step) if recipe.logging.log_samples else []
         if journal is not None:
+            heartbeat.waits_for("recording the step", Work())
             journal.record(batch.step, result, seconds, extra, samples)
-        heartbeat.progress(batch.step, "bookkeeping")
+            heartbeat.progress(batch.step, "bookkeeping")
         if (spike := spikes.observe(result.loss)) is not None:
             if recipe.spikes.action == "stop":
-                writer.finish()  # what is being written is the checkpoint to go back to
+                writer.commit()  # what is being written is the checkpoint to go back to
             _report_spike(state, batch, spike)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
             writer.start(batch.step, extra["data"])
         if result.stop_requested:
             break
-        heartbeat.progress(batch.step + 1, "reading data")
+        heartbeat.waits_for("reading data", DOWNLOADS)
         mark = time.perf_counter()
-    writer.finish()
-    writer.finish_uploads(partial(heartbeat.progress, step_done, "uploading"))
+    writer.commit()
+    writer.finish_uploads()
     if journal is not None:
+        heartbeat.waits_for("closing metrics and wandb", Work())
         journal.close()
     return step_done
 

@@ -1,12 +1,15 @@
-"""What must hold before a run may start; checked before a process group exists and before anything is written."""
+"""What must hold before a run may start; checked by each rank alone, before anything is written."""
 
+import contextlib
 import dataclasses
 import fcntl
 import logging
 import os
 import shutil
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +27,7 @@ from nanotron_ext.checkpoint import (
     write_atomically,
 )
 from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.engine import node_name
 from nanotron_ext.errors import UserError
 from nanotron_ext.ledger import Samples, skipped_samples
 from nanotron_ext.recipe import Recipe, load_recipe
@@ -34,6 +38,7 @@ from nanotron_ext.train.tracking import wandb_mode
 logger = logging.getLogger("nanotron_ext.train")
 
 LOCK_FILE = "training.lock"
+ALONE_SECONDS = 3.0  # torchrun notices a failed rank every 0.1 s
 LOCK_WAIT_SECONDS = 10.0  # a killed process keeps its lock until the kernel has freed its memory
 
 _BYTES_PER_STATE = 4  # masters and Adam's moments are float32
@@ -51,6 +56,7 @@ class Preflight:
     weights: CheckpointReader | None  # to start a new run from, when there is nothing to continue
     changes: dict[str, list[Any]]  # of the recipe, agreed to, that alter the result: key -> [old, new]
     skipped: list[Samples]  # ranges of samples that the run leaves out
+    data: dict[str, Any]  # where each source goes on, and a digest of its files
     tracking_mode: str  # of wandb
 
 
@@ -61,18 +67,45 @@ def preflight(recipe: Recipe, world_size: int) -> Preflight:
         UserError: a StartupError, CheckpointError, DataError or TrackingError that says what to do.
     """
     check_world_size(recipe, world_size)
+    check_not_running(recipe)
     check_run_folder(recipe)
     check_disk_space(recipe)
     checkpoints = find_checkpoints(recipe)
     weights = None
     if not checkpoints and recipe.checkpoints.load_weights_path:
         weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
-    tracking_mode = wandb_mode(recipe)
+    return examine(recipe, checkpoints, weights, wandb_mode(recipe))
+
+
+@contextlib.contextmanager
+def told_by_rank(rank: int) -> Iterator[None]:
+    """Print a UserError of any rank but the first, whose errors are printed by whoever started it.
+
+    For the time before ranks are connected, when none knows what the others found. What is wrong is wrong for all, as a
+    rule: torchrun ends the other ranks of a machine before they repeat what the machine's first one says.
+    """
+    try:
+        yield
+    except UserError as error:
+        if rank > 0:
+            time.sleep(0 if os.environ.get("LOCAL_RANK") == "0" else ALONE_SECONDS)
+            print(f"error: Rank {rank} on {node_name()}: {error}", file=sys.stderr, flush=True)
+        raise
+
+
+def examine(
+    recipe: Recipe, checkpoints: list[CheckpointReader], weights: CheckpointReader | None, tracking_mode: str
+) -> Preflight:
+    """What follows from what the run goes on from: the newest of `checkpoints`, else `weights`, else nothing.
+
+    Raises:
+        UserError: a CheckpointError or DataError, when the recipe or the data do not fit it.
+    """
     changes = recipe_changes(recipe, checkpoints)
     before = checkpoints[0].manifest.get("skipped_samples", []) if checkpoints else []
     skipped = skipped_samples(recipe.run_folder, before)
-    check_data(recipe, checkpoints[0] if checkpoints else None, skipped)
-    return Preflight(checkpoints, weights, changes, skipped, tracking_mode)
+    data = check_data(recipe, checkpoints[0] if checkpoints else None, skipped)
+    return Preflight(checkpoints, weights, changes, skipped, data, tracking_mode)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:
@@ -213,8 +246,10 @@ def recipe_changes(recipe: Recipe, checkpoints: list[CheckpointReader]) -> dict[
     return found[0] if found else {}
 
 
-def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]) -> None:
+def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]) -> dict[str, Any]:
     """Open every source, and make sure that a continued run goes on with the data it would have seen.
+
+    Returns `data_state` at the checkpoint.
 
     Raises:
         DataError: naming every source that is missing or damaged.
@@ -222,7 +257,7 @@ def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: lis
     """
     loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp, skipped=skipped)
     if checkpoint is None:
-        return
+        return data_state(loader, 0)
     then, now = checkpoint.manifest["data"], data_state(loader, checkpoint.step)
     changed = [f"  {key}: {old} then, {new} now" for key, old, new in differences(then, now)]
     if changed:
@@ -230,6 +265,7 @@ def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: lis
             f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on; restore it, or start a "
             f"new run. What differs by step {checkpoint.step}:\n" + "\n".join(changed[:12])
         )
+    return now
 
 
 def data_state(loader: MixtureLoader, step: int) -> dict[str, Any]:

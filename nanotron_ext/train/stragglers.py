@@ -6,15 +6,13 @@ A rank that holds up its tensor-parallel or pipeline partners inside the step ma
 named together.
 """
 
-import os
-import socket
 import time
 from dataclasses import dataclass
 from statistics import median_low
 
 import torch
 
-from nanotron_ext.engine import ParallelContext, dist
+from nanotron_ext.engine import ParallelContext, dist, node_name
 
 WINDOW_STEPS = 20  # means over so many steps, so that no single slow file or garbage collection raises an alarm
 BEHIND = 1.2  # times the median of the stage
@@ -71,7 +69,7 @@ class StragglerWatch:
     def over(cls, context: ParallelContext) -> "StragglerWatch":
         """To be called on all ranks."""
         nodes: list[str] = [""] * dist.get_world_size()
-        torch.distributed.all_gather_object(nodes, os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+        torch.distributed.all_gather_object(nodes, node_name())
         return cls(nodes, [stage.flatten().tolist() for stage in context.world_rank_matrix[0]])
 
     def observe(self, seconds: list[float]) -> tuple[Slowest, str | None]:

@@ -28,11 +28,14 @@ def run_ranks(
         process.start()
         theirs.close()
         workers.append((process, mine))
+    patience_seconds = 0.0  # for the others, when a rank has failed
     try:
-        return [_result(rank, connection, timeout_seconds) for rank, (_, connection) in enumerate(workers)]
+        results = [_result(rank, connection, timeout_seconds) for rank, (_, connection) in enumerate(workers)]
+        patience_seconds = 5.0
+        return results
     finally:
         for process, _ in workers:
-            process.join(5)
+            process.join(patience_seconds)
             if process.is_alive():
                 process.kill()
                 process.join()

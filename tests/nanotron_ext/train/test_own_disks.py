@@ -21,13 +21,16 @@ def run_on_own_disk(recipes: list[Recipe]) -> Outcome:
     return run(recipes[rank])
 
 
-def recipes_of(root: Path, stop_step: int) -> list[Recipe]:
+def recipes_of(root: Path, stop_step: int, run: str = "run", **checkpoints: str) -> list[Recipe]:
+    """Of two machines; in `checkpoints`, paths below the machine's own disk."""
     return [
         tiny_recipe(
             root,
             general__runs_path=root / machine,
+            general__run=run,
             checkpoints="{checkpoint_interval: 4, checkpoints_path_is_shared_file_system: false}",
             tokens__stop_step=stop_step,
+            **{f"checkpoints__{key}": root / machine / path for key, path in checkpoints.items()},
         )
         for machine in ("first", "second")
     ]
@@ -66,3 +69,21 @@ def test_a_checkpoint_is_put_together_from_the_machines_that_wrote_it(tmp_path: 
     assert reader.damaged_files() == []
     for kind in STATE_KINDS:
         assert all(torch.equal(reader.read(kind, name), expected.read(kind, name)) for name in expected.names())
+
+
+def test_a_run_that_is_continued_or_gives_its_weights_is_put_together_too(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    straight = tiny_recipe(tmp_path)
+    run_ranks(run, 2, straight)
+    losses = [row["loss"] for row in read_metrics(straight.run_folder)]
+    run_ranks(run_on_own_disk, 2, recipes_of(tmp_path, 4))
+
+    continued = recipes_of(tmp_path, 8, "continued", resume_checkpoint_path="run")
+    assert run_ranks(run_on_own_disk, 2, continued)[0] == Outcome("finished", 8)
+    assert [row["loss"] for row in read_metrics(continued[0].run_folder)] == losses[4:]
+
+    shutil.rmtree(tmp_path / "second" / "run")  # brought here for the run above; by now the first machine has all of it
+    from_weights = recipes_of(tmp_path, 8, "weights", load_weights_path="run/checkpoints/4")
+    assert run_ranks(run_on_own_disk, 2, from_weights)[0] == Outcome("finished", 8)
+    rows = read_metrics(from_weights[0].run_folder)
+    assert [row["step"] for row in rows] == list(range(1, 9)) and rows[0]["loss"] < losses[0] - 0.1

@@ -279,10 +279,10 @@ def run_with_little_disk(recipe: Recipe) -> str:
     """Files may not exceed 20 kB from the second checkpoint on, as on a full disk."""
     write = persistence._write
 
-    def write_on_a_full_disk(folder: Path, rank_name: str, parts: Any) -> Any:
+    def write_on_a_full_disk(folder: Path, *arguments: Any) -> Any:
         if folder.name == "8.tmp":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        return write(folder, rank_name, parts)
+        return write(folder, *arguments)
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     persistence._write = write_on_a_full_disk
@@ -316,6 +316,7 @@ def run_in_a_folder_that_closes(recipe: Recipe) -> str:
 
     def start_without_permission(writer: CheckpointWriter, step: int, data: dict[str, Any]) -> None:
         if step == 8:
+            writer.commit()
             (recipe.run_folder / "checkpoints").chmod(0o555)
         start(writer, step, data)
 

@@ -1,0 +1,175 @@
+"""A rank that sees other files than the rest goes on with them from the same state, or no rank starts."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.recipe import Recipe
+from nanotron_ext.train import startup
+from nanotron_ext.train.outcome import Outcome
+from nanotron_ext.train.run import run
+from nanotron_ext.train.startup import StartupError
+from nanotron_ext.train.tracking import read_metrics
+from tests.nanotron_ext.ranks import run_ranks
+from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
+
+TOKENS = "{sequence_length: 16, train_steps: 12, micro_batch_size: 2, stop_step: %d}"
+NEWEST = "/checkpoints/8"
+
+
+def recipe_of(root: Path, name: str, stop_step: int = 12, **changes: object) -> Recipe:
+    return tiny_recipe(root, general__run=name, tokens=TOKENS % stop_step, **changes)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("agreement")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path) -> Recipe:
+    """Twelve steps in one go, with checkpoints of steps 4, 8 and 12."""
+    recipe = recipe_of(root, "straight")
+    run_ranks(run, 2, recipe)
+    return recipe
+
+
+def after_step_8(root: Path, straight: Recipe, name: str) -> Recipe:
+    """A run that has come to step 8."""
+    recipe = recipe_of(root, name)
+    shutil.copytree(straight.run_folder, recipe.run_folder)
+    shutil.rmtree(recipe.run_folder / "checkpoints" / "12")
+    return recipe
+
+
+def old_listing() -> None:
+    """Folders are listed as they were before the newest checkpoint."""
+    glob = Path.glob
+
+    def glob_before(folder: Path, pattern: str, **keywords: Any) -> Iterator[Path]:
+        return (path for path in glob(folder, pattern, **keywords) if not str(path).endswith(NEWEST))
+
+    Path.glob = glob_before  # type: ignore[method-assign]
+
+
+def old_view() -> None:
+    """Nor can what is in it be opened."""
+    old_listing()
+    read_text, is_file = Path.read_text, Path.is_file
+
+    def read_before(path: Path, *arguments: Any, **keywords: Any) -> str:
+        if NEWEST in str(path):
+            raise FileNotFoundError(f"No such file: {path}")
+        return read_text(path, *arguments, **keywords)
+
+    Path.read_text = read_before  # type: ignore[method-assign]
+    Path.is_file = lambda path: NEWEST not in str(path) and is_file(path)  # type: ignore[method-assign]
+
+
+def other_manifest() -> None:
+    """One file of the newest checkpoint has another checksum here."""
+    read_text = Path.read_text
+
+    def read_other(path: Path, *arguments: Any, **keywords: Any) -> str:
+        text = read_text(path, *arguments, **keywords)
+        if not str(path).endswith(f"{NEWEST}/checkpoint.json"):
+            return text
+        manifest = json.loads(text)
+        next(iter(manifest["files"].values()))["sha256"] = "0" * 64
+        return json.dumps(manifest)
+
+    Path.read_text = read_other  # type: ignore[method-assign]
+
+
+def other_ledger() -> None:
+    startup.skipped_samples = lambda run_folder, before: [(48, 4)]
+
+
+def whole_view() -> None:
+    pass
+
+
+def run_spoiled(recipes: list[Recipe], victim: int, spoil: Callable[[], None]) -> Outcome:
+    rank = int(os.environ["RANK"])
+    if rank == victim:
+        spoil()
+    return run(recipes[rank])
+
+
+def assert_same_end(recipe: Recipe, straight: Recipe) -> None:
+    losses = [row["loss"] for row in read_metrics(straight.run_folder)]
+    assert [row["loss"] for row in read_metrics(recipe.run_folder)] == losses
+    state, expected = (CheckpointReader(resolve_checkpoint(r.run_folder)) for r in (recipe, straight))
+    assert state.step == expected.step == 12
+    for kind in STATE_KINDS:
+        assert all(torch.equal(state.read(kind, name), expected.read(kind, name)) for name in expected.names())
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_with_an_old_listing_goes_on_from_the_newest_checkpoint(
+    victim: int, root: Path, straight: Recipe
+) -> None:
+    recipe = after_step_8(root, straight, f"listing-{victim}")
+    assert run_ranks(run_spoiled, 2, [recipe, recipe], victim, old_listing) == [Outcome("finished", 12)] * 2
+    assert_same_end(recipe, straight)
+
+
+@pytest.mark.parametrize("key", ["resume_checkpoint_path", "load_weights_path"])
+def test_the_run_that_another_one_starts_from_is_the_same_too(key: str, root: Path, straight: Recipe) -> None:
+    before = after_step_8(root, straight, f"before-{key}")
+    names = [f"{key}-{number}" for number in range(2)]
+    for name, spoil in zip(names, (whole_view, old_listing), strict=True):
+        recipe = recipe_of(root, name, **{f"checkpoints__{key}": before.run_folder})
+        assert run_ranks(run_spoiled, 2, [recipe, recipe], 1, spoil) == [Outcome("finished", 12)] * 2
+    mine, expected = ([row["loss"] for row in read_metrics(recipe_of(root, name).run_folder)] for name in names[::-1])
+    assert mine == expected and len(mine) == (4 if key == "resume_checkpoint_path" else 12)
+
+
+CASES: dict[str, tuple[int, Callable[[], None], str]] = {
+    "first cannot open": (0, old_view, r"Rank 0 on HOST: .*step 8, .*checkpoints/8, which rank 1 on HOST has found: "),
+    "other cannot open": (1, old_view, r"Rank 1 on HOST: .*step 8, .*checkpoints/8, which rank 0 on HOST has found: "),
+    "other manifest": (1, other_manifest, r"Rank 1 on HOST: .*from step 8, .*its manifest has digest \w{12}, there "),
+    "other ledger": (1, other_ledger, r"Rank 1 on HOST: skipped samples is \[\(48, 4\)\] here, \[\] on the first rank"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_otherwise_the_start_is_refused(case: str, root: Path, straight: Recipe) -> None:
+    victim, spoil, message = CASES[case]
+    recipe = after_step_8(root, straight, case)
+    with pytest.raises(RuntimeError, match=message.replace("HOST", socket.gethostname())):
+        run_ranks(run_spoiled, 2, [recipe, recipe], victim, spoil)
+    assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4", "8"]
+
+
+def test_ranks_with_other_recipes_or_data_are_refused(root: Path, tmp_path: Path) -> None:
+    usual, often = recipe_of(root, "usual"), recipe_of(root, "usual", checkpoints__checkpoint_interval=3)
+    with pytest.raises(RuntimeError, match=r"Rank 1 on \S+: recipe\.checkpoints\.checkpoint_interval is 3 here, 4 on"):
+        run_ranks(run_spoiled, 2, [usual, often], 0, whole_view)
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.copytree(root / "data" / "a", tmp_path / "data" / "b", dirs_exist_ok=True)
+    manifest = tmp_path / "data" / "b" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "source": "b"}))
+    other = recipe_of(root, "usual", data__path=tmp_path / "data")
+    with pytest.raises(RuntimeError, match=r"Rank 1 on \S+: data\.b\.files is '\w+' here, '\w+' on the first rank"):
+        run_ranks(run_spoiled, 2, [usual, other], 0, whole_view)
+    assert not usual.run_folder.exists()
+
+
+def test_a_rank_that_fails_alone_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started the ranks prints what the first one raises, and nothing of the others."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for rank in (0, 7):
+        with pytest.raises(StartupError), startup.told_by_rank(rank):
+            raise StartupError("The disk is full.")
+    assert capsys.readouterr().err == f"error: Rank 7 on {socket.gethostname()}: The disk is full.\n"
