@@ -22,6 +22,7 @@ from eval.tasks.code import extract_code
 from eval.tasks.long import match_all, match_any, match_label
 from eval.tasks.tools import call_score, parse_calls
 from nanotron_ext.replies import cut_out, json_object
+from posttrain import rows
 from posttrain.chat import Session
 from posttrain.evaluate import judge
 from posttrain.template import ToolCall, parse_reply, render
@@ -92,6 +93,14 @@ def _conversation(text: str) -> list[dict[str, Any]]:
     ]
 
 
+def _mode_of_row(text: str) -> None:
+    messages = rows.with_inline_reasoning(_conversation(text))
+    with contextlib.suppress(rows.UnusableRow):
+        rows.mode_of_conversation(messages, {}, has_header=True)
+    with contextlib.suppress(rows.UnusableRow):
+        rows.mode_of_pair({"chosen": messages[:3], "rejected": messages[:3]}, {}, has_header=True)
+
+
 def _teacher_answer(text: str) -> None:
     for thinking in (True, False):
         with contextlib.suppress(answers.Unusable):
@@ -113,6 +122,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "parse_reply": parse_reply,
     "calls shown in the chat": _show_reply,
     "judge of held-out prompts": lambda text: judge(HELD_OUT, "think", 0, text, True),
+    "mode of a row": _mode_of_row,
     "dual-mode template": lambda text: render(_conversation(text), xml_tools=[text], custom_instructions=text),
     "plain template": lambda text: render(_conversation(text), template="chatml"),
     "parse_calls": parse_calls,
