@@ -12,44 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 
 from posttrain import train as train_command
 from posttrain.data import DataError, prepare_data
 from posttrain.progress import TrainingFailure
-from posttrain.recipe import PostTrainingRecipe, load_recipe
+from posttrain.recipe import PostTrainingRecipe
 from posttrain.template import load_template
-from posttrain.tiny_data import write_sets
 from posttrain.training import RunError, build_trainer, load_tokenizer, train
-
-SIZES = {"midtrain": 60, "sft": 12, "apo": 16, "heldout": 2}
-FAST = ["wandb.mode=disabled", "data.max_length=512", "optimizer.num_train_epochs=2", "data.max_lost_fraction=0.5"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with room for the long token sequences of the small test tokenizer."""
-    from tests.posttrain.tiny_model import write_model
-
-    return write_model(tmp_path_factory.mktemp("base") / "model", positions=1024)
-
-
-@pytest.fixture
-def run(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runs folder with the tiny sets and the base model."""
-    monkeypatch.setenv("RUN", str(tmp_path))
-    write_sets(tmp_path / "posttrain_data", 0, SIZES)
-    shutil.copytree(base, tmp_path / "hf" / "long_context_64k")
-    return tmp_path
-
-
-def recipe(phase: str, *overrides: str) -> PostTrainingRecipe:
-    return load_recipe(f"recipes/tiny/{phase}.yaml", [*FAST, *overrides])
-
-
-def from_base(run: Path) -> str:
-    return f"model.model_name_or_path={run / 'hf' / 'long_context_64k'}"
+from tests.posttrain.runs import FAST, from_base, metrics_of, recipe, weights
 
 
 def make_trainer(wanted: PostTrainingRecipe) -> Trainer:
@@ -136,10 +107,6 @@ def test_apo_zero_equals_a_hand_computation(run: Path) -> None:
     assert_same_gradients(ours, gradients(policy), 1e-4)
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
 @pytest.mark.parametrize("phase", ["sft", "apo"])
 def test_resume_in_the_second_epoch_is_exact(run: Path, phase: str) -> None:
     """A run that lost everything after a checkpoint in epoch 2, its newest checkpoint half-written, ends bit-equal."""
@@ -203,7 +170,7 @@ def test_two_processes_take_the_same_steps(run: Path) -> None:
     """Data parallel on two processes: the same global batches, so the same losses, and one writer of metrics."""
     arguments = [*FAST, from_base(run), "optimizer.micro_batch_size=1", "data.packing_strategy=null"]
     assert train_command.main(["recipes/tiny/sft.yaml", *arguments, "general.run=one"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     command += ["-m", "posttrain.train", "recipes/tiny/sft.yaml", *arguments, "general.run=two"]
     subprocess.run(
         command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
@@ -232,7 +199,7 @@ def test_sharded_over_two_processes_it_is_the_same_training(run: Path) -> None:
         "checkpoints.keep_last=null",
     ]
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={_free_port()}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     command += ["-m", "tests.posttrain.train_twice", "recipes/tiny/sft.yaml", *arguments]
     environment = {**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
@@ -250,10 +217,6 @@ def test_sharded_over_two_processes_it_is_the_same_training(run: Path) -> None:
     assert all(torch.equal(weight, sharded[name]) for name, weight in weights(run / "hf/two").items())
 
 
-def metrics_of(file: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def test_masters_of_another_type_than_float32_are_refused(run: Path) -> None:
     trainer = make_trainer(recipe("sft", from_base(run)))
     trainer.model.to(torch.bfloat16)
@@ -261,7 +224,7 @@ def test_masters_of_another_type_than_float32_are_refused(run: Path) -> None:
         trainer.train()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
