@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 from transformers.utils import logging
 
 from nanotron_ext.errors import UserError
@@ -90,11 +91,15 @@ class Session:
     def _show_calls(self, reply: Reply) -> None:
         for call in reply.tool_calls:
             arguments = json.dumps(call.arguments, ensure_ascii=False, indent=2)
-            self.console.print(Panel(arguments, title=f"tool call: {call.name}", border_style="yellow"))
+            self._show_call(arguments, f"tool call: {call.name}", "yellow")
         for code in reply.code:
-            self.console.print(Panel(code, title="python call", border_style="yellow"))
+            self._show_call(code, "python call", "yellow")
         for block in reply.malformed_calls:
-            self.console.print(Panel(block, title="malformed tool call", border_style="red"))
+            self._show_call(block, "malformed tool call", "red")
+
+    def _show_call(self, text: str, title: str, colour: str) -> None:
+        # As Text: a string would be searched for markup, in time with the square of its length, and `[/x]` be an error.
+        self.console.print(Panel(Text(text), title=Text(title), border_style=colour))
 
 
 class _ThinkingPrinter:

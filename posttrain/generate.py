@@ -144,6 +144,8 @@ class ChatModel:
 class _CharacterStreamer(BaseStreamer):
     """Passes text on token by token, holding back bytes of unfinished characters and the end of turn."""
 
+    HELD_TOKENS = 16  # a character has four bytes at most: what is unfinished for longer never will be a character
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn: int, on_text: Callable[[str], None]) -> None:
         self.tokenizer = tokenizer
         self.end_of_turn = end_of_turn
@@ -158,7 +160,7 @@ class _CharacterStreamer(BaseStreamer):
             return
         self.pending += [token_id for token_id in value.flatten().tolist() if token_id != self.end_of_turn]
         text = str(self.tokenizer.decode(self.pending))
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self.pending) >= self.HELD_TOKENS:
             self._emit(text)
 
     def end(self) -> None:

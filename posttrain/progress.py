@@ -1,6 +1,5 @@
 """What a run tells while it trains: metrics.jsonl in full precision, a console line with ETA, and its own guards."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -8,21 +7,24 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nanotron_ext.train.tracking import METRICS_FILE, StepLog, read_metrics
+
 
 class TrainingFailure(RuntimeError):
     """A run that cannot go on; the message says what to change."""
 
 
 class MetricsWriter(TrainerCallback):
-    """One JSON object per step in `path`; after a resume the steps that are trained again are written again.
+    """One JSON object per step in the run folder; after a resume the steps that are trained again are written again.
 
     `tokens` counts the tokens that the forward passes saw since step 1, over all processes.
     """
 
     CONSOLE_SECONDS = 5.0
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, run_folder: Path) -> None:
+        self.run_folder = run_folder
+        self.log: StepLog | None = None  # on the main process
         self.tokens_before_resume = 0
         self.first_step = 0
         self.started = self.last_step_ended = self.last_printed = 0.0
@@ -33,12 +35,13 @@ class MetricsWriter(TrainerCallback):
         self.started = self.last_step_ended = time.monotonic()
         if not state.is_world_process_zero:
             return
-        kept = []
-        if self.path.exists():
-            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-            kept = [line for line in lines if line["step"] <= state.global_step]
+        kept = [line for line in read_metrics(self.run_folder) if line["step"] <= state.global_step]
         self.tokens_before_resume = self.last_tokens = kept[-1]["tokens"] if kept else 0
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.log = StepLog(self.run_folder / METRICS_FILE, state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.log is not None:
+            self.log.close()
 
     def on_log(
         self,
@@ -48,8 +51,17 @@ class MetricsWriter(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+        if logs is None or "loss" not in logs:
             return
+        if self.log is not None:
+            self._write(self.log, logs, state)
+        if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):  # on all processes alike
+            raise TrainingFailure(
+                f"Step {state.global_step}: loss {logs['loss']}, gradient norm {logs['grad_norm']}. "
+                "Lower optimizer.learning_rate; the last checkpoint is kept."
+            )
+
+    def _write(self, log: StepLog, logs: dict[str, Any], state: TrainerState) -> None:
         now = time.monotonic()
         tokens = self.tokens_before_resume + int(logs["num_tokens"])
         line = {
@@ -63,14 +75,8 @@ class MetricsWriter(TrainerCallback):
         }
         named = {"num_tokens", "learning_rate", "epoch"}
         line |= {key: value for key, value in logs.items() if key not in line and key not in named}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        log.write(line)
         self.last_step_ended, self.last_tokens = now, tokens
-        if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
-            raise TrainingFailure(
-                f"Step {state.global_step}: loss {logs['loss']}, gradient norm {logs['grad_norm']}. "
-                "Lower optimizer.learning_rate; the last checkpoint is kept."
-            )
         if now - self.last_printed >= self.CONSOLE_SECONDS or state.global_step == state.max_steps:
             self.last_printed = now
             self._print(line, state, now)

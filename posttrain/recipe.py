@@ -63,6 +63,12 @@ class DataSet(Section):
         """Short name for reports."""
         return self.split if self.name else f"{Path(self.path).stem}"
 
+    @property
+    def source(self) -> str:
+        """Where its rows are: the file, or hub name, configuration and split."""
+        file = self.local_file()
+        return str(file) if file else f"{self.path} {self.name or ''} {self.split}"
+
 
 class Data(Section):
     datasets: list[DataSet] = Field(min_length=1)
@@ -173,6 +179,10 @@ def _check(recipe: PostTrainingRecipe) -> list[Problem]:
     if recipe.phase == "sft" and recipe.data.packing_strategy == "wrapped":
         message = "Wrapped packing cuts conversations and lets samples see each other. Use bfd for sft."
         problems.append(Problem(("data", "packing_strategy"), message))
+    for number, dataset in enumerate(recipe.data.datasets):
+        if not isinstance(given := dataset.chat_template_kwargs.get("enable_thinking", True), bool):
+            key = ("data", "datasets", str(number), "chat_template_kwargs", "enable_thinking")
+            problems.append(Problem(key, f"{given!r} is no boolean. Write true or false, or remove the key."))
     if recipe.optimizer.global_batch_size % recipe.optimizer.micro_batch_size:
         message = (
             f"{recipe.optimizer.global_batch_size} is no multiple of micro_batch_size "

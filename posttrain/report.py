@@ -1,6 +1,5 @@
 """What will be trained, for people: the table of the mixture and rendered samples coloured by role and by loss."""
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
@@ -11,15 +10,16 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.data import IGNORED, SetReport, TrainingData
+from posttrain.data import SetReport, TrainingData, with_rows
 from posttrain.template import TURN_START
+from posttrain.tokenization import IGNORED
 
 _ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green"}
 _TRAINED_STYLE = "bold reverse"
 
 
 def print_report(data: TrainingData, console: Console) -> None:
-    """One line per set and mode, totals, and the reasons of every loss; `twice` counts duplicates."""
+    """One line per set and mode, totals, the reasons of every loss, and notes; `twice` counts duplicates."""
     table = Table(
         "set",
         "mode",
@@ -44,11 +44,11 @@ def print_report(data: TrainingData, console: Console) -> None:
         share = sum(report.trained_tokens for report in reports) / total_trained
         table.add_row("all", mode, *_counts(*reports), f"{share:.1%}", style="bold")
     console.print(table)
-    reasons: Counter[str] = Counter()
     for report in data.reports:
-        reasons.update(report.reasons)
-    for reason, count in reasons.most_common():
-        console.print(f"  lost {count} x {reason}", markup=False)
+        for what, counts in (("lost", report.reasons), ("noted", report.notes)):
+            for text, count in counts.items():
+                line = f"  {report.name}: {what} {count} x {with_rows(text, [report])}"
+                console.print(line, markup=False, soft_wrap=True)
     if data.fill_rate is not None:
         console.print(f"packed into {len(data.dataset):,} sequences, {data.fill_rate:.1%} filled")
 

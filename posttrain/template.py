@@ -1,7 +1,5 @@
 """The chat templates: rendering, reasoning modes, and reading a reply back into thinking, answer and tool calls."""
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,18 +10,17 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.replies import cut_out, json_object
 from posttrain.recipe import TemplateName
 
 Message: TypeAlias = dict[str, Any]
 Mode: TypeAlias = Literal["think", "no_think"]
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-EMPTY_THINK_BLOCK = "<think>\n\n</think>\n"
+THINK_START, THINK_END = "<think>", "</think>"
+EMPTY_THINK_BLOCK = f"{THINK_START}\n\n{THINK_END}\n"
 
 _FILES: dict[TemplateName, str] = {"dual_mode": "chat_template.jinja", "chatml": "chatml.jinja"}
-_THINK = re.compile(r"\A\s*<think>(?P<thinking>.*?)</think>\n?(?P<rest>.*)\Z", re.DOTALL)
-_TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_CODE = re.compile(r"<code>\n?(.*?)\n?</code>", re.DOTALL)
 
 
 @cache
@@ -92,31 +89,43 @@ class Reply:
         return None if self.thinking is None else "think" if self.thinking else "no_think"
 
 
+def split_thinking(text: str) -> tuple[str | None, str]:
+    """The stripped text of the think block that `text` opens with, and what follows it; (None, text) without a closed
+    one."""
+    opened = text.lstrip()
+    thinking, closing, rest = opened.removeprefix(THINK_START).partition(THINK_END)
+    if not (opened.startswith(THINK_START) and closing):
+        return None, text
+    return thinking.strip(), rest.removeprefix("\n")
+
+
 def parse_reply(text: str) -> Reply:
-    """Take apart what the model wrote after `<|im_start|>assistant\\n`; a trailing end-of-turn token is ignored."""
+    """Take apart what the model wrote after `<|im_start|>assistant\\n`; a trailing end-of-turn token is ignored.
+
+    Calls and code in a think block are thoughts, also if the block was never closed.
+    """
     text = text.removesuffix(TURN_END)
-    match = _THINK.match(text)
-    thinking, rest = (match["thinking"].strip(), match["rest"]) if match else (None, text)
+    thinking, rest = split_thinking(text)
+    if thinking is None and text.lstrip().startswith(THINK_START):
+        return Reply(None, text.strip(), [], [], [])
+    blocks, rest = cut_out(rest, "<tool_call>", "</tool_call>")
+    code, answer = cut_out(rest, "<code>", "</code>")
+    code = [text.removeprefix("\n").removesuffix("\n") for text in code]
     calls, malformed = [], []
-    for block in _TOOL_CALL.findall(rest):
+    for block in map(str.strip, blocks):
         call = _parse_call(block)
         if call is None:
             malformed.append(block)
         else:
             calls.append(call)
-    answer = _CODE.sub("", _TOOL_CALL.sub("", rest)).strip()
-    return Reply(thinking, answer, calls, _CODE.findall(rest), malformed)
+    return Reply(thinking, answer.strip(), calls, code, malformed)
 
 
 def _parse_call(block: str) -> ToolCall | None:
-    try:
-        call = json.loads(block)
-    except json.JSONDecodeError:
+    call = json_object(block)
+    if call is None or not isinstance(call.get("name"), str) or not isinstance(call.get("arguments"), dict):
         return None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None
-    arguments = call.get("arguments")
-    return ToolCall(call["name"], arguments) if isinstance(arguments, dict) else None
+    return ToolCall(call["name"], call["arguments"])
 
 
 def install_template(tokenizer: PreTrainedTokenizerBase, name: TemplateName) -> None:

@@ -13,11 +13,12 @@ if TYPE_CHECKING:  # importing torch and TRL takes seconds, which --help and a w
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 trained, 1 broke off, 2 could not start."""
+    """Returns the exit code: 0 trained, 1 broke off, 2 could not start, 75 stopped on request with a checkpoint."""
     parser = argparse.ArgumentParser(
         prog="python -m posttrain.train",
-        description="Post-train a model as a recipe says, or several one after the other. A run that was interrupted "
-        "goes on at its last checkpoint. Several processes: python -m posttrain.launch RECIPE.",
+        description="Post-train a model as a recipe says, or several one after the other. SIGUSR1 or SIGTERM ends a "
+        "run behind its step, with a checkpoint. One that was interrupted goes on at its last checkpoint. Several "
+        "processes: python -m posttrain.launch RECIPE.",
     )
     parser.add_argument(
         "recipes",
@@ -46,12 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     from posttrain.recipe import check_inputs, load_recipe
 
     try:
-        for recipe in [load_recipe(path, overrides) for path in paths]:
+        recipes = [load_recipe(path, overrides) for path in paths]
+        if options.preview is None:
+            return _train_all(recipes)
+        for recipe in recipes:
             check_inputs(recipe)
-            if options.preview is not None:
-                _preview(recipe, options.preview)
-            else:
-                _train(recipe)
+            _preview(recipe, options.preview)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,12 +74,41 @@ def _preview(recipe: "PostTrainingRecipe", samples: int) -> None:
     print_report(data, console)
 
 
-def _train(recipe: "PostTrainingRecipe") -> None:
+def _train_all(recipes: list["PostTrainingRecipe"]) -> int:
+    """One after the other, up to the first that is stopped.
+
+    What became of them all is the outcome in the first one's folder, which is a job's. Its step counts the steps of all
+    of them, so that a job that was stopped twice can be seen to get on.
+    """
+    from nanotron_ext.train import outcome
+    from posttrain.progress import TrainingFailure
+    from posttrain.recipe import check_inputs
+    from posttrain.stopping import StopRequest
     from posttrain.training import processes, train
 
-    folder = train(recipe)
+    stop, steps = StopRequest(), 0
+    for number, recipe in enumerate(recipes, 1):
+        check_inputs(recipe)
+        try:
+            result = train(recipe, stop)
+        except TrainingFailure as error:
+            if processes().is_main_process:
+                step = steps + outcome.last_recorded_step(recipe)
+                outcome.write(recipes[0], outcome.Outcome("failed", step, str(error)))
+            raise
+        steps += result.step
+        if processes().is_main_process:
+            print(f"{result.outcome} after step {result.step}   metrics: {recipe.run_folder / 'metrics.jsonl'}")
+            if result.outcome == "finished":
+                print(f"model: {recipe.model_folder}")
+        if number < len(recipes) and stop.agreed():
+            result = outcome.Outcome("stopped", result.step)
+        if result.outcome == "stopped":
+            break
     if processes().is_main_process:
-        print(f"model: {folder}   metrics: {recipe.run_folder / 'metrics.jsonl'}")
+        outcome.write(recipes[0], outcome.Outcome(result.outcome, steps))
+    processes().wait_for_everyone()  # torchrun ends the others as soon as one exits with 75
+    return outcome.EXIT_CODES[result.outcome]
 
 
 if __name__ == "__main__":

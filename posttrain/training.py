@@ -26,15 +26,20 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from nanotron_ext.checkpoint import write_atomically
 from nanotron_ext.errors import UserError
 from nanotron_ext.paths import indexed_weight_files
+from nanotron_ext.train import outcome
+from nanotron_ext.train.outcome import Outcome
 from posttrain.data import TrainingData, prepare_data
 from posttrain.progress import MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
 from posttrain.report import print_report
 from posttrain.sharding import Float32Masters, allow_cpus, fsdp_arguments, reduce_in_float32
+from posttrain.stopping import StopBehindStep, StopRequest
 from posttrain.template import install_template
 
+_DATA_REPORT = "data_report.json"
 _NOT_IDENTITY = {"general": ("project", "run", "runs_path"), "optimizer": ("micro_batch_size",), "data": ("num_proc",)}
 
 
@@ -84,32 +89,45 @@ def load_tokenizer(recipe: PostTrainingRecipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def train(recipe: PostTrainingRecipe) -> Path:
-    """Train (or resume, or find finished) the run of a recipe; returns the folder of the trained model.
+def train(recipe: PostTrainingRecipe, stop: StopRequest | None = None) -> Outcome:
+    """Train (or resume, or find finished) the run of a recipe. When it is finished the model is in its model folder;
+    when `stop` was asked for, on any process, there is a checkpoint of the step done.
 
     Raises:
         RunError, DataError, MissingInputError: nothing was trained; the message says why.
         TrainingFailure: the run broke off; its last checkpoint stays.
     """
     state = processes()
+    stop = stop or StopRequest()
     tokenizer = load_tokenizer(recipe)
-    checkpoint = last_checkpoint(recipe)
+    checkpoint = _agreed_checkpoint(recipe)
     with state.main_process_first():
         data = prepare_data(recipe, tokenizer)
+    if checkpoint is not None:
+        _check_same_data(recipe, data)
     if state.is_main_process:
         print_report(data, Console())
+        outcome.clear(recipe)
         _write_run_files(recipe, data)
     set_seed(recipe.general.seed)
     trainer = build_trainer(recipe, tokenizer, data)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.add_callback(StopBehindStep(stop))
+    with stop.heeded():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        step = trainer.state.global_step
+        if step == trainer.state.max_steps:
+            _save_trained(recipe, trainer, tokenizer)
+        state.wait_for_everyone()  # torchrun ends the others when the first one exits
+    return Outcome("finished" if step == trainer.state.max_steps else "stopped", step)
+
+
+def _save_trained(recipe: PostTrainingRecipe, trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> None:
     weights = trainer.accelerator.get_state_dict(trainer.model)  # whole tensors, on the main process at least
-    if state.is_main_process:
+    if processes().is_main_process:
         recipe.model_folder.mkdir(parents=True, exist_ok=True)
         with _saving(recipe.model_folder):
             _save_model(recipe, trainer.accelerator.unwrap_model(trainer.model), weights)
             tokenizer.save_pretrained(recipe.model_folder)
-    state.wait_for_everyone()
-    return recipe.model_folder
 
 
 def _save_model(recipe: PostTrainingRecipe, trained: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
@@ -139,7 +157,7 @@ def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase
     )
     _check_sizes(recipe, model, tokenizer)
     set_chat_defaults(model, tokenizer)  # also in every checkpoint, which may become a member of a soup
-    metrics = MetricsWriter(recipe.run_folder / "metrics.jsonl")
+    metrics = MetricsWriter(recipe.run_folder)
     trainer: Trainer
     if recipe.apo is not None:
         pair_arguments = DPOConfig(
@@ -188,7 +206,7 @@ def _common_arguments(recipe: PostTrainingRecipe) -> dict[str, Any]:
     if recipe.parallelism.fsdp and processes().num_processes > 1:
         sharding = fsdp_arguments(optimizer.activation_checkpointing)
     return {
-        "output_dir": str(recipe.run_folder / "checkpoints"),
+        "output_dir": str(_checkpoints(recipe)),
         "run_name": f"{recipe.general.project}-{recipe.general.run}",
         "seed": recipe.general.seed,
         "data_seed": recipe.data.seed,
@@ -252,15 +270,32 @@ def _check_sizes(recipe: PostTrainingRecipe, model: PreTrainedModel, tokenizer: 
         )
 
 
+def _agreed_checkpoint(recipe: PostTrainingRecipe) -> Path | None:
+    """What the main process finds to go on from: on a shared file system others may see another listing."""
+    state = processes()
+    found = last_checkpoint(recipe) if state.is_main_process else None
+    if state.num_processes == 1:
+        return found
+    step = torch.tensor(_step_of(found) if found else -1, device=state.device)
+    torch.distributed.broadcast(step, src=0)
+    return _checkpoints(recipe) / f"checkpoint-{step.item()}" if step >= 0 else None
+
+
+def _checkpoints(recipe: PostTrainingRecipe) -> Path:
+    return recipe.run_folder / "checkpoints"
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def last_checkpoint(recipe: PostTrainingRecipe) -> Path | None:
     """The newest complete checkpoint of the run; one that a kill left half-written is removed.
 
     Raises:
         RunError: the checkpoints belong to a recipe that trains other weights.
     """
-    checkpoints = sorted(
-        (recipe.run_folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
-    )
+    checkpoints = sorted(_checkpoints(recipe).glob("checkpoint-*"), key=_step_of)
     if checkpoints:
         _check_same_recipe(recipe)
     while checkpoints:
@@ -306,16 +341,40 @@ def identity(recipe: PostTrainingRecipe) -> dict[str, Any]:
     return flat
 
 
+def _check_same_data(recipe: PostTrainingRecipe, data: TrainingData) -> None:
+    """A run goes on with the samples that it has been trained on so far.
+
+    Raises:
+        RunError: naming the sets that now give others.
+    """
+    file = recipe.run_folder / _DATA_REPORT
+    try:
+        then = json.loads(file.read_text(encoding="utf-8"))["fingerprints"]
+    except (OSError, json.JSONDecodeError, KeyError):
+        if processes().is_main_process:
+            print(f"{file} does not say what samples this run began with: not compared with those of now.", flush=True)
+        return
+    sets = zip(recipe.data.datasets, then, data.fingerprints, strict=True)
+    changed = [spec.source for spec, before, now in sets if before != now]
+    if changed:
+        raise RunError(
+            f"{', '.join(changed)} gives other samples than those that {recipe.run_folder} has been trained on so far: "
+            "the data, the tokenizer, or the code that reads them has changed. Restore it, or give this run its own "
+            "general.run."
+        )
+
+
 def _write_run_files(recipe: PostTrainingRecipe, data: TrainingData) -> None:
     recipe.run_folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (recipe.run_folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    write_atomically(recipe.run_folder / "recipe.yaml", text)
     report = {
         "sets": [asdict(report) for report in data.reports],
+        "fingerprints": data.fingerprints,
         "sequences": len(data.dataset),
         "fill_rate": data.fill_rate,
     }
-    (recipe.run_folder / "data_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_atomically(recipe.run_folder / _DATA_REPORT, json.dumps(report, indent=2) + "\n")
 
 
 def set_chat_defaults(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import orjson
 from datatrove.data import Document
 
-_THINK = re.compile(r"\A\s*(?:<think>)?(?P<thinking>.*?)</think>(?P<text>.*)\Z", re.DOTALL)
 _TAG = re.compile(r"</?think>")
 _LOOP_WINDOW_BYTES = 4096
 _LOOP_RATIO = 0.1  # deflate leaves 0.3 to 0.5 of English or code, 0.02 to 0.06 of a phrase said over and over
@@ -46,9 +45,9 @@ def parse_answer(turn: dict[str, Any], thinking: bool) -> Answer:
     if turn["finish_reason"] != "stop":
         raise Unusable("truncated")
     text, reasoning = turn["text"], turn["reasoning"].strip()
-    match = _THINK.match(text)
-    if not reasoning and match:
-        reasoning, text = match["thinking"].strip(), match["text"]
+    thinking_part, closing, answer = text.partition("</think>")
+    if not reasoning and closing:
+        reasoning, text = thinking_part.lstrip().removeprefix("<think>").strip(), answer
     text = text.strip()
     if _TAG.search(text) or _TAG.search(reasoning):
         raise Unusable("unbalanced think tags")
@@ -65,8 +64,8 @@ def parse_answer(turn: dict[str, Any], thinking: bool) -> Answer:
 
 def without_thinking(content: str) -> str:
     """What of an assistant turn goes back to the model in later turns."""
-    match = _THINK.match(content)
-    return match["text"].strip() if match else content
+    _, closing, answer = content.partition("</think>")
+    return answer.strip() if closing else content
 
 
 def repeats_itself(text: str) -> bool:

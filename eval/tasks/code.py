@@ -17,13 +17,15 @@ from eval.recipe import Task
 from eval.sandbox import run_python
 from eval.tasks.common import Row, ScoreAnswer, TaskPlan, answer_metric
 
-_BLOCK = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```(?:python|py)?\s*\n")
 
 
 def extract_code(answer: str) -> str:
     """The last fenced block, or the whole answer if there is none."""
-    blocks = _BLOCK.findall(answer)
-    return str(blocks[-1]) if blocks else answer
+    block, position = answer, 0
+    while (opening := _FENCE.search(answer, position)) and (end := answer.find("```", opening.end())) >= 0:
+        block, position = answer[opening.end() : end], end + len("```")
+    return block
 
 
 def _pass_metric(score: ScoreAnswer) -> Metric:

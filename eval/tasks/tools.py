@@ -1,6 +1,5 @@
 """Tool calling, scored on the calls themselves: the right functions with allowed arguments, nothing else (BFCL)."""
 
-import json
 import re
 from typing import Any
 
@@ -8,8 +7,7 @@ from eval.benchmarks import Benchmark
 from eval.engine import Doc
 from eval.recipe import Task
 from eval.tasks.common import Row, TaskPlan, answer_metric
-
-_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+from nanotron_ext.replies import cut_out, json_object
 
 
 def bfcl(benchmark: Benchmark, task: Task) -> TaskPlan:
@@ -56,12 +54,9 @@ def call_score(answer: str, doc: Doc) -> float:
 def parse_calls(answer: str) -> list[dict[str, Any]] | None:
     """The calls of an answer as {"name", "arguments"}; None if one is not valid JSON."""
     calls = []
-    for text in _CALL.findall(answer):
-        try:
-            call = json.loads(text)
-        except json.JSONDecodeError:
-            return None
-        if not isinstance(call, dict) or not isinstance(call.get("arguments", {}), dict) or "name" not in call:
+    for text in cut_out(answer, "<tool_call>", "</tool_call>")[0]:
+        call = json_object(text.strip())
+        if call is None or not isinstance(call.get("arguments", {}), dict) or "name" not in call:
             return None
         calls.append({"name": call["name"], "arguments": call.get("arguments", {})})
     return calls

@@ -8,9 +8,6 @@ import sys
 from nanotron_ext.errors import UserError
 from nanotron_ext.recipe import load_recipe
 
-# 75 is EX_TEMPFAIL of sysexits.h: try again later. 2 is for errors that a user has to mend.
-EXIT_CODES = {"finished": 0, "stopped": 75}
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -25,6 +22,7 @@ def main() -> int:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         level = recipe.logging.log_level.upper() if is_first else "ERROR"
         logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        from nanotron_ext.train.outcome import EXIT_CODES
         from nanotron_ext.train.run import run  # seconds of imports, which a wrong recipe should not cost
 
         return EXIT_CODES[run(recipe).outcome]

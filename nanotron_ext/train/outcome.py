@@ -8,13 +8,24 @@ import dataclasses
 import json
 import signal
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from nanotron_ext.checkpoint import write_atomically
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.tracking import read_metrics
 
 OUTCOME_FILE = "outcome.json"
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+# 75 is EX_TEMPFAIL of sysexits.h: try again later. 2 is for errors that a user has to mend.
+EXIT_CODES = {"finished": 0, "stopped": 75}
+
+
+class Run(Protocol):
+    """A recipe, of pretraining or of post-training."""
+
+    @property
+    def run_folder(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -33,25 +44,25 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
         self.requested = True
 
 
-def clear(recipe: Recipe) -> None:
+def clear(recipe: Run) -> None:
     """Forget how an earlier attempt ended."""
     (recipe.run_folder / OUTCOME_FILE).unlink(missing_ok=True)
 
 
-def write(recipe: Recipe, outcome: Outcome) -> None:
+def write(recipe: Run, outcome: Outcome) -> None:
     """Leave the outcome in the run folder, if there is one."""
     if recipe.run_folder.is_dir():
         write_atomically(recipe.run_folder / OUTCOME_FILE, json.dumps(dataclasses.asdict(outcome)) + "\n")
 
 
-def last_recorded_step(recipe: Recipe) -> int:
+def last_recorded_step(recipe: Run) -> int:
     """The last step of metrics.jsonl, 0 before the first."""
     rows = read_metrics(recipe.run_folder)
     return rows[-1]["step"] if rows else 0

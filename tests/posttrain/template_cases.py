@@ -67,6 +67,8 @@ CASES = [
          NO_THINK_DEFAULT + END + HI + BOT + "«<think>\n\n</think>\nHello\n<|im_end|>»\n", {"enable_thinking": False}),
     Case("reasoning in its own field", [hi, bot("Hello", reasoning_content="\nhm\n")],
          THINK_DEFAULT + END + HI + BOT + "«<think>\nhm\n</think>\nHello<|im_end|>»\n"),
+    Case("reasoning in both places is said once", [hi, bot("<think>\nhm\n</think>\nHello", reasoning_content="hm")],
+         THINK_DEFAULT + END + HI + BOT + "«<think>\nhm\n</think>\nHello<|im_end|>»\n"),
     # Flags in the system message
     Case("flag /no_think", [system("/no_think"), hi], NO_THINK_DEFAULT + END + HI),
     Case("flag /think", [system("/think"), hi], THINK_DEFAULT + END + HI),

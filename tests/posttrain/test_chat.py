@@ -105,6 +105,32 @@ def test_characters_are_never_split(tokenizer: PreTrainedTokenizerBase) -> None:
     assert "".join(pieces) == text and "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
 
 
+def test_bytes_that_never_become_a_character_are_not_held_back(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Decoding all of them again with each one more would take time with the square of their number."""
+    pieces: list[str] = []
+    streamer = _CharacterStreamer(tokenizer, 4, pieces.append)
+    streamer.put(torch.tensor([[1]]))  # the prompt
+    continuation_byte = tokenizer("\u0080", add_special_tokens=False)["input_ids"][-1]
+    for _ in range(2000):
+        streamer.put(torch.tensor([continuation_byte]))
+        assert len(streamer.pending) <= 16
+    streamer.end()
+    assert "".join(pieces) == "\N{REPLACEMENT CHARACTER}" * 2000
+
+
+def test_markup_in_a_call_is_text(chat_folder: Path) -> None:
+    session, _, output = scripted(chat_folder, "<code>\nprint(a[i]) [/x] [bold]\n</code><tool_call>[/x]</tool_call>")
+    session.say("Hi")
+    assert "print(a[i]) [/x] [bold]" in output.getvalue()
+
+
+def test_calls_in_an_unclosed_think_block_are_not_shown_as_calls(chat_folder: Path) -> None:
+    call = '<tool_call>\n{"name": "delete", "arguments": {}}\n</tool_call>'
+    session, _, output = scripted(chat_folder, f"<think>\nI could {call}")
+    reply = session.say("Hi")
+    assert reply.tool_calls == [] and "tool call: delete" not in output.getvalue()
+
+
 def test_batched_replies_equal_single_ones(chat_folder: Path) -> None:
     """Left padding and sorting by length change nothing."""
     chat_model = ChatModel.load(str(chat_folder))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.data import IGNORED, DataError, SetReport, TrainingData, prepare_data
+from posttrain.data import DataError, SetReport, TrainingData, prepare_data
 from posttrain.recipe import MissingInputError, PostTrainingRecipe, load_recipe
+from posttrain.tokenization import IGNORED
 
 DATE = "01 July 2025"
 
@@ -195,7 +196,7 @@ BAD_ROWS = {
     "ends with the user": ("apo", {**GOOD_PAIR, "chosen": [*GOOD_PAIR["chosen"], {"role": "user", "content": "x"}]},
                            "does not end with an assistant turn"),
     "thinking in a direct pair": ("apo", pair("q", "<think>\na\n</think>\nb", "no", **NO_THINK),
-                                  "does not continue the generation prompt"),
+                                  "reasoning under /no_think in chosen"),
     "long pairs": ("apo", pair("q", "w " * 400, "no", **NO_THINK), "longer than max_length"),
 }  # fmt: skip
 

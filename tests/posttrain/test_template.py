@@ -11,7 +11,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
-from posttrain.data import IGNORED, tokenize_rendering
 from posttrain.template import (
     EMPTY_THINK_BLOCK,
     ToolCall,
@@ -21,6 +20,7 @@ from posttrain.template import (
     reasoning_mode,
     render,
 )
+from posttrain.tokenization import IGNORED, tokenize_rendering
 from tests.posttrain.template_cases import CASES, END, HI, META, Case, bot, hi, system, tool, user
 
 DATE = "01 July 2025"

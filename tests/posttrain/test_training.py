@@ -10,45 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 
 from nanotron_ext.launch import torchrun_command
 from posttrain import train as train_command
 from posttrain.data import DataError, prepare_data
 from posttrain.progress import TrainingFailure
-from posttrain.recipe import PostTrainingRecipe, load_recipe
+from posttrain.recipe import PostTrainingRecipe
 from posttrain.template import load_template
-from posttrain.tiny_data import write_sets
 from posttrain.training import RunError, build_trainer, load_tokenizer, train
-
-SIZES = {"midtrain": 60, "sft": 12, "apo": 16, "heldout": 2}
-FAST = ["wandb.mode=disabled", "data.max_length=512", "optimizer.num_train_epochs=2", "data.max_lost_fraction=0.5"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with room for the long token sequences of the small test tokenizer."""
-    from tests.posttrain.tiny_model import write_model
-
-    return write_model(tmp_path_factory.mktemp("base") / "model", positions=1024)
-
-
-@pytest.fixture
-def run(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runs folder with the tiny sets and the base model."""
-    monkeypatch.setenv("RUN", str(tmp_path))
-    write_sets(tmp_path / "posttrain_data", 0, SIZES)
-    shutil.copytree(base, tmp_path / "hf" / "long_context_64k")
-    return tmp_path
-
-
-def recipe(phase: str, *overrides: str) -> PostTrainingRecipe:
-    return load_recipe(f"recipes/tiny/{phase}.yaml", [*FAST, *overrides])
-
-
-def from_base(run: Path) -> str:
-    return f"model.model_name_or_path={run / 'hf' / 'long_context_64k'}"
+from tests.posttrain.runs import FAST, from_base, metrics_of, recipe, weights
 
 
 def make_trainer(wanted: PostTrainingRecipe) -> Trainer:
@@ -133,10 +104,6 @@ def test_apo_zero_equals_a_hand_computation(run: Path) -> None:
     expected.backward()
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert_same_gradients(ours, gradients(policy), 1e-4)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("phase", ["sft", "apo"])
@@ -245,10 +212,6 @@ def test_sharded_over_two_processes_it_is_the_same_training(run: Path) -> None:
     again = metrics_of(run / "two" / "metrics.jsonl")
     assert [line["loss"] for line in again] == [line["loss"] for line in two]
     assert all(torch.equal(weight, sharded[name]) for name, weight in weights(run / "hf/two").items())
-
-
-def metrics_of(file: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_masters_of_another_type_than_float32_are_refused(run: Path) -> None:

@@ -1,0 +1,123 @@
+"""Ending a run on request: behind the step that is under way, with a checkpoint, on all processes in the same step."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nanotron_ext.train.outcome import STOP_SIGNALS, StopSignal
+
+_STUCK = 70  # exit code, as of a pretraining rank that cannot go on; EX_SOFTWARE of sysexits.h
+
+
+class StopRequest:
+    """Whether this process was sent SIGUSR1 (Slurm's warning before the time limit) or SIGTERM (preemption)."""
+
+    def __init__(self, patience_seconds: float = 60.0) -> None:
+        """`patience_seconds`: see StepWatch."""
+        self.patience_seconds = patience_seconds
+        self.watch: StepWatch | None = None
+        self._signal: StopSignal | None = None
+        self._asked_before = False
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Remember both signals instead of dying of them, for as long as there is something to save."""
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self._signal = StopSignal()
+        self.watch = StepWatch(self.patience_seconds)
+        try:
+            yield
+        finally:
+            self.watch.close()
+            self._asked_before, self._signal = self._asked_here, None
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def _asked_here(self) -> bool:
+        return self._asked_before or (self._signal is not None and self._signal.requested)
+
+    def agreed(self) -> bool:
+        """Whether any process of the run was asked. To be called on all of them alike: a signal may reach one alone."""
+        if not torch.distributed.is_initialized():
+            return self._asked_here
+        asked = torch.tensor(int(self._asked_here), device=PartialState().device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())
+
+
+class StopBehindStep(TrainerCallback):
+    """Ends training, with a checkpoint, in the step in which the request is agreed on."""
+
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.request.watch is not None:
+            self.request.watch.step_ended()
+        # One number more to wait for, where logging the loss of each step waits for the device anyway.
+        if self.request.agreed():
+            self._leave_time_to_save()
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._leave_time_to_save()
+
+    def _leave_time_to_save(self) -> None:
+        if self.request.watch is not None:
+            self.request.watch.close()
+
+
+class StepWatch:
+    """Ends this process if no step ends within `patience_seconds` of a SIGTERM, or five times the slowest step so far.
+
+    torchrun sends SIGTERM as well when another process has died. This one may then wait for the dead one inside a
+    collective operation, where no signal handler of Python's runs; so a thread is told of the signal.
+    """
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
+        self._steps = 0
+        self._slowest_seconds = 0.0
+        self._last_step_ended = time.monotonic()
+        self._closed = False
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._descriptor_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reading,), daemon=True, name="step watch").start()
+
+    def step_ended(self) -> None:
+        now = time.monotonic()
+        if self._steps:  # the first one pays for start-up
+            self._slowest_seconds = max(self._slowest_seconds, now - self._last_step_ended)
+        self._steps, self._last_step_ended = self._steps + 1, now
+
+    def close(self) -> None:
+        """From here on everything takes the time that it takes."""
+        if not self._closed:
+            self._closed = True
+            signal.set_wakeup_fd(self._descriptor_before)
+            os.close(self._writing)
+
+    def _watch(self, reading: int) -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGTERM:
+                self._leave_unless_a_step_ends()
+        os.close(reading)
+
+    def _leave_unless_a_step_ends(self) -> None:
+        steps, deadline = self._steps, time.monotonic() + max(self._patience_seconds, 5 * self._slowest_seconds)
+        while self._steps == steps and not self._closed:
+            if time.monotonic() > deadline:
+                print("SIGTERM, and no step ends: another process is gone.", file=sys.stderr, flush=True)
+                os._exit(_STUCK)
+            time.sleep(0.1)
