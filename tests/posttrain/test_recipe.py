@@ -57,6 +57,10 @@ BAD = {
     "unknown section": (SFT, "optimiser.learning_rate=1", "optimiser", "Did you mean 'optimizer'?"),
     "wrong type": (SFT, "data.max_length=long", "data.max_length", "valid integer"),
     "weight above one": (SFT, "data.datasets.0.weight=2", "data.datasets.0.weight", "Fraction of the set"),
+    "a mode that is text": (SFT, 'data.datasets.0.chat_template_kwargs={enable_thinking: "false"}',
+                            "data.datasets.0.chat_template_kwargs.enable_thinking", "'false' is no boolean"),
+    "a mode that is null": (SFT, "data.datasets.0.chat_template_kwargs={enable_thinking: null}",
+                            "data.datasets.0.chat_template_kwargs.enable_thinking", "None is no boolean"),
     "no sets": (SFT, "data.datasets=[]", "data.datasets", "at least 1 item"),
     "removed TRL name": (SFT, "data.packing_strategy=ffd", "data.packing_strategy", "bfd"),
     "wrapped sft": (SFT, "data.packing_strategy=wrapped", "data.packing_strategy", "Use bfd"),
@@ -66,7 +70,7 @@ BAD = {
     "beta of zero": (APO, "apo.beta=0.0", "apo.beta", "greater than 0"),
     "batch no multiple": (SFT, "optimizer.micro_batch_size=3", "optimizer.global_batch_size", "no multiple"),
     "no equals sign": (SFT, "data.max_length", "data.max_length", "section.key=value"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "override", "key", "hint"), BAD.values(), ids=BAD.keys())
