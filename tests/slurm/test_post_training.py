@@ -1,11 +1,11 @@
 """A job of post-training on a real Slurm that is told to stop, requeued, and goes on."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
+from nanotron_ext.launch import torchrun_command
 from posttrain.tiny_data import write_sets
 from slurm.attempts import read_attempts
 from tests.posttrain.runs import FAST, SIZES, assert_same_training, metrics_of
@@ -23,9 +23,8 @@ def test_a_stop_in_the_second_run_of_a_job_costs_no_step(cluster: Cluster, tmp_p
     write_model(run / "hf" / "sft", positions=1024)
     write_sets(run / "posttrain_data", 0, SIZES)
     shutil.copytree(run, straight)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     recipes = [f"recipes/tiny/{name}.yaml" for name in RUNS]
-    cluster.run(*torchrun, "-m", "posttrain.train", *recipes, *OVERRIDES, RUN=straight)
+    cluster.run(*torchrun_command(2, "-m", "posttrain.train", *recipes, *OVERRIDES), RUN=straight)
 
     options = ("--nodes=2", "--gres=none", "--time=30")
     job = cluster.sbatch(*options, "slurm/apo.sh", *OVERRIDES, RUN=run)
