@@ -159,6 +159,7 @@ def _train(
         if alarm is not None:
             logger.warning(alarm)
         if _is_due(recipe, batch.step, recipe.tokens.val_check_interval):
+            heartbeat.progress(batch.step, "preparing validation")
             evaluating = partial(heartbeat.progress, batch.step, "validation")
             extra["validation_bits_per_byte"] = validation.bits_per_byte(state, evaluating)
         heartbeat.progress(batch.step, "bookkeeping")

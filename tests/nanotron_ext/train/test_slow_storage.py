@@ -17,6 +17,7 @@ import pytest
 
 from nanotron_ext.checkpoint import list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.model.smollm3 import SmolLM3ForTraining
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.storage import RemoteCheckpoints
 from nanotron_ext.train import heartbeat
@@ -37,6 +38,7 @@ SLOW: dict[str, tuple[Any, str, int]] = {
     "pruning": (shutil, "rmtree", 4),  # the first checkpoint, behind the second
     "uploading": (RemoteCheckpoints, "_put", 1),
     "closing": (Journal, "close", 1),
+    "validating": (SmolLM3ForTraining, "forward", 5),  # the first time, which on a GPU compiles anew
 }
 
 
@@ -143,11 +145,24 @@ def hang_in_upload() -> None:
     RemoteCheckpoints._put = lambda *_: time.sleep(600)  # type: ignore[method-assign]
 
 
+def flush_slowly() -> None:
+    """Six flushes, each within the limit, together longer than it."""
+    fsync = os.fsync
+
+    def fsync_late(descriptor: int) -> None:
+        if "/checkpoints" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            time.sleep(SHORT_STORAGE_FACTOR * TIMEOUT_SECONDS / 4)
+        fsync(descriptor)
+
+    os.fsync = fsync_late
+
+
 HANGING: dict[str, tuple[int, Callable[[], None]]] = {
     "shard": (1, functools.partial(hang_in_fsync, "exp_avg-", False)),
     "manifest": (0, functools.partial(hang_in_fsync, "checkpoint.json", False)),
     "whole disk": (0, functools.partial(hang_in_fsync, "exp_avg-", True)),
     "upload": (0, hang_in_upload),
+    "steady": (0, flush_slowly),
 }
 
 
@@ -156,7 +171,8 @@ def hanging_jobs(root: Path) -> dict[str, Job]:
     jobs = {}
     for name, (victim, spoil) in HANGING.items():
         remote = f", remote_path: file://{root}/bucket" if name == "upload" else ""
-        jobs[name] = start(root, name, victim, spoil, SHORT_STORAGE_FACTOR, f"{{checkpoint_interval: 4{remote}}}")
+        checkpoints = f"{{checkpoint_interval: {8 if name == 'steady' else 4}{remote}}}"
+        jobs[name] = start(root, name, victim, spoil, SHORT_STORAGE_FACTOR, checkpoints)
     return jobs
 
 
@@ -183,3 +199,8 @@ def test_an_upload_that_hangs_is_ended_behind_whole_checkpoints(hanging_jobs: di
     assert codes == [heartbeat.EXIT_CODE, 0], printed
     assert "Rank 0 is stuck in step 8 (uploading)" in printed
     assert [path.name for path in list_checkpoints(hanging_jobs["upload"].recipe.run_folder)] == ["4", "8"]
+
+
+def test_a_save_that_goes_on_may_take_longer_than_the_limit(hanging_jobs: dict[str, Job]) -> None:
+    codes, printed = hanging_jobs["steady"].end()
+    assert codes == [0, 0], printed
