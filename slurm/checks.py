@@ -143,7 +143,8 @@ def main() -> int:
             print(waiting[0].job_id)
             return WAIT
         check_job(profile, options.job, resources, options.overrides)
-        per_node = processes_per_node(plan, resources, load_cluster_settings(profile).device)
+        device = load_cluster_settings(profile).device
+        per_node = processes_per_node(plan, resources, device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -151,6 +152,7 @@ def main() -> int:
         "JOB_RECIPE": plan.recipe,
         "JOB_FOLDER": plan.folder,
         "JOB_PROCESSES_PER_NODE": per_node,
+        "JOB_DEVICE": device,
         "JOB_MODEL": plan.model or "",
         "JOB_EXPORT_FROM": plan.export_from or "",
         "JOB_SUITES": " ".join(plan.suites),
@@ -158,6 +160,7 @@ def main() -> int:
     }
     for key, value in values.items():
         print(f"{key}={shlex.quote(str(value))}")
+    print(f"JOB_RUNS=({shlex.join(map(str, plan.runs))})")
     return 0
 
 

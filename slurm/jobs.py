@@ -78,6 +78,7 @@ class Plan:
     micro_batches: int | None = None  # per step of post-training; the number of processes divides it
     last_step: int | None = None
     num_epochs: int | None = None  # of post-training, whose steps follow from its data
+    runs: tuple[Path, ...] = ()  # folders of metrics.jsonl and checkpoints, if the job trains several recipes
     model: Path | None = None  # transformers folder that the job starts from
     export_from: Path | None = None  # run folder to export that model from first
     suites: tuple[str, ...] = ()
@@ -223,6 +224,7 @@ def _post_training(profile: Profile, name: str, path: Path, overrides: Sequence[
         tuple(run.model_folder / "config.json" for run in trained),
         micro_batches=optimizer.global_batch_size // optimizer.micro_batch_size,
         num_epochs=optimizer.num_train_epochs,
+        runs=tuple(run.run_folder for run in trained),
         model=model,
         export_from=export_from,
     )

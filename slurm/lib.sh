@@ -22,7 +22,9 @@ JOB_EXPORT_FROM=        # run folder to export that model from first, if need be
 JOB_SUITES=             # of an evaluation
 JOB_PROCESSES_PER_NODE=
 JOB_EVALUATES_CHECKPOINTS= # not empty: jobs of their own do, while this one trains
-export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_PROCESSES_PER_NODE
+JOB_DEVICE=             # cuda or cpu
+JOB_RUNS=()             # run folders of a job that trains several recipes
+export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_PROCESSES_PER_NODE JOB_DEVICE
 
 CONTAINER=()          # command prefix that enters the container
 SRUN_OPTIONS=()       # further options of every srun
@@ -35,13 +37,15 @@ SITE_FILE=${SMOLLM3_SITE:-slurm/site.sh}
 [[ $PYTHON != "$PWD/.venv/bin/python" || -x $PYTHON ]] \
   || PYTHON=$("${CONTAINER[@]}" tools/find-python torch) || exit 2
 export PYTHON
-# Command that fails on a node that should not take part; empty in the site file: none.
+# Command that fails on a node that should not take part, with exit code 124 if it did not finish in time; empty in the
+# site file: none.
 [[ -v NODE_CHECK ]] || NODE_CHECK=("${CONTAINER[@]}" "$PYTHON" -m slurm.node_check "${NODE_CHECK_OPTIONS[@]}")
 
 STOP_REQUESTED=0 # Slurm warned that the time limit is near (--signal=B:USR1@seconds)
 INTERRUPTED=0    # Slurm is ending the job: preemption, scontrol requeue, scancel
 STEP_PID=
 STEP_STATUS=1 # of the last step; nothing is finished before it
+MAY_TRAIN=1   # what the node check before the first step says
 
 on_stop_request() {
   STOP_REQUESTED=1
@@ -84,9 +88,10 @@ begin() {
   mkdir -p "$JOB_LOGS"
   # What is left of an attempt before this one must not be taken for the outcome of this one.
   rm -f "$JOB_FOLDER/outcome.json"
-  in_container "$PYTHON" -m slurm.attempts begin "$JOB_FOLDER"
+  in_container "$PYTHON" -m slurm.attempts begin "$JOB_FOLDER" "${JOB_RUNS[@]}"
   say "$1: $JOB_RECIPE on $SLURM_JOB_NODELIST, attempt $ATTEMPT, logs in $JOB_LOGS"
-  exclude_bad_nodes
+  check_nodes || MAY_TRAIN=0
+  [[ $MAY_TRAIN -ne 0 || $INTERRUPTED -ne 0 ]] || finish
 }
 
 # A job that was submitted while the one before it still ran: back into the queue until that one has ended, well or not.
@@ -108,48 +113,72 @@ requeue() {
   exit 0
 }
 
-job_state() {
-  scontrol show job "$SLURM_JOB_ID" --oneliner | grep --only-matching --perl-regexp '(?<= JobState=)\S+'
+# A field of `scontrol show job`.
+job_field() {
+  scontrol show job "$SLURM_JOB_ID" --oneliner | grep --only-matching --perl-regexp "(?<= $1=)\S+"
 }
 
-# Names of nodes that do not answer, or on which NODE_CHECK fails, comma-separated.
-bad_nodes() {
-  local checked=$JOB_LOGS/nodes
-  rm -rf "$checked"
-  mkdir -p "$checked"
+# Names of nodes, one a line, of a list as Slurm writes it.
+node_names() {
+  [[ -z $1 || $1 == "(null)" ]] || scontrol show hostnames "$1"
+}
+
+# Run NODE_CHECK on every node and say what slurm/node_verdict.py thinks of the answers; succeeds if the job may train.
+# --overlap: a step that cannot end, because one of its nodes is dead, still holds the cores of all.
+check_nodes() {
+  local folder=$JOB_LOGS/node_check status=0 nodes verdict
+  rm -rf "$folder"
+  mkdir -p "$folder"
   # shellcheck disable=SC2016 # the variables are those of the nodes
-  NODE_CHECK_FOLDER=$JOB_LOGS/nodes.meeting-$SECONDS \
+  NODE_CHECK_FOLDER=$folder/meeting-$SECONDS \
     timeout --kill-after=10 "${NODE_CHECK_SECONDS:-180}" srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
-    --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 "${SRUN_OPTIONS[@]}" bash -c \
-    'folder=$1; shift; if [[ $# -eq 0 ]] || "$@"; then : >"$folder/$SLURMD_NODENAME"; fi' \
-    node-check "$checked" "${NODE_CHECK[@]}" >"$JOB_LOGS/node_check.log" 2>&1 || true
-  rm -rf "$JOB_LOGS"/nodes.meeting-*
-  comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) <(find "$checked" -type f -printf '%f\n' | sort) \
-    | paste --serial --delimiters=,
+    --cpus-per-task="$SLURM_CPUS_ON_NODE" --overlap --kill-on-bad-exit=0 "${SRUN_OPTIONS[@]}" bash -c '
+      node=$1/$SLURMD_NODENAME status=0
+      shift
+      : >"$node.log"
+      [[ $# -eq 0 ]] || "$@" >>"$node.log" 2>&1 || status=$?
+      echo "$status" >"$node.status"' node-check "$folder" "${NODE_CHECK[@]}" >"$folder/srun" 2>&1 || status=$?
+  mapfile -t nodes < <(node_names "$SLURM_JOB_NODELIST")
+  verdict=$(in_container "$PYTHON" -m slurm.node_verdict judge "$folder" "${nodes[@]}" \
+    --srun-status "$status" --site-file "$SITE_FILE" "$@") && status=0 || status=$?
+  say "$verdict"
+  return "$status"
 }
 
-exclude_bad_nodes() {
-  local bad
-  bad=$(bad_nodes)
-  if [[ -n $bad && $INTERRUPTED -eq 0 ]]; then
-    LOST_NODES=$bad
-    finish
-  fi
+# All nodes that the job should avoid from now on, comma-separated: what is excluded already, and the bad ones.
+nodes_to_exclude() {
+  local nodes excluded required
+  mapfile -t nodes < <(node_names "$SLURM_JOB_NODELIST")
+  mapfile -t excluded < <(node_names "$(job_field ExcNodeList)")
+  mapfile -t required < <(node_names "$(job_field ReqNodeList)")
+  sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %G' \
+    | in_container "$PYTHON" -m slurm.node_verdict exclude "$JOB_LOGS/node_check" "${nodes[@]}" \
+      --excluded "${excluded[@]}" --required "${required[@]}"
+}
+
+# Address and port for a store on the head node, where this shell runs. The static rendezvous unpickles nothing from it.
+rendezvous() {
+  local head
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
+  # Where Slurm itself reaches the node; the name alone need not resolve everywhere.
+  head=$(scontrol show node "$head" --oneliner | grep --only-matching --perl-regexp '(?<= NodeAddr=)\S+')
+  in_container "$PYTHON" -c \
+    'import socket, sys; s = socket.socket(); s.bind(("", 0)); print(f"{sys.argv[1]}:{s.getsockname()[1]}")' "$head"
 }
 
 # One process per GPU on every node, `MODULE arguments...` in each.
 torchrun_on_all_nodes() {
-  local head port watcher
-  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
-  # Where Slurm itself reaches the node; the name alone need not resolve everywhere.
-  head=$(scontrol show node "$head" --oneliner | grep --only-matching --perl-regexp '(?<= NodeAddr=)\S+')
-  # This shell runs on the head node.
-  port=$(in_container "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-  local arguments=(
-    --nnodes="$SLURM_NNODES" --nproc-per-node="$JOB_PROCESSES_PER_NODE"
-    --rdzv-backend=static --rdzv-endpoint="$head:$port" --rdzv-id="$ATTEMPT"
-    --max-restarts=0         # a failed rank ends the attempt; Slurm starts the next one on healthy nodes
-    --shutdown-timeout=600   # seconds for a last checkpoint
+  local watcher arguments endpoint
+  if [[ $SLURM_NNODES -eq 1 ]]; then
+    arguments=(nanotron_ext.torchrun)
+  else
+    endpoint=$(rendezvous)
+    arguments=(torch.distributed.run --nnodes="$SLURM_NNODES" --rdzv-backend=static --rdzv-endpoint="$endpoint")
+  fi
+  arguments+=(
+    --nproc-per-node="$JOB_PROCESSES_PER_NODE" --rdzv-id="$ATTEMPT"
+    --max-restarts=0       # a failed rank ends the attempt; Slurm starts the next one on healthy nodes
+    --shutdown-timeout=600 # seconds for a last checkpoint
     -m "$@"
   )
   evaluate_checkpoints --watch "${EVALUATION_POLL_SECONDS:-60}" &
@@ -160,7 +189,7 @@ torchrun_on_all_nodes() {
     trap "" USR1
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOB_PROCESSES_PER_NODE ? cores / JOB_PROCESSES_PER_NODE : 1))}
-    exec "$PYTHON" -m torch.distributed.run --node-rank="$SLURM_NODEID" "$@"' torchrun "${arguments[@]}"
+    exec "$PYTHON" -m "$1" --node-rank="$SLURM_NODEID" "${@:2}"' torchrun "${arguments[@]}"
   if kill "$watcher" 2>/dev/null; then wait "$watcher" || true; fi
   [[ $INTERRUPTED -ne 0 ]] || (evaluate_checkpoints) || true
 }
@@ -212,20 +241,17 @@ export_model() {
 }
 
 finish() {
-  local options=(--exit-status "$STEP_STATUS" --logs "$JOB_LOGS") status=0 exclude=() verdict
-  if [[ $STEP_STATUS -ne 0 && $INTERRUPTED -eq 0 && $STOP_REQUESTED -eq 0 ]]; then
-    : "${LOST_NODES:=$(bad_nodes)}" # Slurm may notice a lost node meanwhile, and interrupt
+  local options=(--exit-status "$STEP_STATUS" --logs "$JOB_LOGS") status=0 exclude='' verdict
+  if [[ $STEP_STATUS -ne 0 && $MAY_TRAIN -ne 0 && $INTERRUPTED -eq 0 && $STOP_REQUESTED -eq 0 ]]; then
+    check_nodes --after-crash || true # Slurm may notice a lost node meanwhile, and interrupt
   fi
   [[ $STOP_REQUESTED -eq 0 ]] || options+=(--stop-requested)
   [[ $INTERRUPTED -eq 0 ]] || options+=(--interrupted)
-  if [[ -n ${LOST_NODES:-} ]]; then
-    options+=(--lost-nodes "$LOST_NODES")
-  fi
-  verdict=$(in_container "$PYTHON" -m slurm.attempts end "$JOB_FOLDER" "${options[@]}") || status=$?
+  verdict=$(in_container "$PYTHON" -m slurm.attempts end "$JOB_FOLDER" "${JOB_RUNS[@]}" "${options[@]}") || status=$?
   say "$verdict"
-  [[ -z ${LOST_NODES:-} ]] || exclude=("ExcNodeList=$(in_container "$PYTHON" -m slurm.attempts lost "$JOB_FOLDER")")
   [[ $status -eq 75 ]] || exit "$status"
   # After its own TERM Slurm requeues the job by itself, unless the user cancelled it or the time was over.
-  [[ $INTERRUPTED -eq 0 || $(job_state) == TIMEOUT ]] || exit 143
-  requeue "${exclude[@]}"
+  [[ $INTERRUPTED -eq 0 || $(job_field JobState) == TIMEOUT ]] || exit 143
+  [[ $INTERRUPTED -ne 0 ]] || exclude=$(nodes_to_exclude) || true
+  requeue ${exclude:+"ExcNodeList=$exclude"}
 }

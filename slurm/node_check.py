@@ -2,13 +2,15 @@
 
 On each node: are all GPUs there, is their memory free, do they multiply matrices and all-reduce among themselves at the
 expected rate? Then nodes all-reduce in pairs, each with its two neighbours on a ring: a node whose network is slow or
-dead fails with both, its partners with one. Exit code 0: the node may take part. Everything has a time limit, so a node
-that hangs is bad too. NODE_CHECK_FOLDER is where the nodes meet: shared by them, and new for every check.
+dead fails with both, its partners with one. Exit code 0: the node may take part; 1: it should not, the output says why;
+124: a check did not finish in time, which a busy machine explains as well as a bad node. NODE_CHECK_FOLDER is where the
+nodes meet: shared by them, and new for every check.
 """
 
 import argparse
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +20,10 @@ from pathlib import Path
 
 import torch
 
+from slurm.node_verdict import TIMED_OUT
+
 NODE_SECONDS = 60.0  # for a node's own checks
-PAIR_SECONDS = 20.0  # for a pair's; two of them, each after waiting as long for a partner, fit NODE_CHECK_SECONDS
+PAIR_SECONDS = 20.0  # for a pair's; two of them and three times as long a wait for partners fit NODE_CHECK_SECONDS
 MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
 ALL_REDUCE_BYTES = {"cuda": 256 << 20, "cpu": 1 << 20}
 EXPECTED_SHARE_OF_PEAK = 0.5  # large bf16 products reach 60 to 75 % on healthy GPUs
@@ -27,6 +31,10 @@ EXPECTED_SHARE_OF_PEAK = 0.5  # large bf16 products reach 60 to 75 % on healthy 
 
 class BadNode(Exception):
     """This node should not take part; the message says why."""
+
+
+class Unfinished(Exception):
+    """A check ran out of time; the message says which."""
 
 
 def matrix_rate(device: torch.device, seconds: float = 0.3) -> float:
@@ -104,7 +112,9 @@ def _check_all_reduce(
 ) -> None:
     if world == 1:
         return
-    backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=PAIR_SECONDS - 5)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # Longer than any limit of `in_processes`, which so decides what is a time-out: NCCL would abort the process.
+    timeout = timedelta(seconds=2 * NODE_SECONDS)
     torch.distributed.init_process_group(
         backend, init_method=f"file://{store.absolute()}", rank=rank, world_size=world, timeout=timeout
     )
@@ -130,12 +140,18 @@ def _free_memory() -> int:
 
 
 Check = Callable[[int, int, Path, argparse.Namespace], None]
+_BROKEN_CONNECTION = re.compile("timed? ?out|(closed|reset) by peer|connection refused|remote process", re.IGNORECASE)
 
 
 def in_processes(
     check: Check, ranks: list[int], world: int, store: Path, options: argparse.Namespace, seconds: float
 ) -> None:
-    """Run `check` in a process per rank. Raises BadNode when one of them does, dies, or takes longer than `seconds`."""
+    """Run `check` in a process per rank.
+
+    Raises:
+        BadNode: a rank does, or dies.
+        Unfinished: a rank takes longer than `seconds`, or another node broke the connection, maybe for that reason.
+    """
     context = multiprocessing.get_context("fork")  # this process never touches the GPUs, so forks may
     processes = []
     for rank in ranks:
@@ -148,14 +164,14 @@ def in_processes(
     try:
         for rank, (process, connection) in zip(ranks, processes, strict=True):
             if not connection.poll(max(0.0, deadline - time.monotonic())):
-                raise BadNode(f"rank {rank} of {check.__name__} took longer than {seconds:g} s")
+                raise Unfinished(f"rank {rank} of {check.__name__} took longer than {seconds:g} s")
             try:
-                problem = connection.recv()
+                problem: Exception | None = connection.recv()
             except EOFError:
                 process.join()
                 raise BadNode(f"rank {rank} of {check.__name__} died with exit code {process.exitcode}") from None
-            if problem:
-                raise BadNode(problem)
+            if problem is not None:
+                raise problem
     finally:
         for process, _ in processes:
             process.kill()
@@ -167,11 +183,12 @@ def _report(
 ) -> None:
     try:
         check(rank, world, store, options)
-        connection.send("")
+        connection.send(None)
     except BadNode as error:
-        connection.send(str(error))
+        connection.send(error)
     except Exception as error:  # a driver that fails is a reason too
-        connection.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        connection.send(Unfinished(text) if _BROKEN_CONNECTION.search(str(error)) else BadNode(text))
 
 
 def ring_neighbours(index: int, count: int) -> list[tuple[int, int]]:
@@ -190,15 +207,17 @@ def check_node(folder: Path, index: int, count: int, options: argparse.Namespace
 
     Raises:
         BadNode: it fails by itself, or with every neighbour that has passed by itself.
+        Unfinished: its own checks ran out of time, or those with its neighbours while they reach nobody else either.
     """
     ranks, started = list(range(options.gpus or 1)), time.monotonic()
     try:
         in_processes(check_local, ranks, len(ranks), folder / f"store-{index}", options, NODE_SECONDS)
-    except BadNode:
+    except (BadNode, Unfinished):
         (folder / f"bad-{index}").touch()  # nobody need wait for it
         raise
     (folder / f"ready-{index}").touch()
-    problems, passed = [], 0
+    problems: list[Exception] = []
+    partners = []
     for pair in ring_neighbours(index, count):
         partner = pair[1] if index == pair[0] else pair[0]
         name = f"{pair[0]}-{pair[1]}"
@@ -208,13 +227,21 @@ def check_node(folder: Path, index: int, count: int, options: argparse.Namespace
         (folder / f"met-{name}-{index}").touch()
         if _first_of(folder / f"met-{name}-{partner}", seconds=PAIR_SECONDS + 5) is None:
             continue
+        partners.append(partner)
         try:
             in_processes(check_pair, [int(index == pair[1])], 2, folder / f"store-{name}", options, PAIR_SECONDS)
-            passed += 1
-        except BadNode as error:
-            problems.append(str(error))
-    if problems and not passed:
-        raise BadNode(problems[0])
+            (folder / f"reached-{index}").touch()
+        except (BadNode, Unfinished) as error:
+            problems.append(error)
+    if not problems or len(problems) < len(partners):
+        return
+    if all(isinstance(error, Unfinished) for error in problems):
+        # Partners that reach somebody else have a working network, and this machine is not too busy for it.
+        reached = (folder / f"reached-{partner}" for partner in partners)
+        if _first_of(*reached, seconds=PAIR_SECONDS + 5) is None:
+            raise problems[0]
+        raise BadNode(f"no all-reduce with a neighbour that reaches others: {problems[0]}")
+    raise next(error for error in problems if isinstance(error, BadNode))
 
 
 def _first_of(*files: Path, seconds: float) -> Path | None:
@@ -229,9 +256,14 @@ def _first_of(*files: Path, seconds: float) -> Path | None:
         time.sleep(0.1)
 
 
+def _gpus_of_job() -> int:
+    """Those that Slurm gave; a job on CPUs has no use for them, even if its header asks for some."""
+    return 0 if os.environ.get("JOB_DEVICE") == "cpu" else int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m slurm.node_check", description=__doc__)
-    parser.add_argument("--gpus", type=int, default=int(os.environ.get("SLURM_GPUS_ON_NODE", "0")), help="on each node")
+    parser.add_argument("--gpus", type=int, default=_gpus_of_job(), help="on each node")
     parser.add_argument(
         "--min-free-gb", type=float, default=1.0, help="memory of each GPU, or of the node without GPUs"
     )
@@ -242,16 +274,18 @@ def main() -> int:
     parser.add_argument("--pair-gb-per-second", type=float, default=0.0, help="all-reduce between two nodes")
     parser.add_argument("--pretend-slow", metavar="NODE", help="for drills: this node reaches 1/1000 of its rates")
     options = parser.parse_args()
-    node = os.environ.get("SLURMD_NODENAME", "this node")
-    options.factor = 1e-3 if options.pretend_slow == node else 1.0
+    options.factor = 1e-3 if options.pretend_slow == os.environ.get("SLURMD_NODENAME") else 1.0
     folder = Path(os.environ["NODE_CHECK_FOLDER"])
     folder.mkdir(parents=True, exist_ok=True)
     index, count = int(os.environ.get("SLURM_NODEID", "0")), int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     try:
         check_node(folder, index, count, options)
     except BadNode as error:
-        print(f"{node}: {error}", file=sys.stderr, flush=True)
+        print(error, file=sys.stderr, flush=True)
         return 1
+    except Unfinished as error:
+        print(error, file=sys.stderr, flush=True)
+        return TIMED_OUT
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A Slurm of three nodes on this machine for the tests that need one."""
+"""A Slurm of four nodes on this machine for the tests that need one."""
 
 import os
 import shutil
@@ -22,8 +22,7 @@ class Cluster:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        site = root / "site.sh"
-        site.write_text(f"PYTHON={sys.executable}\nNODE_CHECK=()\nNODE_CHECK_SECONDS=20\n")
+        site = self.site(root, "NODE_CHECK=()", "NODE_CHECK_SECONDS=20")
         self.environment = os.environ | {
             "SMOLLM3_DEV_CLUSTER": str(root / "cluster"),
             "SLURM_CONF": str(root / "cluster" / "slurm.conf"),
@@ -34,6 +33,13 @@ class Cluster:
             "PROFILE": "tiny",
             "SBATCH_OUTPUT": f"{root}/%j.out",
         }
+
+    @staticmethod
+    def site(folder: Path, *lines: str) -> Path:
+        """A site file in the folder with this Python and further settings; a job takes it as SMOLLM3_SITE."""
+        file = folder / "site.sh"
+        file.write_text("\n".join((f"PYTHON={sys.executable}", *lines, "")))
+        return file
 
     def run(self, *command: str | Path, check: bool = True, **environment: str | Path) -> subprocess.CompletedProcess:
         environment = {name: str(value) for name, value in environment.items()}
@@ -72,7 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if MISSING:
         pytest.skip(f"not run on a real Slurm: {', '.join(MISSING)} not found (apt-get install slurm-wlm munge)")
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    cluster.run("slurm/dev-cluster", "up", "--nodes", "3")
+    cluster.run("slurm/dev-cluster", "up", "--nodes", "4")
     yield cluster
     cluster.run("slurm/dev-cluster", "down")
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempts import MAX_CRASHES, MAX_LOSSES, begin, end, lost_nodes, read_attempts
+from slurm.attempts import MAX_RETRIES, begin, end, read_attempts
+from slurm.failures import normalised
+from slurm.node_verdict import Verdict, write_verdict
 
 
-def write_run(folder: Path, last_step: int, outcome: str | None = None, message: str = "") -> None:
+def write_run(folder: Path, last_step: int, outcome: str | None = None, message: str = "", saved: int = 0) -> None:
     """What the trainer leaves: a metrics row per step, and outcome.json unless it was killed."""
     folder.mkdir(exist_ok=True)
     rows = [json.dumps({"step": step}) + "\n" for step in range(1, last_step + 1)]
@@ -16,14 +18,33 @@ def write_run(folder: Path, last_step: int, outcome: str | None = None, message:
     (folder / "outcome.json").unlink(missing_ok=True)
     if outcome is not None:
         (folder / "outcome.json").write_text(json.dumps({"outcome": outcome, "step": last_step, "message": message}))
+    if saved:
+        checkpoint = folder / "checkpoints" / str(saved)
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "checkpoint.json").touch()
 
 
 def attempt(
-    folder: Path, last_step: int, outcome: str | None = None, job_id: int = 7, **ending: object
+    folder: Path,
+    last_step: int,
+    outcome: str | None = None,
+    job_id: int = 7,
+    *,
+    message: str = "",
+    saved: int = 0,
+    before_its_first_step: bool = False,
+    lost: str = "",
+    **ending: object,
 ) -> tuple[str, str]:
-    """One attempt from begin to end; returns the action and its reason."""
+    """One attempt from begin to end; returns the action and its reason. `lost` names a node that failed its check."""
     begin(folder, job_id, len(read_attempts(folder)), "n[1-2]")
-    write_run(folder, last_step, outcome, str(ending.pop("message", "")))
+    if not before_its_first_step:
+        write_run(folder, last_step, outcome, message, saved)
+    if lost:
+        logs = folder / f"logs-{len(read_attempts(folder))}"
+        (logs / "node_check").mkdir(parents=True)
+        write_verdict(logs / "node_check", Verdict(lost=[lost], reason=f"nodes that fail their check: {lost}"))
+        ending["logs"] = logs
     arguments = {"exit_status": 1, "stop_requested": False, "interrupted": False} | ending
     return end(folder, **arguments)[1:]  # type: ignore[arg-type]
 
@@ -44,10 +65,80 @@ def test_an_error_that_the_user_must_mend_is_not_repeated(tmp_path: Path) -> Non
     )
 
 
-def test_the_same_step_may_crash_once_only(tmp_path: Path) -> None:
-    assert attempt(tmp_path, 3)[0] == "again"
-    action, reason = attempt(tmp_path, 3)
-    assert action == "fail" and reason.startswith("step 4 failed twice")
+RAISED = "Rank {rank} raised {type} in step 6 (training): {text}"
+SILENT = (
+    "Rank {rank} was killed, or hangs in a call that holds Python's lock, or its machine is lost: 19 s ago it was in "
+    "step 6 (training) on {host}, process {pid}."
+)
+KINDS = {
+    "out of memory on rank 1": RAISED.format(
+        rank=1, type="OutOfMemoryError", text="CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 3.1 GiB free."
+    ),
+    "out of memory on rank 9": RAISED.format(
+        rank=9, type="OutOfMemoryError", text="CUDA out of memory. Tried to allocate 2.25 GiB. GPU 3 has 1.7 GiB free."
+    ),
+    "a full disk": RAISED.format(rank=0, type="OSError", text="[Errno 28] No space left on device: '/a/run/9.tmp'"),
+    "another file on a full disk": RAISED.format(
+        rank=3, type="OSError", text="[Errno 28] No space left on device: '/b/run-2/10.tmp'"
+    ),
+    "a stale file": RAISED.format(rank=0, type="OSError", text="[Errno 116] Stale file handle: '/a/run/9.tmp'"),
+    "rank 1 silent": SILENT.format(rank=1, host="gpu-12.cluster", pid=311),
+    "rank 5 silent": SILENT.format(rank=5, host="node7", pid=4242),
+    "rank 2 stuck": "Rank 2 is stuck in step 6 (training) on n1, process 12: no progress for 18 s. Its stack:\n  f()\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("out of memory on rank 1", "out of memory on rank 1", True),
+        ("out of memory on rank 1", "out of memory on rank 9", True),
+        ("a full disk", "another file on a full disk", True),
+        ("a full disk", "a stale file", False),
+        ("a full disk", "out of memory on rank 1", False),
+        ("rank 1 silent", "rank 5 silent", True),
+        ("rank 1 silent", "rank 2 stuck", False),
+        ("rank 1 silent", "out of memory on rank 1", False),
+    ],
+)
+def test_only_the_same_failure_at_the_same_place_is_given_up_at_once(
+    tmp_path: Path, first: str, second: str, same: bool
+) -> None:
+    assert attempt(tmp_path, 5, "crashed", message=KINDS[first], saved=4)[0] == "again"
+    action, reason = attempt(tmp_path, 5, "crashed", message=KINDS[second])
+    assert action == ("fail" if same else "again"), reason
+    if same:
+        assert reason.startswith("the same failure twice since the checkpoint of step 4, ") and "in step 6: " in reason
+
+
+@pytest.mark.parametrize(("steps", "same"), [((5, 5), True), ((5, 6), False), ((6, 5), False)])
+def test_the_same_failure_in_another_step_is_another_failure(
+    tmp_path: Path, steps: tuple[int, int], same: bool
+) -> None:
+    message = KINDS["a full disk"]
+    assert attempt(tmp_path, steps[0], "crashed", message=message, saved=4)[0] == "again"
+    assert attempt(tmp_path, steps[1], "crashed", message=message)[0] == ("fail" if same else "again")
+
+
+def test_killed_in_a_step_and_killed_while_starting_are_two_failures(tmp_path: Path) -> None:
+    assert attempt(tmp_path, 5, exit_status=137, saved=4)[0] == "again"
+    action, reason = attempt(tmp_path, 5, exit_status=137, before_its_first_step=True)
+    assert action == "again" and reason.startswith("retry 2 of at most 5 since the checkpoint of step 4: ")
+    assert attempt(tmp_path, 5, exit_status=137, before_its_first_step=True)[0] == "fail"
+
+
+def test_what_happened_before_a_checkpoint_counts_no_more(tmp_path: Path) -> None:
+    """A crash every few steps for weeks, always the same one."""
+    actions = [attempt(tmp_path, 3 * n + 1, saved=3 * n)[0] for n in range(1, 60)]
+    assert set(actions) == {"again"}
+
+
+def test_without_a_checkpoint_in_between_the_number_of_retries_is_bounded(tmp_path: Path) -> None:
+    """Each in another step: rows of metrics that were lost again are no progress."""
+    answers = [attempt(tmp_path, step, saved=100) for step in (157, 158, 156, 159, 161, 160, 162)]
+    assert [action for action, _ in answers[: MAX_RETRIES + 1]] == ["again"] * MAX_RETRIES + ["fail"]
+    assert answers[0][1].startswith("retry 1 of at most 5 since the checkpoint of step 100: ")
+    assert answers[5][1].startswith("6 attempts crashed or lost nodes since the checkpoint of step 100, the last one: ")
 
 
 def test_a_preemption_between_two_crashes_does_not_hide_the_repetition(tmp_path: Path) -> None:
@@ -56,9 +147,63 @@ def test_a_preemption_between_two_crashes_does_not_hide_the_repetition(tmp_path:
     assert attempt(tmp_path, 3)[0] == "fail"
 
 
-def test_crashes_that_move_on_are_bounded(tmp_path: Path) -> None:
-    actions = [attempt(tmp_path, step)[0] for step in range(1, MAX_CRASHES + 1)]
-    assert actions == ["again"] * (MAX_CRASHES - 1) + ["fail"]
+def test_a_lost_node_is_no_crash_but_a_retry(tmp_path: Path) -> None:
+    """A silent rank of a node that is lost says nothing about the software, however often."""
+    message = KINDS["rank 1 silent"]
+    actions = [attempt(tmp_path, 5, "crashed", message=message, lost=f"n{n}")[0] for n in range(MAX_RETRIES + 1)]
+    assert actions == ["again"] * MAX_RETRIES + ["fail"]
+    actions = [attempt(tmp_path, n, job_id=8, saved=n, lost="n2")[0] for n in range(1, 40)]
+    assert set(actions) == {"again"}
+
+
+def test_all_run_folders_of_a_job_count(tmp_path: Path) -> None:
+    """A job that trains three recipes: the first is done, the second gets on from crash to crash."""
+    runs = [tmp_path / "apo", tmp_path / "apo_seed43", tmp_path / "apo_seed44"]
+    write_run(runs[0], 8, "finished")
+    (runs[0] / "outcome.json").unlink()
+    for step in (3, 6, 9):
+        begin(runs[0], 7, step, "n1", runs)
+        write_run(runs[1], step)
+        checkpoint = runs[1] / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").touch()
+        last, action, reason = end(runs[0], 1, False, False, runs=runs)
+        assert (last.step, last.saved, action) == (8 + step, step, "again"), reason
+
+
+def test_attempts_that_an_earlier_version_noted_are_read(tmp_path: Path) -> None:
+    old = {"job_id": 7, "restart": 0, "nodes": "n1", "started": "2026-01-01T00:00:00+00:00", "outcome": "crashed"}
+    (tmp_path / "attempts.json").write_text(json.dumps([old | {"step": 5, "message": "x", "lost_nodes": ""}]))
+    assert attempt(tmp_path, 5)[0] == "again"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "RuntimeError: [pair.cc:553] Connection closed by peer [10.0.0.7]:1955",
+            "RuntimeError: [pair.cc:12] Connection closed by peer [10.1.0.12]:7",
+        ),
+        ("KeyError: 0x7f3a91", "KeyError: 0x55aa"),
+        ("OSError: cannot read /data/a/shard-00017.ds", "OSError: cannot read /data/b/shard-3.ds"),
+        ("Rank 3 is stuck in step 17 on gpu-4, process 12: no", "Rank 0 is stuck in step 18 on cpu, process 7: no"),
+    ],
+)
+def test_what_differs_from_case_to_case_is_left_out(one: str, other: str) -> None:
+    assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("KeyError: 'loss'", "KeyError: 'lr'"), ("ValueError: 3 heads", "TypeError: 3 heads"), ("exit code 1", "SIGKILL")],
+)
+def test_what_tells_failures_apart_stays(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+
+
+def test_the_trainers_words_are_those_that_are_looked_for() -> None:
+    source = Path("nanotron_ext/train/heartbeat.py").read_text()
+    assert "Rank {rank} was killed, or hangs" in source and "raised {type(error).__name__} in " in source
 
 
 def test_a_new_submission_starts_anew(tmp_path: Path) -> None:
@@ -71,11 +216,6 @@ def test_time_limits_never_end_a_run_that_moves_on(tmp_path: Path) -> None:
     assert set(actions) == {"again"}
     action, reason = attempt(tmp_path, 39, "stopped", stop_requested=True)
     assert action == "fail" and "time limit is too short" in reason
-
-
-def test_nodes_that_were_lost_are_no_crash(tmp_path: Path) -> None:
-    actions = [attempt(tmp_path, step, lost_nodes="n2")[0] for step in range(MAX_CRASHES + 2)]
-    assert set(actions) == {"again"}
 
 
 def test_an_attempt_without_an_end_lost_its_head_node(tmp_path: Path) -> None:
@@ -132,22 +272,31 @@ def test_the_reason_of_a_plain_command_is_its_exception(tmp_path: Path) -> None:
     assert "OSError: No space left on device" in attempt(tmp_path, 0, logs=logs)[1]
 
 
-def test_lost_nodes_stay_excluded_for_the_whole_job_and_are_named_with_the_reason(tmp_path: Path) -> None:
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    (logs / "node_check.log").write_text("srun: warning: x\nn2: GPU 3 multiplies matrices at 120 TFLOP/s, not 495\n")
-    assert attempt(tmp_path, 3, lost_nodes="n2,n5", logs=logs) == (
-        "again",
-        "nodes that do not answer or fail their check: n2 (GPU 3 multiplies matrices at 120 TFLOP/s, not 495), n5",
-    )
-    attempt(tmp_path, 4)
-    attempt(tmp_path, 5, lost_nodes="n1")
-    assert lost_nodes(tmp_path) == ["n1", "n2", "n5"]
-    attempt(tmp_path, 6, job_id=8)
-    assert lost_nodes(tmp_path) == []
+SUMMARY_KILLED = SUMMARY.format(before="", rank=1, second=5, code=-9)
+SEGMENTATION_FAULT = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x7f (most recent call first):\n"
 
 
-def test_a_cluster_that_loses_nodes_before_every_step_is_given_up(tmp_path: Path) -> None:
-    answers = [attempt(tmp_path, 3, lost_nodes=f"n{number}") for number in range(MAX_LOSSES)]
-    assert [action for action, _ in answers] == ["again"] * (MAX_LOSSES - 1) + ["fail"]
-    assert answers[-1][1].startswith(f"{MAX_LOSSES} attempts lost nodes before step 4: nodes that do not answer")
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("", SUMMARY_KILLED, True),  # the other ranks notice sooner than torchrun writes, or not
+        (SUMMARY_KILLED, SEGMENTATION_FAULT, False),
+        (SEGMENTATION_FAULT, SEGMENTATION_FAULT, True),
+        (SUMMARY.format(before="", rank=1, second=5, code=-11), SUMMARY_KILLED, False),
+    ],
+)
+def test_a_silent_rank_died_of_what_the_logs_say(tmp_path: Path, first: str, second: str, same: bool) -> None:
+    actions = []
+    for number, text in enumerate((first, second)):
+        logs = tmp_path / f"logs-{number}"
+        logs.mkdir()
+        (logs / "n1.log").write_text(text)
+        message = SILENT.format(rank=1, host="n1", pid=number)
+        actions.append(attempt(tmp_path, 5, "crashed", message=message, logs=logs)[0])
+    assert actions == ["again", "fail" if same else "again"]
+
+
+def test_a_node_check_that_cannot_be_believed_ends_the_job_with_its_words(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "node_check").mkdir(parents=True)
+    write_verdict(tmp_path / "logs" / "node_check", Verdict(problem="The node check fails on all 2 nodes."))
+    assert attempt(tmp_path, 3, logs=tmp_path / "logs") == ("fail", "The node check fails on all 2 nodes.")

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of three nodes: the chain, and what may happen to a job on the way."""
+"""Jobs on a real Slurm of four nodes: the chain, and what may happen to a job on the way."""
 
 import re
 import subprocess
@@ -37,20 +37,51 @@ def test_the_chain_trains_as_one_machine_does_and_is_submitted_once(
     assert {log.stem for log in logs.glob("n*.log")} >= {"n1", "n2"}
 
 
-def test_a_node_that_fails_its_check_is_excluded_by_name(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
+def test_a_node_that_fails_its_check_is_excluded_beside_those_of_the_user(
+    cluster: Cluster, profile: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "check"
-    site = tmp_path / "site.sh"
-    options = "--pretend-slow n2 --tflops 0.001 --min-free-gb 0.1"
-    site.write_text(f"PYTHON={sys.executable}\nNODE_CHECK_OPTIONS=({options})\n")
+    site = cluster.site(tmp_path, "NODE_CHECK_OPTIONS=(--pretend-slow n2 --tflops 0.001 --min-free-gb 0.1)")
     environment = {"RECIPES": profile / "recipes", "RUN": run, "SMOLLM3_SITE": site}
-    job = cluster.sbatch("--nodelist=n1,n2", HANDICAPPED, f"general.runs_path={run}", **environment)
+    job = cluster.sbatch("--exclude=n3", HANDICAPPED, f"general.runs_path={run}", **environment)
     cluster.wait_for("the end of the attempt", lambda: any(a.outcome for a in read_attempts(run / "stage1")))
-    cluster.wait_for("the exclusion", lambda: cluster.field(job, "ExcNodeList") == "n2")
+    cluster.wait_for("the exclusion", lambda: set(cluster.field(job, "ExcNodeList").split(",")) == {"n2", "n3"})
     cluster.run("scancel", str(job))
     message = read_attempts(run / "stage1")[0].message
     assert message.startswith("nodes that do not answer or fail their check: n2 (the CPU multiplies matrices at "), (
         message
     )
+
+
+def test_a_check_that_fails_everywhere_stops_the_job_and_excludes_nobody(
+    cluster: Cluster, profile: Path, tmp_path: Path
+) -> None:
+    """With the command that a user would type, and what the check says where PyTorch for CPUs is installed."""
+    site = cluster.site(tmp_path, "NODE_CHECK=(bash -c 'echo 0 of 8 GPUs are visible; exit 1')")
+    environment = {"RECIPES": profile / "recipes", "RUN": tmp_path, "SMOLLM3_SITE": site}
+    job = cluster.sbatch("--nodes=2", "slurm/pretrain_stage1.sh", f"general.runs_path={tmp_path}", **environment)
+    cluster.wait_for_end(job)
+    assert (cluster.field(job, "JobState"), cluster.field(job, "Restarts")) == ("FAILED", "0")
+    assert cluster.field(job, "ExcNodeList") == "(null)"
+    output = cluster.output(job)
+    assert "the check itself is suspect: n1 (0 of 8 GPUs are visible), n2 (0 of 8 GPUs are visible)." in output
+    assert f"NODE_CHECK in {site} (NODE_CHECK=() goes without)" in output
+    [attempt] = read_attempts(tmp_path / "stage1")
+    assert attempt.outcome == "failed" and "The node check fails on all 2 nodes" in attempt.message
+    assert not losses(tmp_path / "stage1")
+
+
+def test_a_check_that_does_not_finish_excludes_nobody_and_the_job_trains(
+    cluster: Cluster, profile: Path, tmp_path: Path
+) -> None:
+    site = cluster.site(tmp_path, "NODE_CHECK=(sleep 600)", "NODE_CHECK_SECONDS=3")
+    environment = {"RECIPES": profile / "recipes", "RUN": tmp_path, "SMOLLM3_SITE": site}
+    job = cluster.sbatch("--nodes=2", "slurm/pretrain_stage1.sh", f"general.runs_path={tmp_path}", **environment)
+    cluster.wait_for_end(job)
+    assert (cluster.field(job, "JobState"), cluster.field(job, "Restarts")) == ("COMPLETED", "0")
+    assert cluster.field(job, "ExcNodeList") == "(null)"
+    assert re.search(r"did not finish in time on n\d .*, n\d .*; they take part nevertheless", cluster.output(job))
+    assert len(losses(tmp_path / "stage1")) == LAST_STEPS["stage1"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Who gets the blame: nodes that meet in pairs on a ring, with some of them bad."""
 
 import argparse
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from slurm import node_check
-from slurm.node_check import BadNode, check_local, check_node, ring_neighbours
+from slurm.node_check import BadNode, Unfinished, check_local, check_node, ring_neighbours
 
 OPTIONS = argparse.Namespace(gpus=0)
 
@@ -33,17 +34,22 @@ def test_every_node_meets_its_two_neighbours_and_nobody_waits_in_a_circle(count:
 
 
 @pytest.mark.parametrize(
-    ("count", "slow_network", "slow_alone", "gone", "blamed"),
+    ("count", "slow_network", "dead_network", "slow_alone", "gone", "blamed", "unfinished"),
     [
-        (4, {2}, set(), set(), {2}),
-        (3, {1}, set(), set(), {1}),
-        (8, {0, 5}, set(), set(), {0, 5}),
-        (4, set(), {3}, set(), {3}),
-        (5, set(), set(), {1}, set()),  # it cannot say so itself; its neighbours are fine
-        (2, set(), {0}, set(), {0}),
-        (2, set(), set(), {0}, set()),
-        (2, {0}, set(), set(), {0, 1}),  # two nodes cannot tell which of them it is
-        (4, set(), set(), set(), set()),
+        (4, {2}, set(), set(), set(), {2}, set()),
+        (3, {1}, set(), set(), set(), {1}, set()),
+        (8, {0, 5}, set(), set(), set(), {0, 5}, set()),
+        (4, set(), set(), {3}, set(), {3}, set()),
+        (5, set(), set(), set(), {1}, set(), set()),  # it cannot say so itself; its neighbours are fine
+        (2, set(), set(), {0}, set(), {0}, set()),
+        (2, set(), set(), set(), {0}, set(), set()),
+        (2, {0}, set(), set(), set(), {0, 1}, set()),  # two nodes cannot tell which of them it is
+        (4, set(), set(), set(), set(), set(), set()),
+        # A pair without a result blames a node only if its neighbours get results elsewhere.
+        (4, set(), {2}, set(), set(), {2}, set()),
+        (3, set(), {1}, set(), set(), {1}, set()),
+        (2, set(), {0}, set(), set(), set(), {0, 1}),
+        (4, set(), {0, 1, 2, 3}, set(), set(), set(), {0, 1, 2, 3}),  # a busy machine, a busy switch
     ],
 )
 def test_the_bad_nodes_are_blamed_and_no_others(
@@ -51,9 +57,11 @@ def test_the_bad_nodes_are_blamed_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
     count: int,
     slow_network: set[int],
+    dead_network: set[int],
     slow_alone: set[int],
     gone: set[int],
     blamed: set[int],
+    unfinished: set[int],
 ) -> None:
     monkeypatch.setattr(node_check, "NODE_SECONDS", 0.5)
     monkeypatch.setattr(node_check, "PAIR_SECONDS", -4.5)  # half a second for a partner to come
@@ -62,20 +70,23 @@ def test_the_bad_nodes_are_blamed_and_no_others(
         nodes = {int(part) for part in store.name.split("-")[1:]}
         if nodes & (slow_alone if check is check_local else slow_network):
             raise BadNode("slow")
+        if check is not check_local and nodes & dead_network:
+            raise Unfinished("no answer")
 
     monkeypatch.setattr(node_check, "in_processes", in_processes)
 
-    def fails(index: int) -> bool:
+    def found(index: int) -> type[Exception] | None:
         try:
             check_node(tmp_path, index, count, OPTIONS)
-        except BadNode:
-            return True
-        return False
+        except (BadNode, Unfinished) as error:
+            return type(error)
+        return None
 
     present = [index for index in range(count) if index not in gone]
     with ThreadPoolExecutor(count) as pool:
-        found = {index for index, failed in zip(present, pool.map(fails, present), strict=True) if failed}
-    assert found == blamed
+        by_node = dict(zip(present, pool.map(found, present), strict=True))
+    assert {index for index, kind in by_node.items() if kind is BadNode} == blamed
+    assert {index for index, kind in by_node.items() if kind is Unfinished} == unfinished
 
 
 def _hang(*_: Any) -> None:
@@ -90,7 +101,55 @@ def _die(*_: Any) -> None:
     os._exit(7)
 
 
-@pytest.mark.parametrize(("check", "message"), [(_hang, "took longer than 0.2 s"), (_die, "died with exit code 7")])
-def test_a_check_that_hangs_or_dies_is_a_bad_node(tmp_path: Path, check: Any, message: str) -> None:
-    with pytest.raises(BadNode, match=message):
-        node_check.in_processes(check, [0, 1], 2, tmp_path / "store", OPTIONS, 0.2)
+def _lose_the_other_node(*_: Any) -> None:
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:1955")
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore")
+
+
+@pytest.mark.parametrize(
+    ("check", "kind", "message"),
+    [
+        (_hang, Unfinished, "took longer than 0.2 s"),
+        (_lose_the_other_node, Unfinished, "RuntimeError: .*Connection closed by peer"),
+        (_die, BadNode, "died with exit code 7"),
+        (_fail, BadNode, "RuntimeError: CUDA error: uncorrectable ECC error encountered$"),
+    ],
+)
+def test_a_time_out_is_not_a_failure(tmp_path: Path, check: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        node_check.in_processes(check, [0, 1], 2, tmp_path / "store", OPTIONS, 0.2 if check is _hang else 20)
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (BadNode("slow"), 1), (Unfinished("no answer"), 124)])
+def test_exit_codes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception | None,
+    code: int,
+) -> None:
+    def check_node(*_: Any) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(node_check, "check_node", check_node)
+    monkeypatch.setattr(sys, "argv", ["node_check"])
+    monkeypatch.setenv("NODE_CHECK_FOLDER", str(tmp_path))
+    assert node_check.main() == code
+    assert capsys.readouterr().err.strip() == (str(error) if error else "")
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 8), ("cpu", 0)])
+def test_a_job_on_cpus_asks_for_no_gpus_whatever_its_header_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, gpus: int
+) -> None:
+    asked = []
+    monkeypatch.setattr(node_check, "check_node", lambda folder, index, count, options: asked.append(options.gpus))
+    monkeypatch.setattr(sys, "argv", ["node_check"])
+    monkeypatch.setenv("NODE_CHECK_FOLDER", str(tmp_path))
+    monkeypatch.setenv("JOB_DEVICE", device)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    assert node_check.main() == 0 and asked == [gpus]
