@@ -38,8 +38,8 @@ demo: setup ## The whole chain in miniature, from text to the report; STAGES="sf
 demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its effects with intervals (about 40 minutes)
 	@$(PY) -m chain.seeds recipes/tiny --seeds $(or $(SEEDS),42 43 44)
 
-data: setup ## Prepare the profile's data: tokenizer, shards, manifests
-	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml)
+data: setup ## Prepare the profile's data: tokenizer, shards, manifests (REBUILD="source ..." or all may be replaced)
+	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml) $(REBUILD:%=--rebuild %)
 
 audit: setup ## The mixture as a tree, with decoded samples and a lint of the windows
 	$(PY) -m datapipes.audit $(RECIPES)/pretrain.yaml
@@ -51,15 +51,15 @@ pretrain: setup ## Pretrain the stages in STAGE (1 2 3, long context: 32k 64k), 
 	  $(PY) -m nanotron_ext.launch $(RECIPES)/$$recipe.yaml; \
 	done
 
-export: setup ## Write the model of the run folder FROM (default: the last pretraining stage) as the folder MODEL
-	$(PY) -m nanotron_ext.export --replace $(or $(FROM),$(RUN)/stage3) $(if $(FROM),$(MODEL),$(RUN)/hf/stage3)
+export: setup ## Write the model of run FROM (default: the last pretraining stage) as the folder MODEL (REPLACE=1 overwrites)
+	$(PY) -m nanotron_ext.export $(if $(FROM),$(REPLACE:%=--replace),--replace) $(or $(FROM),$(RUN)/stage3) $(if $(FROM),$(MODEL),$(RUN)/hf/stage3)
 
 summary: setup ## Losses, held-out bits per byte against baselines, and a sample of text
 	$(PY) -m eval.pretraining $(RUN)/stage1 $(RUN)/stage2 $(RUN)/stage3 --model $(RUN)/hf/stage3 \
 	  --out $(RUN)/eval/pretraining.json
 
-posttrain-data: setup ## Generate the tiny profile's conversations, preference pairs and held-out prompts
-	$(PY) -m posttrain.tiny_data $(RUN)/posttrain_data
+posttrain-data: setup ## Generate the tiny profile's conversations, pairs and held-out prompts (REPLACE=1 overwrites)
+	$(PY) -m posttrain.tiny_data $(RUN)/posttrain_data $(REPLACE:%=--replace)
 
 posttrain: setup ## Post-train the phases in PHASE: midtrain, sft, apo (every apo*.yaml, for the soup)
 	@set -e; for phase in $(PHASE); do \
@@ -85,11 +85,11 @@ merge: setup ## Average the APO checkpoints, then 0.9 of the soup + 0.1 of the m
 merge-sweep: setup ## Evaluate mixing weights from 0 to 1 and draw the curve
 	$(PY) -m merge.sweep $(RECIPES)/merge.yaml
 
-eval-data: setup ## Write the evaluation sets of the recipe (EDITION=full needs the hub)
-	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition $(or $(EDITION),small)
+eval-data: setup ## Write the evaluation sets of the recipe (EDITION=full needs the hub; REPLACE=1 overwrites real sets)
+	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition $(or $(EDITION),small) $(REPLACE:%=--replace)
 
 eval-prefetch: setup ## Fetch the real sets (of SUITE, default all) from the hub or MIRROR, and pack them into one file
-	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition full $(SUITE:%=--suite %) $(MIRROR:%=--mirror %) \
+	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition full $(SUITE:%=--suite %) $(MIRROR:%=--mirror %) $(REPLACE:%=--replace) \
 	  --pack $(RUN)/eval_data$(SUITE:%=_%).tar
 
 eval: setup ## Evaluate the folders in MODEL on the recipe's suites (SUITE=name for one; SET="section.key=value ...")

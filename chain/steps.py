@@ -172,7 +172,8 @@ def _posttraining_step(profile: Profile, job: str, before: str) -> Step:
 
 def _export_step(profile: Profile, models: Sequence[str], needs: Sequence[str]) -> Step:
     outputs = [profile.run / "hf" / model for model in models]
-    exports = [("export", f"FROM={profile.run / model.name}", f"MODEL={model}") for model in outputs]
+    # Of this step's own models, which were moved aside where the step runs anew: what is there is its interrupted work.
+    exports = [("export", f"FROM={profile.run / model.name}", f"MODEL={model}", "REPLACE=1") for model in outputs]
     commands = (*exports, ("summary",))
     code = ("nanotron_ext/export.py", "eval/pretraining.py", _VERSIONS)
     made = (*outputs, profile.run / "eval" / "pretraining.json")

@@ -52,11 +52,12 @@ class BenchmarkIndex:
     names: list[str]
     hashes: Hashes
     owners: npt.NDArray[np.uint16]
+    parts: dict[str, str]  # benchmark -> SHA-256 of its own passages
 
     @cached_property
     def sha256(self) -> str:
-        """What the outcome of decontamination depends on."""
-        return hashlib.sha256(self.hashes.tobytes() + self.owners.tobytes() + repr(self.names).encode()).hexdigest()
+        """What decides which documents are dropped."""
+        return hashlib.sha256(self.hashes.tobytes()).hexdigest()
 
     def first_match(self, text: str) -> str | None:
         """The name of a benchmark of which the text contains a passage."""
@@ -77,11 +78,13 @@ def build_index(folder: Path) -> BenchmarkIndex:
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
         raise DataError(f"There is no evaluation set (<benchmark>.jsonl) in {folder}. Correct --benchmarks.")
-    per_benchmark = [_benchmark_hashes(path) for path in paths]
+    per_benchmark = [np.unique(_benchmark_hashes(path)) for path in paths]
+    names = [path.stem for path in paths]
+    sums = [hashlib.sha256(part.tobytes()).hexdigest() for part in per_benchmark]
     hashes = np.concatenate(per_benchmark)
     owners = np.repeat(np.arange(len(paths), dtype=np.uint16), [len(part) for part in per_benchmark])
     unique, first = np.unique(hashes, return_index=True)
-    return BenchmarkIndex([path.stem for path in paths], unique, owners[first])
+    return BenchmarkIndex(names, unique, owners[first], dict(zip(names, sums, strict=True)))
 
 
 def _benchmark_hashes(path: Path) -> Hashes:

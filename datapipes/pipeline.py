@@ -2,7 +2,8 @@
 
 A source is built in `<data>/.partial/<source>-<hash>-<tasks>/`, which also holds datatrove's logs and completion marks:
 an interrupted build goes on task by task, and only with the same pipeline and number of tasks. When every task's output
-has been verified, the manifest is written and the folder takes its place as `<data>/<source>/` in one rename.
+has been verified, the manifest is written and the folder takes its place as `<data>/<source>/`. What had that place
+before stays in use until then.
 """
 
 import hashlib
@@ -29,13 +30,14 @@ from datapipes.decontaminate import BenchmarkIndex, Decontaminate
 from datapipes.dedup import Stage, exact_stages, minhash_stages
 from datapipes.errors import DataError
 from datapipes.executors import SlurmSettings, run_locally, submit, tasks_completed, wait
-from datapipes.readers import find_input, reader_of
+from datapipes.inputs import UnreachableInputError, find_input
+from datapipes.readers import read_contents, reader_of
+from datapipes.record import Record, input_of, record_of
 from datapipes.registry import Source
 from datapipes.shards import Manifest, ShardFile, read_manifest, token_bytes_for, verify_folder, verify_shard
 from datapipes.tokenizer import LoadedTokenizer
+from nanotron_ext.folders import put_in_place
 
-VERSION = 1  # raise it with every change, ours or datatrove's, that changes the shards: it is part of the hash
-NOT_IN_SHARDS = {"category", "licence", "published_as", "substitute"}  # keys of a source that change no byte
 TOKENIZER_BATCH_DOCUMENTS = 1000
 
 
@@ -113,7 +115,11 @@ class TokenLimits(BaseFilter):
 class SourceBuild:
     """The build of one source with one tokenizer below one data folder.
 
-    `raw_folder` holds copies of hub datasets; `benchmarks` is what sources are decontaminated against.
+    `raw_folder` holds copies of hub datasets; `benchmarks` is what sources are decontaminated against. Where the source
+    is prepared already and its files cannot be looked at now, `unreachable` says why.
+
+    Raises:
+        DataError: on construction, if the source is not prepared and cannot be.
     """
 
     def __init__(
@@ -131,35 +137,22 @@ class SourceBuild:
         self.source = source
         self.tokenizer = tokenizer
         self.benchmarks = benchmarks
-        self.input = find_input(source, raw_folder)
-        self.pipeline_sha256 = self._hash()
         self.folder = data_folder / source.name
+        self._replaces = self.folder.exists()
+        self.unreachable: UnreachableInputError | None = None
+        try:
+            self.input = find_input(source, raw_folder)
+        except UnreachableInputError as error:
+            if (prepared_from := input_of(self.folder)) is None:
+                raise
+            self.input, self.unreachable = prepared_from, error
+        self.record = record_of(source, tokenizer, benchmarks, self.input)
+        self.pipeline_sha256 = self.record.sha256()
         self.partial = data_folder / ".partial" / f"{source.name}-{self.pipeline_sha256[:12]}-{source.tasks}"
         self.logs = self.partial / "logs"
+        self.contents = self.logs / "contents"  # stays: a kill just before the folder is put in place must not lose it
         chat_ids = special_ids(tokenizer.tokenizer).values() if source.is_chat else ()
         self._forbidden_ids = [token_id for token_id in tokenizer.special_ids if token_id not in chat_ids]
-
-    def _hash(self) -> str:
-        identity = {
-            "version": VERSION,
-            "source": self.source.model_dump(mode="json", exclude=NOT_IN_SHARDS),
-            "revision": self.input.revision,
-            "tokenizer_sha256": self.tokenizer.sha256,
-            "eos_token_id": self.tokenizer.eos_token_id,
-            "benchmarks": self.benchmarks.sha256 if self.source.decontaminate and self.benchmarks else None,
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-    def is_done(self) -> bool:
-        """Whether the folder holds what this pipeline makes: same hash, and every file there with its size."""
-        manifest = read_manifest(self.folder)
-        if manifest is None or manifest.pipeline_sha256 != self.pipeline_sha256:
-            return False
-        return all(
-            path.is_file() and path.stat().st_size == entry.tokens * manifest.token_bytes
-            for entry in manifest.files
-            for path in [self.folder / entry.name]
-        )
 
     def verify(self) -> None:
         """Check the prepared shards byte by byte against their manifest.
@@ -181,7 +174,7 @@ class SourceBuild:
         Raises:
             DataError: if the source cannot be read or a task's output is not whole.
         """
-        self._drop_partial_builds_of_other_pipelines()
+        self._begin()
         run_locally(self.stages(), self.logs, workers)
         self._publish()
 
@@ -191,7 +184,7 @@ class SourceBuild:
         Raises:
             DataError: if Slurm does not take the jobs.
         """
-        self._drop_partial_builds_of_other_pipelines()
+        self._begin()
         submit(self.stages(), self.logs, settings, self.source.name)
 
     def finish_submitted(self) -> None:
@@ -214,36 +207,48 @@ class SourceBuild:
         writer = ShardWriter(self.partial, self.source, self.tokenizer)
         if self.source.min_tokens or self.source.max_tokens:
             filters.append(TokenLimits(self.source, writer))
-        return [*before, Stage("shards", [*self._read(), *filters, writer], self.source.tasks)]
+        return [*before, Stage("shards", [*self._read(self.contents), *filters, writer], self.source.tasks)]
 
-    def _read(self) -> list[PipelineStep]:
+    def _read(self, contents: Path | None = None) -> list[PipelineStep]:
         """The steps that give the source's documents, the same ones in the same order every time."""
-        steps = [reader_of(self.source, self.input), Clean(self.source.min_characters)]
+        steps = [reader_of(self.source, self.input, contents), Clean(self.source.min_characters)]
         if self.source.decontaminate:
             assert self.benchmarks is not None
             steps.append(Decontaminate(self.benchmarks))
         return steps
 
-    def _drop_partial_builds_of_other_pipelines(self) -> None:
-        for folder in self.partial.parent.glob(f"{self.source.name}-*"):
-            name, _, _ = folder.name.rpartition("-")[0].rpartition("-")
-            if name == self.source.name and folder != self.partial:
-                shutil.rmtree(folder)
+    def other_partial_builds(self) -> list[Path]:
+        """Unfinished builds of this source from other inputs or settings; the next build of this one drops them."""
+        return [
+            folder
+            for folder in self.partial.parent.glob(f"{self.source.name}-*")
+            if folder.name.rsplit("-", 2)[0] == self.source.name and folder != self.partial
+        ]
+
+    def _begin(self) -> None:
+        if self.unreachable:
+            raise self.unreachable
+        for folder in self.other_partial_builds():
+            shutil.rmtree(folder)
+        self.record.write(self.partial)
 
     def _verified_files(self, rank: int) -> Iterator[ShardFile]:
         """The stage barrier: a task counts as done when its files are whole and hold all that it says it wrote."""
         steps = _task_stats(self.logs / "shards", rank)
         self._check_same_documents_as_deduplicated(steps, rank)
-        entries = [
-            verify_shard(
-                path,
-                self.tokenizer.vocab_size,
-                token_bytes_for(self.tokenizer.vocab_size),
-                self.tokenizer.eos_token_id,
-                self._forbidden_ids,
-            )
-            for path in sorted(self.partial.glob(f"{rank:05d}_*.ds"))
-        ]
+        try:
+            entries = [
+                verify_shard(
+                    path,
+                    self.tokenizer.vocab_size,
+                    token_bytes_for(self.tokenizer.vocab_size),
+                    self.tokenizer.eos_token_id,
+                    self._forbidden_ids,
+                )
+                for path in sorted(self.partial.glob(f"{rank:05d}_*.ds"))
+            ]
+        except DataError as error:
+            raise DataError(f"{error} Check the disk, delete {self.partial} and run again.") from None
         found = sum(entry.documents for entry in entries), sum(entry.tokens for entry in entries)
         expected = _total(steps[-1], "documents"), _total(steps[-1], "tokens")
         if found != expected:
@@ -270,13 +275,15 @@ class SourceBuild:
         files = [entry for rank in range(self.source.tasks) for entry in self._verified_files(rank)]
         if not files:
             raise DataError(f"Source {self.source.name} has no document left after cleaning. Check its files.")
+        record = self._record_with_contents()
         for leftover in ("scratch", "dedup"):
             shutil.rmtree(self.partial / leftover, ignore_errors=True)
         Manifest(
             source=self.source.name,
             revision=self.input.revision,
-            pipeline_sha256=self.pipeline_sha256,
+            pipeline_sha256=record.sha256(),
             tokenizer_sha256=self.tokenizer.sha256,
+            tokenizer_content_sha256=self.tokenizer.content_sha256,
             vocab_size=self.tokenizer.vocab_size,
             token_bytes=token_bytes_for(self.tokenizer.vocab_size),
             eos_token_id=self.tokenizer.eos_token_id,
@@ -284,9 +291,25 @@ class SourceBuild:
             tokens=sum(entry.tokens for entry in files),
             files=files,
         ).write(self.partial)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.partial.rename(self.folder)
+        record.write(self.partial)
+        if self.folder.exists() and not self._replaces:
+            raise DataError(
+                f"{self.folder} appeared while {self.source.name} was prepared. Its new shards are whole in "
+                f"{self.partial}: move one of the two folders away, and run again."
+            )
+        put_in_place(self.partial, self.folder)
+
+    def _record_with_contents(self) -> Record:
+        """With what the tasks found the local files to hold."""
+        found = read_contents(self.contents)
+        unread = [file.name for file in self.input.files if file.content is None and file.name not in found]
+        if unread:
+            raise DataError(
+                f"The tasks of {self.source.name} noted no content of {unread[0]} and {len(unread) - 1} other files in "
+                f"{self.contents}. Check the disk, delete {self.partial} and run again."
+            )
+        files = [file.model_copy(update={"content": file.content or found[file.name]}) for file in self.input.files]
+        return self.record.model_copy(update={"input": self.input.model_copy(update={"files": tuple(files)})})
 
     def summary(self, rebuilt: bool) -> Summary:
         """Counts over all tasks, from the logs that lie next to the shards."""

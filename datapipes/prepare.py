@@ -4,19 +4,19 @@
 
 Shards hold documents end to end, so recipes of different sequence lengths read the same ones.
 
-Running it again does only what is missing or changed.
+Running it again does only what is missing. What is prepared already and no longer what the recipe asks for is kept, and
+the command refuses with what changed, until --rebuild names the source.
 """
 
 import argparse
 import fcntl
-import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +38,14 @@ from datapipes.decontaminate import build_index
 from datapipes.errors import DataError
 from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild, Summary
-from datapipes.readers import find_input, texts_of
-from datapipes.registry import Source, find_source
-from datapipes.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from datapipes.registry import find_source
+from datapipes.state import ALL, check_names, look, show, take_note, to_build
+from datapipes.tokenizer import load_tokenizer
+from datapipes.trained_tokenizer import train_tokenizer_once
 from nanotron_ext.data.remote import is_remote
 from nanotron_ext.errors import UserError
+from nanotron_ext.folders import restore
 from nanotron_ext.recipe import Recipe, load_recipe
-from nanotron_ext.recipe.schema import TrainTokenizer
 
 LOCK_FILE = ".lock"
 
@@ -80,29 +81,6 @@ def sole_preparation(data_folder: Path) -> Iterator[None]:
         yield
 
 
-def train_tokenizer_once(recipe: Recipe, train: TrainTokenizer, sources: list[Source], console: Console) -> None:
-    """Train the recipe's tokenizer on these sources if it is not there yet.
-
-    Raises:
-        DataError: if the folder holds one trained on something else.
-    """
-    folder = Path(recipe.tokenizer.tokenizer_name_or_path)
-    revisions = {source.name: find_input(source).revision for source in sources}
-    trained_on = {"vocab_size": train.vocab_size, "sources": revisions}
-    record = folder / "trained_on.json"
-    if not (folder / "tokenizer.json").is_file():
-        with console.status(f"Training a tokenizer of {train.vocab_size} tokens on {len(sources)} sources"):
-            tokenizer = train_tokenizer((text for source in sources for text in texts_of(source)), train.vocab_size)
-        folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(trained_on, indent=2) + "\n", encoding="utf-8")
-        save_tokenizer(tokenizer, folder, recipe.architecture.max_position_embeddings)
-    elif not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != trained_on:
-        raise DataError(
-            f"The tokenizer in {folder} was trained on other texts or settings than tokenizer.train now says. Models "
-            f"trained with it need it: choose another run folder, or delete {folder} to train a new one."
-        )
-
-
 def prepare(
     recipes: Sequence[Recipe],
     console: Console,
@@ -111,16 +89,22 @@ def prepare(
     raw_folder: Path | None = None,
     benchmarks_folder: Path | None = None,
     slurm: SlurmSettings | None = None,
+    rebuild: Collection[str] = (),
+    dry_run: bool = False,
 ) -> list[Summary]:
     """Make the shards of all sources, here or (`slurm`) in jobs of a cluster; returns what became of each.
 
+    `rebuild` names sources of which prepared shards may be replaced, or ALL. With `dry_run` nothing is made.
+
     Raises:
-        DataError: at the first source that cannot be prepared, or when the recipes do not share tokenizer and folder.
+        DataError: at the first source that cannot be prepared, or when the recipes do not share tokenizer and folder;
+            before anything is made or changed, when prepared shards are not what the recipes ask for.
     """
     recipe = recipes[0]
     if any((other.tokenizer, other.data.path) != (recipe.tokenizer, recipe.data.path) for other in recipes[1:]):
         raise DataError("The recipes differ in tokenizer or data.path. Prepare them one by one.")
     sources = [find_source(name) for name in sources_of(recipes)]
+    check_names(rebuild, sources)
     benchmarks = build_index(benchmarks_folder) if benchmarks_folder else None
     if is_remote(recipe.data.path):
         raise DataError(
@@ -130,22 +114,35 @@ def prepare(
     data_folder, train = Path(recipe.data.path), recipe.tokenizer.train
     trained_on = [find_source(name) for name in train.sources] if train else []
     tokenizer = None if train else load_tokenizer(recipe)  # before anything is written
-    with sole_preparation(data_folder):
+    if dry_run and train and not (Path(recipe.tokenizer.tokenizer_name_or_path) / "tokenizer.json").is_file():
+        console.print("The tokenizer is to be trained first. What else is to be done can be told only with it.")
+        return []
+    with nullcontext() if dry_run else sole_preparation(data_folder):
+        for source in () if dry_run else sources:
+            restore(data_folder / source.name)
         if train is not None:
             train_tokenizer_once(recipe, train, trained_on, console)
         tokenizer = tokenizer or load_tokenizer(recipe)
         builds = [SourceBuild(source, tokenizer, data_folder, raw_folder, benchmarks) for source in sources]
+        states = look(builds, verify, console)
+        if dry_run:
+            show(states, console)
+            return []
+        todo = to_build(states, rebuild)
+        take_note(states, rebuild, console)
         finish: Callable[[SourceBuild], None] = partial(SourceBuild.build, workers=workers)
         if slurm is not None:
             finish = SourceBuild.finish_submitted
-            for build in builds:
-                if not build.is_done():
-                    build.submit(slurm)
-        return list(_run(builds, finish, verify, console))
+            for build in todo:
+                build.submit(slurm)
+        return list(_run(builds, todo, finish, console))
 
 
 def _run(
-    builds: list[SourceBuild], finish: Callable[[SourceBuild], None], verify: bool, console: Console
+    builds: Sequence[SourceBuild],
+    todo: Sequence[SourceBuild],
+    finish: Callable[[SourceBuild], None],
+    console: Console,
 ) -> Iterator[Summary]:
     columns = (
         TextColumn("{task.description:28}"),
@@ -160,15 +157,12 @@ def _run(
         tasks_before = 0
         for build in builds:
             progress.update(bar, description=build.source.name)
-            done = build.is_done()
-            if not done:
+            if build in todo:
                 with _watching(build, progress, bar, tasks_before):
                     finish(build)
-            elif verify:
-                build.verify()
             tasks_before += build.source.tasks
             progress.update(bar, completed=tasks_before)
-            summary = build.summary(rebuilt=not done)
+            summary = build.summary(rebuilt=build in todo)
             if not console.is_terminal:  # a log file, where the bar does not show
                 console.print(f"{tasks_before}/{tasks} tasks: {build.source.name}, {summary.tokens_out:,} tokens")
             yield summary
@@ -240,6 +234,14 @@ def main() -> int:
     parser.add_argument("--verify", action="store_true", help="read prepared shards again and check them in full")
     parser.add_argument("--raw", type=Path, help="folder with copies of hub datasets, as RAW/<owner>/<name>")
     parser.add_argument("--benchmarks", type=Path, help="folder with evaluation sets, as <benchmark>.jsonl")
+    parser.add_argument(
+        "--rebuild",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help=f"replace it if it is no longer what is asked for (may be repeated); {ALL}: every such source",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say of each source what is done and what is not, stop")
     _add_slurm_arguments(parser)
     arguments = parser.parse_args()
     console = Console()
@@ -253,7 +255,15 @@ def main() -> int:
         recipes = [load_recipe(path, overrides) for path in paths]
         slurm = _slurm_settings(arguments) if arguments.executor == "slurm" else None
         summaries = prepare(
-            recipes, console, arguments.workers, arguments.verify, arguments.raw, arguments.benchmarks, slurm
+            recipes,
+            console,
+            arguments.workers,
+            arguments.verify,
+            arguments.raw,
+            arguments.benchmarks,
+            slurm,
+            arguments.rebuild,
+            arguments.dry_run,
         )
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -262,6 +272,8 @@ def main() -> int:
         message = "Interrupted. The same command goes on where it stopped; jobs that Slurm has run on meanwhile."
         print(message, file=sys.stderr)
         return 130
+    if arguments.dry_run:
+        return 0
     console.print(summary_table(summaries))
     tokens = sum(row.tokens_out for row in summaries)
     console.print(f"{tokens:,} tokens in {recipes[0].data.path} ({time.monotonic() - start:.1f} s)")

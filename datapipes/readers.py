@@ -1,9 +1,8 @@
 """From a source's raw form to datatrove documents. Unlike datatrove's own readers, these never skip what they cannot
 read: a broken line or an absent column stops the task with the name of the file."""
 
-import hashlib
+import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +11,62 @@ import orjson
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from datapipes.chat import render
 from datapipes.clean import Clean
 from datapipes.errors import DataError
-from datapipes.facts import VERSION as FACTS_VERSION
 from datapipes.facts import facts_document
-from datapipes.math_problems import VERSION as MATH_VERSION
+from datapipes.inputs import Input, InputFile, content_of, find_input, local_file, reason_of
 from datapipes.math_problems import math_document
-from datapipes.registry import (
-    CORPUS_FOLDER,
-    Corpus,
-    FactsGenerator,
-    Files,
-    Hub,
-    MathGenerator,
-    Source,
-    Unreleased,
-)
-
-
-@dataclass(frozen=True)
-class Input:
-    """A source's content at the time of preparation: which files, and what identifies them."""
-
-    revision: str
-    folder: str = ""
-    files: tuple[str, ...] = ()  # relative to the folder
+from datapipes.registry import CORPUS_FOLDER, Corpus, FactsGenerator, Files, Hub, MathGenerator, Source
 
 
 class RowReader(PipelineStep):
-    """Rows of JSON lines or parquet files; the documents of rank r are those of files r, r + world_size, ..."""
+    """Rows of JSON lines or parquet files; the documents of rank r are those of files r, r + world_size, ...
+
+    What the local files among them held goes to `contents`, if given: see `read_contents`.
+    """
 
     type = "📖 - READER"
     name = "Rows"
 
-    def __init__(self, source_name: str, rows: Files | Hub, found: Input) -> None:
+    def __init__(self, source_name: str, rows: Files | Hub, found: Input, contents: Path | None = None) -> None:
         super().__init__()
         self.source_name = source_name
         self.rows = rows
         self.files = found.files
         self.folder = get_datafolder(found.folder)
+        self.contents = contents
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        for path in self.files[rank::world_size]:
+        seen: dict[str, str] = {}
+        for file in self.files[rank::world_size]:
+            path = file.name
             rows = self._parquet_rows(path) if self.rows.format == "parquet" else self._json_rows(path)
             for number, row in enumerate(rows):
                 document = self._document(row, path, number)
                 self.update_doc_stats(document)
                 yield document
+            if self.contents is not None and file.content is None:
+                seen[path] = self._content_read(file)
+        if seen and self.contents is not None:
+            self.contents.mkdir(parents=True, exist_ok=True)
+            (self.contents / f"{rank:05d}.json").write_text(json.dumps(seen), encoding="utf-8")
+
+    def _content_read(self, file: InputFile) -> str:
+        """Of a local file that was read just now, so that it is still in memory.
+
+        Only size and time of modification are compared: inodes can differ between machines that share a disk.
+        """
+        path = self._full_path(file.name)
+        content, now = content_of(path), local_file(path, file.name)
+        assert file.stamp is not None and now.stamp is not None
+        if (now.size, now.stamp[1]) != (file.size, file.stamp[1]):
+            raise DataError(
+                f"{path} of source {self.source_name} was changed while it was prepared. Run the same command again; "
+                f"leave the files alone until it has ended."
+            )
+        return content
 
     def _document(self, row: dict[str, Any], path: str, number: int) -> Document:
         self._check_columns(row, path)
@@ -103,7 +107,9 @@ class RowReader(PipelineStep):
         except orjson.JSONDecodeError as error:
             raise DataError(f"Line {number} of {self._full_path(path)} is not JSON: {error}.") from None
         except Exception as error:  # every storage and compression has errors of its own
-            raise DataError(f"{self._full_path(path)} cannot be read after line {number}: {_reason(error)}") from error
+            raise DataError(
+                f"{self._full_path(path)} cannot be read after line {number}: {reason_of(error)}"
+            ) from error
 
     def _parquet_rows(self, path: str) -> Iterator[dict[str, Any]]:
         import pyarrow  # type: ignore[import-untyped]
@@ -121,7 +127,7 @@ class RowReader(PipelineStep):
         except DataError:
             raise
         except Exception as error:  # every storage has errors of its own
-            raise DataError(f"{self._full_path(path)} cannot be read: {_reason(error)}") from error
+            raise DataError(f"{self._full_path(path)} cannot be read: {reason_of(error)}") from error
 
     def _check_columns(self, present: Collection[str], path: str) -> None:
         for column in self.rows.content_columns:
@@ -161,83 +167,23 @@ class GeneratorReader(PipelineStep):
         return facts_document(generator.split, number, (generator.min_sentences, generator.max_sentences))
 
 
-def reader_of(source: Source, found: Input) -> PipelineStep:
-    """The first step of the source's pipeline."""
+def read_contents(folder: Path) -> dict[str, str]:
+    """Name and content of every local file that readers have noted in `folder`."""
+    found: dict[str, str] = {}
+    for path in folder.glob("*.json"):
+        found |= json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def reader_of(source: Source, found: Input, contents: Path | None = None) -> PipelineStep:
+    """The first step of the source's pipeline; `contents` as in `RowReader`."""
     if isinstance(source.reader, Generator):
         return GeneratorReader(source.reader)
     rows = source.reader
     if isinstance(rows, Corpus):
         rows = Files(kind="files", path=str(CORPUS_FOLDER), format="jsonl")
     assert isinstance(rows, Files | Hub)
-    return RowReader(source.name, rows, found)
-
-
-def find_input(source: Source, raw_folder: Path | None = None) -> Input:
-    """What the source consists of now. A hub dataset is read from `raw_folder/<owner>/<name>` if that exists.
-
-    Raises:
-        DataError: if it cannot be had, saying what to do.
-    """
-    reader = source.reader
-    if isinstance(reader, MathGenerator):
-        return Input(f"math-{MATH_VERSION}")
-    if isinstance(reader, FactsGenerator):
-        return Input(f"facts-{FACTS_VERSION}")
-    if isinstance(reader, Unreleased):
-        raise DataError(f"Source {source.name} cannot be had: {reader.note}{_instead(source)}")
-    if isinstance(reader, Corpus):
-        path = CORPUS_FOLDER / reader.file
-        if not path.is_file():
-            raise DataError(f"Source {source.name} reads {path}, which is missing. Restore it from the repository.")
-        revision = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-        return Input(revision, str(CORPUS_FOLDER), (reader.file,))
-    if isinstance(reader, Files):
-        return _listed(source, reader.path, reader.files)
-    if raw_folder is not None and (raw_folder / reader.dataset).is_dir():
-        return _listed(source, str(raw_folder / reader.dataset), reader.files)
-    commit = _hub_commit(source, reader)
-    found = _listed(source, f"hf://datasets/{reader.dataset}@{commit}", reader.files)
-    return Input(commit, found.folder, found.files)
-
-
-def _listed(source: Source, path: str, patterns: list[str]) -> Input:
-    try:
-        folder = get_datafolder(path)
-        names = sorted({name for pattern in patterns for name in folder.list_files(glob_pattern=pattern)})
-        sizes = [folder.info(name)["size"] for name in names]
-    except Exception as error:  # every storage has errors of its own
-        raise DataError(
-            f"Source {source.name} cannot list {path}: {_reason(error)} Check the address and the credentials."
-        ) from error
-    if not names:
-        raise DataError(f"Source {source.name} finds no file {' or '.join(patterns)} below {path}. Correct the entry.")
-    digest = hashlib.sha256(repr(list(zip(names, sizes, strict=True))).encode()).hexdigest()
-    return Input(f"files:{digest}", path, tuple(names))
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).rstrip('.')}."
-
-
-def _hub_commit(source: Source, reader: Hub) -> str:
-    try:
-        commit = HfApi().dataset_info(reader.dataset, revision=reader.revision).sha
-    except (GatedRepoError, RepositoryNotFoundError):
-        raise DataError(
-            f"The hub refuses {reader.dataset} of source {source.name}: accept its terms on its page and log in with "
-            f"`hf auth login`.{_instead(source)}"
-        ) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise DataError(
-            f"The hub cannot be reached for {reader.dataset} of source {source.name} ({type(error).__name__}). Copy "
-            f"the dataset to RAW/{reader.dataset} and give --raw RAW, or try again online.{_instead(source)}"
-        ) from None
-    assert commit is not None
-    return commit
-
-
-def _instead(source: Source) -> str:
-    return f" Or use the source {source.substitute} in its place." if source.substitute else ""
+    return RowReader(source.name, rows, found, contents)
 
 
 def texts_of(source: Source) -> Iterator[str]:

@@ -41,13 +41,14 @@ class Manifest:
     source: str
     revision: str
     pipeline_sha256: str
-    tokenizer_sha256: str
+    tokenizer_sha256: str  # of the file's bytes
     vocab_size: int
     token_bytes: int
     eos_token_id: int
     documents: int
     tokens: int
     files: list[ShardFile]
+    tokenizer_content_sha256: str | None = None  # however the file is laid out; None: of an earlier release
     format: str = field(default=FORMAT)
 
     def write(self, folder: Path) -> None:
@@ -69,9 +70,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(**{**content, "files": [ShardFile(**entry) for entry in content["files"]]})
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is not a {FORMAT} manifest ({error}). Delete {folder} and prepare it again.") from None
+        raise DataError(
+            f"{path} is not a {FORMAT} manifest ({error}). Prepare it anew: --rebuild {folder.name}."
+        ) from None
     if manifest.format != FORMAT:
-        raise DataError(f"{path} has format {manifest.format!r}, not {FORMAT!r}. Delete {folder} and prepare it again.")
+        raise DataError(
+            f"{path} has format {manifest.format!r}, not {FORMAT!r}. Prepare it anew: --rebuild {folder.name}."
+        )
     return manifest
 
 
@@ -89,11 +94,11 @@ def verify_shard(
     document ends with EOS; no special token occurs anywhere else (raw text cannot have produced one).
 
     Raises:
-        DataError: naming the file, the position and what is wrong.
+        DataError: naming the file, the position and what is wrong. What to do the caller knows.
     """
 
     def wrong(finding: str) -> DataError:
-        return DataError(f"{path}: {finding}. Delete this folder and prepare the source again.")
+        return DataError(f"{path}: {finding}.")
 
     index_path = path.with_name(path.name + ".index")
     if not path.is_file() or not index_path.is_file():
@@ -142,8 +147,7 @@ def verify_folder(folder: Path, manifest: Manifest, special_ids: Collection[int]
         )
         if found != entry:
             raise DataError(
-                f"{folder / entry.name} is not the file that manifest.json describes: {found} instead of {entry}. "
-                f"Delete {folder} and prepare the source again."
+                f"{folder / entry.name} is not the file that manifest.json describes: {found} instead of {entry}."
             )
     totals = sum(entry.documents for entry in manifest.files), sum(entry.tokens for entry in manifest.files)
     if totals != (manifest.documents, manifest.tokens):

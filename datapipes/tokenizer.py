@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from datapipes.errors import DataError
 from nanotron_ext.recipe import Recipe
+from nanotron_ext.tokenizer_json import content_sha256
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 SPECIAL_TOKENS = (BOS, EOS, PAD, "<|im_start|>", "<|im_end|>")
@@ -30,6 +32,11 @@ class LoadedTokenizer:
     tokenizer: Tokenizer
     eos_token: str
     eos_token_id: int
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """Of what the file says, however it is laid out."""
+        return content_sha256(self.file.read_bytes())
 
     @property
     def vocab_size(self) -> int:

@@ -1,7 +1,8 @@
 """`python -m eval.data RECIPE`: put the data of a recipe's suites on disk, so that evaluating never needs a network.
 
 `--edition small` writes our own items in each set's schema (a few dozen, for tests, demos and miniatures; marked as
-such in every table); `--edition full` fetches the real sets from the hub and records the revision of each.
+such in every table); `--edition full` fetches the real sets from the hub and records the revision of each. A real set
+that is there is never replaced by our items or by another revision unless `--replace` says so.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 from eval.benchmarks import BENCHMARKS, Benchmark, Dataset
 from eval.recipe import EvalRecipe, load_eval_recipe
 from nanotron_ext.errors import UserError
+from nanotron_ext.folders import put_in_place, restore
 
 MANIFEST_NAME = "dataset.json"
 Row = dict[str, Any]
@@ -39,7 +41,7 @@ class LocalDataset:
 
 
 def write_dataset(folder: Path, dataset: Dataset, rows: Rows, edition: str, revision: str) -> None:
-    """Rows as <split>.jsonl and, last, the manifest."""
+    """Rows as <split>.jsonl and, last, the manifest; what the folder held before is there until then."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -56,8 +58,7 @@ def write_dataset(folder: Path, dataset: Dataset, rows: Rows, edition: str, revi
     }
     manifest |= {"revision": revision, "splits": splits}
     (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    put_in_place(partial, folder)
 
 
 def read_dataset(data: Path, dataset: Dataset) -> LocalDataset:
@@ -110,8 +111,41 @@ def chosen_suites(recipe: EvalRecipe, suites: Sequence[str] | None) -> list[str]
     return list(suites or recipe.suites)
 
 
+def check_replaceable(recipe: EvalRecipe, edition: str, suites: Sequence[str] | None = None) -> None:
+    """Raises EvalError if writing this edition would replace a real set, or a folder that is no set at all."""
+    kept = []
+    for benchmark, revision in recipe_datasets(recipe, suites):
+        assert benchmark.dataset is not None
+        folder = Path(recipe.data) / benchmark.dataset.folder
+        restore(folder)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            continue
+        try:
+            there = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+            held, is_real = f"{there['edition']}, revision {there['revision']}", there["edition"] == "full"
+        except (OSError, ValueError, KeyError, TypeError):
+            held, is_real = f"no readable {MANIFEST_NAME}", True
+        if is_real and not (edition == "full" and _is_kept(Path(recipe.data), benchmark.dataset, revision)):
+            kept.append(f"{folder} ({held})")
+    if kept:
+        more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+        raise EvalError(
+            f"The {edition} edition would replace {', '.join(kept[:5])}{more}. Nothing was written. Give --replace to "
+            f"have them replaced, or data=FOLDER to write elsewhere."
+        )
+
+
+def _is_kept(data: Path, dataset: Dataset, revision: str | None) -> bool:
+    """Whether the real set is there already, in full and at the wanted revision."""
+    try:
+        done = read_dataset(data, dataset)
+    except EvalError:
+        return False
+    return done.edition == "full" and revision in (None, done.revision)
+
+
 def write_small_edition(recipe: EvalRecipe, suites: Sequence[str] | None = None) -> None:
-    """Our own items for every dataset of the suites (default: all)."""
+    """Our own items for every dataset of the suites (default: all), in place of what is there."""
     from eval.editions import small_rows
 
     for benchmark, _ in recipe_datasets(recipe, suites):
@@ -132,11 +166,7 @@ def write_full_edition(
         dataset = benchmark.dataset
         assert dataset is not None
         folder = Path(recipe.data) / dataset.folder
-        try:
-            done = read_dataset(Path(recipe.data), dataset)
-            kept = done.edition == "full" and revision in (None, done.revision)
-        except EvalError:
-            kept = False
+        kept = _is_kept(Path(recipe.data), dataset, revision)
         if not kept:
             rows, resolved = fetch(dataset, revision)
             write_dataset(folder, dataset, rows, "full", resolved)
@@ -169,11 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--edition", choices=["small", "full"], default="small", help="our items, or the real sets")
     parser.add_argument("--suite", action="append", help="only this suite's data (may be repeated); default: all")
     parser.add_argument("--mirror", type=Path, help="folder with copies of the hub's repositories, <owner>/<name>")
+    parser.add_argument("--replace", action="store_true", help="real sets that are there may be replaced")
     parser.add_argument("--pack", type=Path, metavar="FILE", help="also write everything into one tar file")
     parsed = parser.parse_intermixed_args(arguments)
     try:
         recipe = load_eval_recipe(parsed.recipe, parsed.overrides)
         datasets = recipe_datasets(recipe, parsed.suite)
+        if not parsed.replace:
+            check_replaceable(recipe, parsed.edition, parsed.suite)
         if parsed.edition == "small":
             write_small_edition(recipe, parsed.suite)
         else:

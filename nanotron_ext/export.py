@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
 from nanotron_ext.errors import UserError
+from nanotron_ext.folders import put_in_place, restore
 from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
 from nanotron_ext.recipe import ModelConfig
 from nanotron_ext.recipe.schema import RopeScaling
@@ -54,6 +55,7 @@ def export(
     tokenizer = tokenizer or Path(reader.manifest["tokenizer"])
     if not (tokenizer / "tokenizer.json").is_file():
         raise ExportError(f"There is no tokenizer in {tokenizer}. Give its folder with --tokenizer.")
+    restore(out)
     holds_model = (out / "config.json").is_file()
     if out.exists() and any(out.iterdir()) and not (replace and holds_model):
         advice = "give --replace to overwrite the model in it" if holds_model else "choose another folder"
@@ -68,9 +70,7 @@ def export(
     _write_json(temporary / "generation_config.json", generation_config(config))
     with in_use(reader.folder):
         _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
-    if out.exists():
-        shutil.rmtree(out)
-    temporary.rename(out)
+    put_in_place(temporary, out)
     return out
 
 

@@ -9,11 +9,14 @@ import argparse
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from nanotron_ext.errors import UserError
 
 HELD_OUT_FRACTION = 0.15
 
@@ -243,8 +246,16 @@ def heldout_row(problem: Problem) -> dict[str, Any]:
     }
 
 
-def write_sets(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, int]:
-    """Write all sets; returns rows per file. `sizes`: rows of midtrain, sft (per mode), apo (per mode), heldout."""
+class SetsError(UserError):
+    """Sets that cannot be written as asked; nothing was."""
+
+
+def write_sets(folder: Path, seed: int, sizes: dict[str, int], replace: bool = False) -> dict[str, int]:
+    """Write all sets; returns rows per file. `sizes`: rows of midtrain, sft (per mode), apo (per mode), heldout.
+
+    Raises:
+        SetsError: if a file with other rows is there and `replace` does not allow to replace it.
+    """
 
     def drawn(name: str, count: int) -> Iterator[tuple[Problem, Iterator[Problem], random.Random]]:
         rng = random.Random(f"{seed} {name}")
@@ -265,10 +276,21 @@ def write_sets(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, int]
             preference_row(p, mode, rng) for p, _, rng in drawn(f"apo {mode}", sizes["apo"])
         ]
     sets["heldout.jsonl"] = heldout_rows(seed, sizes["heldout"])
-    for name, content in sets.items():
-        file = folder / name
+    texts = {
+        folder / name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        for name, content in sets.items()
+    }
+    others = [file for file, text in texts.items() if file.exists() and file.read_bytes() != text.encode()]
+    if others and not replace:
+        raise SetsError(
+            f"{others[0]} holds other rows than would be written now, as do {len(others) - 1} other sets. Nothing was "
+            f"written. Give --replace to have them replaced, or another folder."
+        )
+    for file, text in texts.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
     return {name: len(content) for name, content in sets.items()}
 
 
@@ -286,7 +308,7 @@ def heldout_rows(seed: int, per_task: int) -> list[dict[str, Any]]:
     return [heldout_row(problem) for problem in found.values()]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m posttrain.tiny_data", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=6)
@@ -294,11 +316,18 @@ def main() -> None:
     parser.add_argument("--sft", type=int, default=900, metavar="ROWS", help="per mode")
     parser.add_argument("--apo", type=int, default=160, metavar="ROWS", help="per mode")
     parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
+    parser.add_argument("--replace", action="store_true", help="files with other rows may be replaced")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("midtrain", "sft", "apo", "heldout")}
-    for name, count in write_sets(options.folder, options.seed, sizes).items():
+    try:
+        written = write_sets(options.folder, options.seed, sizes, options.replace)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, count in written.items():
         print(f"{options.folder / name}: {count} rows")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,9 @@
 source slurm/lib.sh || exit
 begin data "$@"
 shopt -s nullglob # a profile need not have long-context phases
-on_one_node "$PYTHON" -m datapipes.prepare "$JOB_RECIPE" "$RECIPES"/long_context_*.yaml "$@"
+rebuild=() # REBUILD="source ...", or all: prepared sources that may be replaced where they are not what is asked for
+for source in ${REBUILD:-}; do rebuild+=(--rebuild "$source"); done
+on_one_node "$PYTHON" -m datapipes.prepare "$JOB_RECIPE" "$RECIPES"/long_context_*.yaml "${rebuild[@]}" "$@"
 edition=full # the real sets, which needs a network
 if [[ $PROFILE == tiny ]]; then
   edition=small

@@ -1,7 +1,8 @@
 """Check a job and put it into the queue: `slurm/submit JOB [sbatch options ...] [-- section.key=value ...]`.
 
-PROFILE chooses the recipes and RUN the folder for results, as everywhere. A job whose predecessor is still queued or
-running is submitted behind it. Whatever would make the job fail at its start is refused here, before the queue.
+PROFILE chooses the recipes and RUN the folder for results, as everywhere; REBUILD names prepared sources that the data
+job may replace. A job whose predecessor is still queued or running is submitted behind it. Whatever would make the job
+fail at its start is refused here, before the queue.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def submit(profile: Profile, name: str, sbatch_options: Sequence[str] = (), over
     before = profile.waits_for(name) if name in profile.jobs else ()
     first = [queue[job] for job in before if job in queue]
     plan = check_job(profile, name, requested_resources(name, options), overrides, [job.name for job in first])
-    if plan.is_done:
+    if plan.is_done and not (name == "data" and os.environ.get("REBUILD")):
         return f"{name} is done: {plan.products[-1]} exists."
     job_id = sbatch(name, profile.run, options, [job.job_id for job in first], list(overrides))
     behind = ", ".join(f"{job.name} ({job.job_id})" for job in first)

@@ -38,9 +38,12 @@ def build(recipe: SyntheticRecipe) -> Report:
     """Make the set of a recipe, or go on with it; nothing is asked twice.
 
     Raises:
-        DataError: a teacher does not answer, the disk is full, or too much is lost. The answers so far are kept.
+        DataError: a teacher does not answer, the disk is full, or too much is lost. The answers so far are kept. Or the
+            folder holds a set of other origin.
     """
     folder = recipe.output_folder
+    if (folder / "train.jsonl").exists() and not (folder / "answers").is_dir():
+        raise DataError(f"{folder} holds a train.jsonl without answers: it was not made here. Choose another output.")
     benchmarks = build_index(Path(recipe.benchmarks)) if recipe.benchmarks else None
     report = Report()
     thinking = recipe.teacher.thinking

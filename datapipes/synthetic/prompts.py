@@ -9,7 +9,8 @@ import orjson
 from datatrove.data import Document
 
 from datapipes.errors import DataError
-from datapipes.readers import RowReader, find_input
+from datapipes.inputs import find_input
+from datapipes.readers import RowReader
 from datapipes.registry import Files, Hub, Source
 
 Message = dict[str, str]

@@ -17,10 +17,16 @@ from nanotron_ext.data.errors import DataError
 from nanotron_ext.data.remote import RemoteFolder, is_remote
 from nanotron_ext.paths import plain_name
 from nanotron_ext.recipe import Recipe
+from nanotron_ext.tokenizer_json import content_sha256
 
 MANIFEST_NAME = "manifest.json"
 INDEX_ENTRY_BYTES = 8
 _PREPARE = "run `python -m datapipes.prepare RECIPE`"
+
+
+def _rebuild(source: str) -> str:
+    return f"run `python -m datapipes.prepare RECIPE --rebuild {source}`"
+
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -47,6 +53,7 @@ class Manifest(_Record):
     revision: str
     pipeline_sha256: Sha256
     tokenizer_sha256: Sha256
+    tokenizer_content_sha256: Sha256 | None = None  # however the file is laid out; None: of an earlier release
     vocab_size: int = Field(ge=1)
     token_bytes: Literal[2, 4]
     eos_token_id: int = Field(ge=0)
@@ -103,8 +110,9 @@ def read_source(folder: Path) -> Source:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        there_is = "The folder holds shards but" if folder.is_dir() and any(folder.glob("*.ds")) else "There is"
-        raise DataError([f"{path}: {there_is} no manifest, so the source was not prepared to the end; {_PREPARE}."])
+        if folder.is_dir() and any(folder.glob("*.ds")):
+            raise DataError([f"{path}: The folder holds shards but no manifest; {_rebuild(folder.name)}."])
+        raise DataError([f"{path}: There is no manifest, so the source was not prepared to the end; {_PREPARE}."])
     manifest = _parse(path)
     if problems := [*_check_files(folder, manifest)]:
         raise DataError(problems)
@@ -140,14 +148,16 @@ def _parse(path: Path) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:3])
-        raise DataError([f"{path}: This is not a valid manifest ({wrong}). Delete it and {_PREPARE}."]) from None
+        raise DataError(
+            [f"{path}: This is not a valid manifest ({wrong}). To replace it, {_rebuild(path.parent.name)}."]
+        ) from None
     if problems := [*_check_manifest(path, manifest)]:
         raise DataError(problems)
     return manifest
 
 
 def _check_manifest(path: Path, manifest: Manifest) -> Iterator[str]:
-    redo = f"Delete it and {_PREPARE}."
+    redo = f"To replace it, {_rebuild(path.parent.name)}."
     if manifest.source != path.parent.name:
         yield f"{path}: It belongs to source {manifest.source!r}, not to {path.parent.name!r}; rename the folder back."
     for field in ("documents", "tokens"):
@@ -167,18 +177,19 @@ def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
     for stray in sorted({path.name for path in folder.glob("*.ds")} - listed):
         yield (
             f"{folder / stray}: The manifest does not list this file; an interrupted preparation may have left it. "
-            f"Delete it, or delete {folder / MANIFEST_NAME} and {_PREPARE}."
+            f"Delete it, or {_rebuild(folder.name)}."
         )
     for file in manifest.files:
         try:
             yield from _check_file(folder, file, manifest)
         except OSError as error:
-            yield f"{error.filename or folder / file.name}: {error.strerror}. Restore the file, or {_PREPARE}."
+            path = error.filename or folder / file.name
+            yield f"{path}: {error.strerror}. Restore the file, or {_rebuild(folder.name)}."
 
 
 def _check_file(folder: Path, file: ShardFile, manifest: Manifest) -> Iterator[str]:
     """Size and last entry of both files, which no truncated, mixed-up or re-encoded file gets right."""
-    redo = f"Delete {folder}/{MANIFEST_NAME} and {_PREPARE}."
+    redo = f"Restore the file, or {_rebuild(folder.name)}."
     path = f"{folder}/{file.name}"  # text, since a run has thousands of files and Path objects are slow
     index_path = f"{path}.index"
     size, token = _size_and_last_entry(path, manifest.token_bytes)
@@ -242,24 +253,39 @@ def _check_tokenizers(sources: Sequence[Source], recipe: Recipe) -> Iterator[str
     if not sources:
         return
     tokenizer = Path(recipe.tokenizer.tokenizer_name_or_path) / "tokenizer.json"
+    first = sources[0].manifest
+    expected, content, origin = (
+        first.tokenizer_sha256,
+        first.tokenizer_content_sha256,
+        sources[0].folder / MANIFEST_NAME,
+    )
     if tokenizer.is_file():
-        expected, origin = hashlib.sha256(tokenizer.read_bytes()).hexdigest(), str(tokenizer)
+        data, origin = tokenizer.read_bytes(), tokenizer
+        expected, content = hashlib.sha256(data).hexdigest(), None
+        if any(source.manifest.tokenizer_sha256 != expected for source in sources):
+            content = _content_sha256(data)  # only now: it takes a second for a vocabulary of 128,000
     elif tokenizer.parent.is_dir():
         yield f"{tokenizer}: There is no such file. Restore the tokenizer, or {_PREPARE}."
         return
-    else:
-        expected, origin = sources[0].manifest.tokenizer_sha256, str(sources[0].folder / MANIFEST_NAME)
-    first = sources[0].manifest
     for source in sources:
-        if (source.manifest.token_bytes, source.manifest.vocab_size) != (first.token_bytes, first.vocab_size):
+        manifest = source.manifest
+        if (manifest.token_bytes, manifest.vocab_size) != (first.token_bytes, first.vocab_size):
             yield (
-                f"{source.folder / MANIFEST_NAME}: {source.manifest.token_bytes} bytes per token and a vocabulary of "
-                f"{source.manifest.vocab_size} here, {first.token_bytes} and {first.vocab_size} in "
-                f"{sources[0].folder / MANIFEST_NAME}. Delete the wrong source's folder and {_PREPARE}."
+                f"{source.folder / MANIFEST_NAME}: {manifest.token_bytes} bytes per token and a vocabulary of "
+                f"{manifest.vocab_size} here, {first.token_bytes} and {first.vocab_size} in "
+                f"{sources[0].folder / MANIFEST_NAME}. For the wrong one of the two, {_rebuild('SOURCE')}."
             )
-        if source.manifest.tokenizer_sha256 != expected:
+        is_same_content = content is not None and manifest.tokenizer_content_sha256 == content
+        if manifest.tokenizer_sha256 != expected and not is_same_content:
             yield (
                 f"{source.folder / MANIFEST_NAME}: The tokens were made by tokenizer "
-                f"{source.manifest.tokenizer_sha256[:12]}, not by {expected[:12]} of {origin}. Delete the source's "
-                f"folder and {_PREPARE}, or give tokenizer.tokenizer_name_or_path the tokenizer that the data has."
+                f"{manifest.tokenizer_sha256[:12]}, not by {expected[:12]} of {origin}. Give "
+                f"tokenizer.tokenizer_name_or_path the tokenizer that the data has, or {_rebuild(manifest.source)}."
             )
+
+
+def _content_sha256(tokenizer_json: bytes) -> str | None:
+    try:
+        return content_sha256(tokenizer_json)
+    except ValueError:  # not JSON, so no tokenizer at all
+        return None

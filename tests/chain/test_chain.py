@@ -14,6 +14,8 @@ import pytest
 from chain.runner import StepFailed, only_one, pending, run_step
 from chain.state import ChainState, read_state, reason_to_run, step_keys
 from chain.steps import ChainError, Step, select, steps_of
+from eval.recipe import load_eval_recipe
+from nanotron_ext.recipe import load_recipe
 from slurm.jobs import Profile
 
 REPOSITORY = Path(__file__).parents[2]
@@ -186,6 +188,20 @@ def test_tiny_profile_has_all_stages_in_an_order_that_respects_needs(monkeypatch
         assert all((REPOSITORY / path).exists() for path in (*step.code, *step.recipes))
     targets = {line.partition(":")[0] for line in (REPOSITORY / "Makefile").read_text().splitlines()}
     assert {command[0] for step in steps for command in step.commands} <= targets
+
+
+def test_what_refuses_to_replace_finished_work_is_moved_aside_or_told_that_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The commands refuse; a chain whose recipe changed must get on, and what was there lies in replaced/."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("RUN", "runs/tiny")
+    steps = {step.name: step for step in steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny")))}
+    recipe, evaluation = load_recipe("recipes/tiny/pretrain.yaml"), load_eval_recipe("recipes/tiny/eval.yaml")
+    written = {recipe.data.path, recipe.tokenizer.tokenizer_name_or_path, evaluation.data, "runs/tiny/posttrain_data"}
+    assert written <= {str(output) for output in steps["data"].outputs}
+    exports = [command for command in steps["export"].commands if command[0] == "export"]
+    assert exports and all("REPLACE=1" in command for command in exports)
 
 
 def test_unknown_stage_is_refused() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from datapipes.pipeline import SourceBuild
+from datapipes.state import state_of
 from datapipes.tokenizer import EOS, LoadedTokenizer, save_tokenizer, train_tokenizer
 
 WORDS = ("water", "stone", "bridge", "morning", "letter", "garden", "window", "silver", "engine", "river", "paper")
@@ -36,3 +38,7 @@ def read_documents(folder: Path, token_dtype: str = "<u2") -> list[list[int]]:
 def shard_bytes(folder: Path) -> dict[str, bytes]:
     """Content of everything that a prepared source is made of, without the logs."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def is_done(build: SourceBuild) -> bool:
+    return state_of(build, print).kind == "done"

@@ -3,6 +3,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from datapipes.errors import DataError
@@ -96,20 +97,30 @@ def test_an_interrupted_build_goes_on_after_the_finished_stages(
     assert shard_bytes(tmp_path / "whole/letters") == shard_bytes(tmp_path / "broken/letters")
 
 
+@pytest.mark.parametrize("storage", ["disk", "memory"])
 def test_input_that_changes_between_the_stages_is_noticed(
-    make_source: MakeSource, tokenizer: LoadedTokenizer, tmp_path: Path
+    storage: str, make_source: MakeSource, tokenizer: LoadedTokenizer, tmp_path: Path
 ) -> None:
+    """Of a local file by its size, of any other storage's by the number of documents."""
     texts = [" ".join(words) for words in documents(20, random.Random(4))]
     source = make_source(texts, deduplicate="exact")
+    path = f"{source.reader.path}/000.jsonl"
+    if storage == "memory":
+        fsspec.filesystem("memory").put_file(path, f"memory://{path}")
+        path = f"memory://{path}"
+        source = source.model_copy(
+            update={"reader": source.reader.model_copy(update={"path": path.rpartition("/")[0]})}
+        )
     build = SourceBuild(source, tokenizer, tmp_path / "data")
     stages = build.stages()
 
     def stages_with_a_growing_file() -> object:
         yield from stages[:-1]
-        with Path(source.reader.path, "000.jsonl").open("a", encoding="utf-8") as file:
+        with fsspec.open(path, "a") as file:
             file.write('{"id": "late", "text": "a late letter"}\n')
         yield stages[-1]
 
     build.stages = stages_with_a_growing_file
-    with pytest.raises(DataError, match="read 20 documents to find duplicates and then 21"):
+    by_count = "read 20 documents to find duplicates and then 21"
+    with pytest.raises(DataError, match=by_count if storage == "memory" else "was changed while it was prepared"):
         build.build(workers=1)

@@ -56,7 +56,8 @@ def test_from_nothing_then_nothing_to_do_then_a_change(command: Command, tmp_pat
 
     (shard,) = (data / "tiny-math").glob("*.ds")
     shard.unlink()
-    third = command(*SMALL)
+    assert command(*SMALL).code == 2
+    third = command(*SMALL, "--rebuild", "tiny-math")
     assert (third.out.count("built"), third.out.count("unchanged")) == (1, 2)
     assert {name: shard_bytes(data / name) for name in sources} == made
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from datapipes.errors import DataError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Hub, Source, Unreleased, find_source, load_registry
 from datapipes.tokenizer import LoadedTokenizer
+from tests.datapipes import hub_server
 from tests.datapipes.helpers import read_documents
 
 PUBLISHED = {name: source for name, source in load_registry().items() if isinstance(source.reader, Hub | Unreleased)}
@@ -145,22 +147,15 @@ def test_without_network_and_copy_the_error_says_what_to_do(
 def test_a_hub_source_is_pinned_to_the_commit_that_its_branch_means(
     tokenizer: LoadedTokenizer, benchmarks: BenchmarkIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Info:
-        sha = "0123abcd"
-
-    class Folder:
-        def list_files(self, glob_pattern: str) -> list[str]:
-            return ["data/CC-MAIN-2024-10/000.parquet"]
-
-        def info(self, name: str) -> dict[str, int]:
-            return {"size": 10}
-
-    opened: list[str] = []
-    monkeypatch.setattr("datapipes.readers.HfApi.dataset_info", lambda *_, **__: Info())
-    monkeypatch.setattr("datapipes.readers.get_datafolder", lambda path: opened.append(path) or Folder())
-    build = SourceBuild(PUBLISHED["fineweb-edu"], tokenizer, tmp_path, benchmarks=benchmarks)
-    assert build.input.revision == "0123abcd"
-    assert opened == ["hf://datasets/HuggingFaceFW/fineweb-edu@0123abcd"]
+    with hub_server.serving(monkeypatch) as served:
+        served.commit("HuggingFaceFW/fineweb-edu", {"data/CC-MAIN-2024-10/000.parquet": b"old"})
+        commit = served.commit("HuggingFaceFW/fineweb-edu", {"data/CC-MAIN-2024-10/000.parquet": b"new rows"})
+        build = SourceBuild(PUBLISHED["fineweb-edu"], tokenizer, tmp_path, benchmarks=benchmarks)
+    assert build.input.revision == commit
+    assert build.input.folder == f"hf://datasets/HuggingFaceFW/fineweb-edu@{commit}"
+    (file,) = build.input.files
+    assert (file.name, file.size) == ("data/CC-MAIN-2024-10/000.parquet", len(b"new rows"))
+    assert file.content == "sha256:" + hashlib.sha256(b"new rows").hexdigest()
 
 
 def test_every_name_of_the_published_mixtures_is_a_source() -> None:

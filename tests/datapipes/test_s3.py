@@ -16,11 +16,12 @@ import pytest
 from datapipes.errors import DataError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Files, Source
+from datapipes.state import state_of
 from datapipes.tokenizer import LoadedTokenizer
 from nanotron_ext.data import DataError as UnusableData
 from nanotron_ext.data import MixtureLoader
 from nanotron_ext.recipe import Recipe
-from tests.datapipes.helpers import random_text, shard_bytes
+from tests.datapipes.helpers import is_done, random_text, shard_bytes
 from tests.nanotron_ext.data.prepared_data import make_recipe, random_documents, write_source
 
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed; `make test-storage` runs these tests")
@@ -71,12 +72,31 @@ def test_sources_in_s3_give_the_shards_of_local_ones(
             path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     bucket.put(f"{tmp_path}/raw/", "bucket/raw/", recursive=True)
     made = {}
-    for name, raw in (("local", f"{tmp_path}/raw"), ("s3", "s3://bucket/raw")):
+    for name, raw, kind in (("local", f"{tmp_path}/raw", "sha256"), ("s3", "s3://bucket/raw", "etag")):
         SourceBuild(source_at(raw, format), tokenizer, tmp_path / name).build(workers=2)
         made[name] = shard_bytes(tmp_path / name / "letters")
         manifest = json.loads(made[name].pop("manifest.json"))
         assert manifest["documents"] == 150
+        record = json.loads(made[name].pop("prepared_from.json"))
+        assert {file["content"].partition(":")[0] for file in record["input"]["files"]} == {kind}
     assert made["local"] == made["s3"] and len(made["s3"]) == 4
+
+
+def test_files_in_s3_count_by_their_contents(bucket: Any, tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
+    """Put there again they are the same, though their times are not; other contents of equal size are not."""
+    rows = [json.dumps({"id": str(number), "text": "a letter about stone"}) + "\n" for number in range(20)]
+    raw = tmp_path / "0.jsonl"
+    source, data = source_at("s3://bucket/raw", "jsonl"), tmp_path / "data"
+
+    def put(word: str) -> SourceBuild:
+        raw.write_text("".join(rows).replace("stone", word))
+        bucket.put(str(raw), "bucket/raw/part/0.jsonl")
+        return SourceBuild(source, tokenizer, data)
+
+    put("stone").build(workers=1)
+    assert is_done(put("stone"))
+    state = state_of(put("brick"), print)
+    assert state.kind == "stale" and state.reasons[0].startswith("files: part/0.jsonl: other content")
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: Any, tokenizer: LoadedTokenizer, tmp_path: Path) -> None:

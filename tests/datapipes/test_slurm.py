@@ -14,7 +14,7 @@ from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Source
 from datapipes.tokenizer import LoadedTokenizer
-from tests.datapipes.helpers import random_text, shard_bytes
+from tests.datapipes.helpers import is_done, random_text, shard_bytes
 
 SETTINGS = SlurmSettings(partition="cpu", time="01:00:00", cpus_per_task=2, qos="low")
 
@@ -95,7 +95,7 @@ def test_jobs_that_fail_are_reported_and_submitted_again(
     (slurm / "hold").unlink()
     build.submit(SETTINGS)
     build.finish_submitted()
-    assert build.is_done()
+    assert is_done(build)
 
 
 def test_jobs_in_the_queue_are_not_submitted_twice(

@@ -24,7 +24,7 @@ from datapipes.errors import DataError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Files, Source
 from datapipes.tokenizer import LoadedTokenizer
-from tests.datapipes.helpers import make_tokenizer, random_text, read_documents, shard_bytes
+from tests.datapipes.helpers import is_done, make_tokenizer, random_text, read_documents, shard_bytes
 
 MakeSource = Callable[..., Source]
 
@@ -183,19 +183,19 @@ def test_an_unchanged_source_is_done_and_any_change_is_not(
 ) -> None:
     source = make_source(texts(20))
     data = tmp_path / "data"
-    assert not SourceBuild(source, tokenizer, data).is_done()
+    assert not is_done(SourceBuild(source, tokenizer, data))
     build(source, tokenizer, data)
-    assert SourceBuild(source, tokenizer, data).is_done()
-    assert SourceBuild(source.model_copy(update={"licence": "MIT"}), tokenizer, data).is_done()
-    assert not SourceBuild(source.model_copy(update={"min_characters": 5}), tokenizer, data).is_done()
-    assert not SourceBuild(source.model_copy(update={"tasks": 2}), tokenizer, data).is_done()
-    assert not SourceBuild(source, make_tokenizer(tmp_path / "other", 401), data).is_done()
+    assert is_done(SourceBuild(source, tokenizer, data))
+    assert is_done(SourceBuild(source.model_copy(update={"licence": "MIT"}), tokenizer, data))
+    assert not is_done(SourceBuild(source.model_copy(update={"min_characters": 5}), tokenizer, data))
+    assert not is_done(SourceBuild(source.model_copy(update={"tasks": 2}), tokenizer, data))
+    assert not is_done(SourceBuild(source, make_tokenizer(tmp_path / "other", 401), data))
     with Path(source.reader.path, "000.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"id": "new", "text": "one more letter"}\n')
     changed = SourceBuild(source, tokenizer, data)
-    assert not changed.is_done()
+    assert not is_done(changed)
     changed.build(workers=1)
-    assert changed.is_done()
+    assert is_done(changed)
     assert len(read_documents(data / "letters")) == 21
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_source_is_noticed(make_source: MakeSource, tokenizer: LoadedT
     with pytest.raises(DataError, match="is not the file that manifest"):
         made.verify()
     shard.write_bytes(shard.read_bytes()[:-2])
-    assert not made.is_done()
+    assert not is_done(made)
 
 
 def test_output_lost_after_its_task_completed_is_noticed(

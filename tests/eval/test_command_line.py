@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import BENCHMARKS
-from eval.data import EvalError, main, write_small_edition
+from eval.data import EvalError, main, read_dataset, write_dataset, write_small_edition
 from eval.planning import inspect_model, plan_suite
 from eval.recipe import load_eval_recipe
 from eval.results import SuiteResult, read_suite
@@ -60,6 +60,32 @@ def recipe_file(tmp_path_factory):
     file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     write_small_edition(load_eval_recipe(file))
     return file
+
+
+def test_real_sets_are_not_replaced_unasked(tmp_path, capsys):
+    """Neither by our own items, which one forgotten option would have written, nor by another revision."""
+    recipe = tmp_path / "eval.yaml"
+    recipe.write_text(f"output: o\ndata: {tmp_path}/data\nsuites: {{base: {{tasks: {{piqa: {{revision: abc}}}}}}}}\n")
+    dataset = BENCHMARKS["piqa"].dataset
+    folder = tmp_path / "data" / dataset.folder
+    rows = {split: [{"goal": "days of fetching"}] for split in dataset.splits}
+    assert main([str(recipe), "--edition", "small"]) == main([str(recipe), "--edition", "small"]) == 0
+    write_dataset(folder, dataset, rows, "full", "abc")
+    there = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    for arguments in (["--edition", "small"], []):
+        assert main([str(recipe), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert f"The small edition would replace {folder} (full, revision abc). Nothing was written." in error
+    recipe.write_text(recipe.read_text().replace("abc", "def"))
+    assert main([str(recipe), "--edition", "full", "--mirror", str(tmp_path)]) == 2
+    assert "The full edition would replace" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == there
+
+    assert main([str(recipe), "--edition", "small", "--replace"]) == 0
+    assert read_dataset(tmp_path / "data", dataset).edition == "small"
+    (folder / "dataset.json").unlink()
+    assert main([str(recipe), "--edition", "small"]) == 2 and "no readable dataset.json" in capsys.readouterr().err
 
 
 def results_of(folder: Path) -> dict[str, SuiteResult]:

@@ -146,6 +146,16 @@ def test_wrong_cluster_file(login: Login) -> None:
     refused(login, "cluster.yaml is not valid", "pretrain_stage1")
 
 
+def test_prepared_data_is_submitted_again_only_to_rebuild_it(login: Login) -> None:
+    """The profile comes with its data."""
+    assert "data is done" in login.submit("data").stdout and not login.submitted()
+    answer = login.submit("data", REBUILD="a b")
+    assert answer.returncode == 0 and len(login.submitted()) == 1, answer.stderr
+    assert "pretrain_stage1: job" in login.submit("pretrain_stage1", REBUILD="a b").stdout
+    finish_stage(login, "stage1", LAST_STEPS["stage1"])
+    assert "pretrain_stage1 is done" in login.submit("pretrain_stage1", REBUILD="a b").stdout
+
+
 def test_a_job_that_is_queued_or_done_is_not_submitted_again(login: Login) -> None:
     finish_stage(login, "stage1", LAST_STEPS["stage1"])
     assert "pretrain_stage1 is done" in login.submit("pretrain_stage1").stdout

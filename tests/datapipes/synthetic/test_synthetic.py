@@ -233,6 +233,16 @@ def test_filters_change_without_asking_again(tmp_path: Path) -> None:
         make(tmp_path, server.url, "teacher.request.max_tokens=65")
 
 
+def test_a_set_of_other_origin_is_left_alone(tmp_path: Path) -> None:
+    write_prompts(tmp_path, [chat("Why?")])
+    mine = tmp_path / "out" / "train.jsonl"
+    mine.parent.mkdir()
+    mine.write_text("bought")
+    with serving(echo) as server, pytest.raises(DataError, match=r"holds a train\.jsonl without answers"):
+        make(tmp_path, server.url)
+    assert mine.read_text() == "bought" and server.requests == []
+
+
 def test_requests_keep_the_pace(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts", [chat(f"{i}") for i in range(6)])
     with serving(echo) as server:

@@ -56,27 +56,28 @@ def list_twice(source: Path) -> None:
 
 
 PREPARE = "run `python -m datapipes.prepare RECIPE`"
+REBUILD = "run `python -m datapipes.prepare RECIPE --rebuild b`"
 DAMAGES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "missing folder": (shutil.rmtree, "b/manifest.json", "There is no manifest", PREPARE),
-    "unfinished": (lambda s: (s / "manifest.json").unlink(), "b/manifest.json", "shards but no manifest", PREPARE),
-    "not JSON": (cut("manifest.json", 30), "b/manifest.json", "not a valid manifest", PREPARE),
-    "unknown format": (change(format="token-shards/9"), "b/manifest.json", "format: Input should be", PREPARE),
-    "tokens as text": (change(tokens="150"), "b/manifest.json", "tokens: Input should be a valid integer", PREPARE),
-    "wrong total": (change(tokens=151), "b/manifest.json", "states 151 tokens, but its files hold 150", PREPARE),
-    "file twice": (list_twice, "b/manifest.json", "lists a file twice", PREPARE),
+    "unfinished": (lambda s: (s / "manifest.json").unlink(), "b/manifest.json", "shards but no manifest", REBUILD),
+    "not JSON": (cut("manifest.json", 30), "b/manifest.json", "not a valid manifest", REBUILD),
+    "unknown format": (change(format="token-shards/9"), "b/manifest.json", "format: Input should be", REBUILD),
+    "tokens as text": (change(tokens="150"), "b/manifest.json", "tokens: Input should be a valid integer", REBUILD),
+    "wrong total": (change(tokens=151), "b/manifest.json", "states 151 tokens, but its files hold 150", REBUILD),
+    "file twice": (list_twice, "b/manifest.json", "lists a file twice", REBUILD),
     "copied folder": (change(source="c"), "b/manifest.json", "belongs to source 'c', not to 'b'", "rename"),
-    "vocabulary too wide": (change(vocab_size=70_000), "b/manifest.json", "does not fit into 2 bytes", PREPARE),
-    "EOS outside": (change(eos_token_id=5000), "b/manifest.json", "EOS id 5000 lies outside", PREPARE),
-    "truncated shard": (cut("001.ds", 60), "b/001.ds", "60 bytes, but the manifest promises 100", PREPARE),
-    "truncated index": (cut("000.ds.index", 8), "b/000.ds.index", "it is truncated", PREPARE),
-    "missing shard": (lambda s: (s / "000.ds").unlink(), "b/000.ds", "No such file", PREPARE),
-    "missing index": (lambda s: (s / "001.ds.index").unlink(), "b/001.ds.index", "No such file", PREPARE),
+    "vocabulary too wide": (change(vocab_size=70_000), "b/manifest.json", "does not fit into 2 bytes", REBUILD),
+    "EOS outside": (change(eos_token_id=5000), "b/manifest.json", "EOS id 5000 lies outside", REBUILD),
+    "truncated shard": (cut("001.ds", 60), "b/001.ds", "60 bytes, but the manifest promises 100", REBUILD),
+    "truncated index": (cut("000.ds.index", 8), "b/000.ds.index", "it is truncated", REBUILD),
+    "missing shard": (lambda s: (s / "000.ds").unlink(), "b/000.ds", "No such file", REBUILD),
+    "missing index": (lambda s: (s / "001.ds.index").unlink(), "b/001.ds.index", "No such file", REBUILD),
     "stray shard": (lambda s: (s / "9.ds").touch(), "b/9.ds", "The manifest does not list this file", "Delete it"),
-    "other width": (change(token_bytes=4), "b/000.ds", "but the manifest promises 400", PREPARE),
-    "lying index": (overwrite_end("000.ds.index", np.uint64(99)), "b/000.ds.index", "ends at token 99", PREPARE),
-    "no EOS": (overwrite_end("001.ds", np.uint16(7)), "b/001.ds", "ends with token 7 instead of the EOS id 1", PREPARE),
-    "other tokenizer": (change(tokenizer_sha256="f" * 64), "b/manifest.json", "by tokenizer ffffffffffff", PREPARE),
-    "other vocabulary": (change(vocab_size=4000), "b/manifest.json", "a vocabulary of 4000 here", PREPARE),
+    "other width": (change(token_bytes=4), "b/000.ds", "but the manifest promises 400", REBUILD),
+    "lying index": (overwrite_end("000.ds.index", np.uint64(99)), "b/000.ds.index", "ends at token 99", REBUILD),
+    "no EOS": (overwrite_end("001.ds", np.uint16(7)), "b/001.ds", "ends with token 7 instead of the EOS id 1", REBUILD),
+    "other tokenizer": (change(tokenizer_sha256="f" * 64), "b/manifest.json", "by tokenizer ffffffffffff", REBUILD),
+    "other vocabulary": (change(vocab_size=4000), "b/manifest.json", "a vocabulary of 4000 here", "--rebuild SOURCE"),
 }  # fmt: skip
 
 
