@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from chain.code import Code
 from chain.steps import ChainError, Step
+from nanotron_ext.code import Code
 from nanotron_ext.recipe.loading import read_tree
 
 CHAIN_FILE = "chain.json"

@@ -20,7 +20,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from eval.__main__ import evaluate
-from eval.data import EvalError, chosen_suites, read_dataset, recipe_datasets
+from eval.benchmarks import BENCHMARKS
+from eval.data import EvalError, chosen_suites, read_dataset
+from eval.fingerprint import fingerprint, task_settings
 from eval.recipe import EvalRecipe, load_eval_recipe
 from eval.report import percent
 from eval.results import Curve, CurvePoint, Score, read_suite, write_json
@@ -86,12 +88,15 @@ def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: list[str]) -> Curve
 
 
 def _settings_sha256(recipe: EvalRecipe, suites: list[str]) -> str:
-    """Of the suites and of their data."""
-    content = json.dumps([recipe.suites[name].model_dump() for name in chosen_suites(recipe, suites)])
-    for benchmark, _ in recipe_datasets(recipe, suites):
-        assert benchmark.dataset is not None
-        content += read_dataset(Path(recipe.data), benchmark.dataset).sha256
-    return hashlib.sha256(content.encode()).hexdigest()
+    """Of the suites, their data and the code that scores them."""
+    settings = []
+    for suite in (recipe.suites[name] for name in chosen_suites(recipe, suites)):
+        for name, task in suite.tasks.items():
+            benchmark = BENCHMARKS[task.benchmark or name]
+            dataset = benchmark.dataset
+            data = "" if dataset is None else read_dataset(Path(recipe.data), dataset).sha256
+            settings += [task_settings(recipe, suite, task, benchmark, mode, data) for mode in suite.modes]
+    return fingerprint(settings)
 
 
 def _checkpoints(run: Path) -> list[Path]:

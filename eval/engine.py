@@ -106,6 +106,11 @@ class SuitePipeline(Pipeline):
     def docs(self) -> list[Doc]:
         return self.documents_dict[self._task.full_name]
 
+    @property
+    def reasons(self) -> list[list[str]]:
+        """Why the answers of each document are not right, as far as the task says it."""
+        return list(getattr(self._task.metrics[0].sample_level_fn, "reasons", []))
+
     def scores(self) -> tuple[dict[str, float], dict[str, list[Any]]]:
         """(aggregated metrics with their `_stderr`, values per document) after `evaluate()`."""
         logger = self.evaluation_tracker.metrics_logger

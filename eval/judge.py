@@ -1,5 +1,6 @@
 """A judge model behind an OpenAI-compatible endpoint, for answers that no rule can score (MixEval's free-form half)."""
 
+import functools
 import json
 import re
 import time
@@ -7,9 +8,12 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from lighteval.metrics.utils.metric_utils import Metric
+
 from eval.data import EvalError
 from eval.engine import Doc
 from eval.recipe import Judge
+from eval.tasks.common import answer_metric
 
 _PROMPT = """Grade an answer to a question against the reference answers.
 
@@ -33,6 +37,10 @@ def check_judge(judge: Judge) -> None:
     served = [entry["id"] for entry in _request(judge, "/models", None)["data"]]
     if judge.model not in served:
         raise EvalError(f"The judge at {judge.url} serves {', '.join(served)}, not {judge.model}. Correct judge.model.")
+
+
+def judge_metric(judge: Judge) -> Metric:
+    return answer_metric("judge_score", functools.partial(judge_score, judge), judge.threads)
 
 
 def judge_score(judge: Judge, answer: str, doc: Doc) -> float:

@@ -1,22 +1,29 @@
-"""A transformers folder as lighteval model: exact prompts, exact log-likelihoods, per-row stopping, no cache.
+"""A transformers folder as lighteval model: exact prompts, exact log-likelihoods, no cache.
 
-lighteval's own backend keeps a prediction cache inside the model folder that survives new weights, cuts prompts to
-`max_new_tokens`, cannot pass template arguments and stores the scores of every generated token; this one does not.
+Each row of a batch has its own room, length, stop sequences and random numbers, so that its answer is the one that it
+has alone (in float32; bfloat16 rounds with the batch's shape, which can turn a near tie). lighteval's own backend
+limits all rows by the longest prompt, keeps a prediction cache inside the model folder that survives new weights, cuts
+prompts to `max_new_tokens`, cannot pass template arguments and stores the scores of every generated token.
 """
 
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from eval.engine import Doc, LightevalModel, ModelConfig, ModelResponse
@@ -40,13 +47,21 @@ class Scored:
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer that is wanted to a document's prompt."""
+    """One answer that is wanted to a document's prompt. `fits`: the window has room for all of its longest length."""
 
     response: ModelResponse
     sample: int
     prompt_ids: list[int]
     max_new_tokens: int
     stops: list[str]
+    fits: bool
+
+
+class Written(NamedTuple):
+    """An answer; `cut`: `max_new_tokens` ended it, not the model and not a stop sequence."""
+
+    text: str
+    cut: bool
 
 
 Request = TypeVar("Request", Scored, Generated)
@@ -88,8 +103,8 @@ def _joined(query: str, answer: str) -> str:
 class LocalModel(LightevalModel):
     """What every backend shares: the tokenizer, exact prompts, and what does not fit.
 
-    `over_length` counts documents that did not fit: log-likelihood contexts are cut from the left, generation prompts
-    that leave no room for an answer get an empty one.
+    `over_length` counts documents that did not fit into the window: log-likelihood contexts are cut from the left,
+    generation prompts that leave no room for an answer get an empty one, and answers may reach the window's end.
     """
 
     def __init__(self, folder: Path, backend: Backend, max_length: int, eos_ids: list[int]) -> None:
@@ -151,28 +166,39 @@ class LocalModel(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """One or more answers per document, by the recipe's sampling; text stops before a stop sequence."""
-        torch.manual_seed(self._backend.seed)
         responses = [ModelResponse(input=self.prompt(doc), text=[""] * doc.num_samples) for doc in docs]
         requests = []
         for doc, response in zip(docs, responses, strict=True):
             prompt_ids = list(self.tok_encode(str(response.input)))
-            if len(prompt_ids) >= self._max_length:
+            room = self._max_length - len(prompt_ids)
+            if room <= 0:
                 self.over_length += 1
                 continue
-            room = min(doc.generation_size or self._max_length, self._max_length - len(prompt_ids))
+            wanted = doc.generation_size or room
             stops = list(doc.stop_sequences or [])
-            requests += [Generated(response, sample, prompt_ids, room, stops) for sample in range(doc.num_samples)]
+            requests += [
+                Generated(response, sample, prompt_ids, min(wanted, room), stops, wanted <= room)
+                for sample in range(doc.num_samples)
+            ]
         requests.sort(key=lambda request: -len(request.prompt_ids))
+        ended_by_window = set()
         for batch in self._batches(requests):
-            for request, text in zip(batch, self._generate_batch(batch), strict=True):
-                request.response.text[request.sample] = text
+            for request, written in zip(batch, self._generate_batch(batch), strict=True):
+                request.response.text[request.sample] = written.text
+                if written.cut and not request.fits:
+                    ended_by_window.add(id(request.response))
+        self.over_length += len(ended_by_window)
         return responses
+
+    def _seed(self, request: Generated) -> int:
+        """Every sample of every prompt has its own, so that neither order nor batches matter."""
+        return self._backend.seed + zlib.crc32(str(request.prompt_ids).encode()) + request.sample
 
     def _score_batch(self, batch: list[Scored]) -> list[tuple[float, bool]]:
         """(log-probability of the continuation, whether greedy decoding would write it) per request."""
         raise NotImplementedError
 
-    def _generate_batch(self, batch: list[Generated]) -> list[str]:
+    def _generate_batch(self, batch: list[Generated]) -> list[Written]:
         raise NotImplementedError
 
     def _batches(self, requests: list[Request]) -> Iterator[list[Request]]:
@@ -196,6 +222,10 @@ class TransformersModel(LocalModel):
         self._model = model.to(self._device).eval()
         super().__init__(folder, backend, int(model.config.max_position_embeddings), stop_ids(folder))
         self._pad_id = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._eos_ids[0]
+        self._row_by_row = _rope_follows_length(model.config)
+
+    def _batch_size(self, num_requests: int) -> int:
+        return 1 if self._row_by_row else super()._batch_size(num_requests)
 
     @torch.no_grad()
     def _score_batch(self, batch: list[Scored]) -> list[tuple[float, bool]]:
@@ -214,36 +244,52 @@ class TransformersModel(LocalModel):
         logprobs = torch.log_softmax(logits[:, :-1], dim=-1)
         results = []
         for row, request in enumerate(batch):
-            target = torch.tensor(request.continuation[-(input_ids.shape[1] - 1) :], device=self._device)
+            # The first token of a row has nothing before it to follow from.
+            target = torch.tensor(request.continuation[-(len(rows[row]) - 1) :], device=self._device)
             part = logprobs[row, -len(target) :]
             chosen = part.gather(-1, target[:, None]).sum()
             results.append((float(chosen), bool((part.argmax(-1) == target).all())))
         return results
 
     @torch.no_grad()
-    def _generate_batch(self, batch: list[Generated]) -> list[str]:
+    def _generate_batch(self, batch: list[Generated]) -> list[Written]:
         input_ids, mask = self._left_padded([request.prompt_ids for request in batch])
         width = input_ids.shape[1]
-        stops = [request.stops for request in batch]
-        arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if self._sampling.temperature > 0:
-            arguments = {"do_sample": True, "temperature": self._sampling.temperature, "top_p": self._sampling.top_p}
-            arguments["top_k"] = 0
+        limits = [request.max_new_tokens for request in batch]
+        stops = [_StopSequences(self._tokenizer, [request.stops for request in batch], width)]
         sequences = self._model.generate(
             input_ids=input_ids,
             attention_mask=mask,
-            max_new_tokens=min(max(request.max_new_tokens for request in batch), self._max_length - width),
+            max_new_tokens=max(limits),
             eos_token_id=self._eos_ids,
             pad_token_id=self._pad_id,
-            stopping_criteria=StoppingCriteriaList([_StopSequences(self._tokenizer, stops, width)]),
-            **arguments,
+            stopping_criteria=StoppingCriteriaList([*stops, _OwnLength(limits, width, self._device)]),
+            logits_processor=LogitsProcessorList(self._sampling_steps(batch)),
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
         )
-        texts = []
-        for row, request in zip(sequences[:, width:].tolist(), batch, strict=True):
-            ends = [position for position, token in enumerate(row) if token in self._eos_ids]
-            text = self._tokenizer.decode(row[: ends[0]] if ends else row, skip_special_tokens=True)
-            texts.append(cut_at(text, request.stops))
-        return texts
+        return [
+            self._written(row[: request.max_new_tokens], request)
+            for row, request in zip(sequences[:, width:].tolist(), batch, strict=True)
+        ]
+
+    def _sampling_steps(self, batch: list[Generated]) -> list[LogitsProcessor]:
+        """None to decode greedily; else the last one is noise under which the greatest logit is a random sample."""
+        if self._sampling.temperature == 0:
+            return []
+        steps: list[LogitsProcessor] = [TemperatureLogitsWarper(self._sampling.temperature)]
+        if self._sampling.top_p < 1:
+            steps.append(TopPLogitsWarper(self._sampling.top_p))
+        generators = [torch.Generator(self._device).manual_seed(self._seed(request)) for request in batch]
+        return [*steps, _OwnNoise(generators)]
+
+    def _written(self, row: list[int], request: Generated) -> Written:
+        end = next((position for position, token in enumerate(row) if token in self._eos_ids), None)
+        whole = self._tokenizer.decode(row[:end], skip_special_tokens=True)
+        text = cut_at(whole, request.stops)
+        return Written(text, cut=end is None and text == whole and len(row) == request.max_new_tokens)
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(input_ids, attention_mask), both [batch, longest row]."""
@@ -276,6 +322,36 @@ class _StopSequences(StoppingCriteria):
                 text = self._tokenizer.decode(tail)
                 done[row] = any(stop in text for stop in stops)
         return done
+
+
+class _OwnLength(StoppingCriteria):
+    """Ends each row at its own number of new tokens."""
+
+    def __init__(self, limits: list[int], prompt_tokens: int, device: torch.device) -> None:
+        self._limits, self._prompt_tokens = torch.tensor(limits, device=device), prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return self._limits <= input_ids.shape[1] - self._prompt_tokens
+
+
+class _OwnNoise(LogitsProcessor):
+    """Gumbel noise, each row's from its own generator: argmax(logits + noise) is a sample of softmax(logits)."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = generators
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log()
+
+
+def _rope_follows_length(config: Any) -> bool:
+    """Whether the rotary frequencies change with a batch's longest row, so that rows change each other's answers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(entry for entry in parameters.values() if isinstance(entry, dict))]  # one per kind of layer
+    return any(entry.get("rope_type") in ("dynamic", "longrope") for entry in kinds)
 
 
 def cut_at(text: str, stops: list[str]) -> str:

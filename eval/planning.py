@@ -1,32 +1,30 @@
 """What a suite will run on a model, resolved before weights are loaded: data, prompts, template, sandbox."""
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from eval.asking import lighteval_task, task_plan
 from eval.benchmarks import BENCHMARKS, Benchmark
 from eval.data import EvalError, LocalDataset, read_dataset
-from eval.engine import Doc, LightevalTask, LightevalTaskConfig
-from eval.judge import check_judge, judge_score
+from eval.engine import Doc, LightevalTask
+from eval.fingerprint import fingerprint, task_settings
+from eval.judge import check_judge, judge_metric
 from eval.model import PromptBuilder
 from eval.recipe import EvalRecipe, Mode, Suite, Task
 from eval.results import ModelInfo
 from eval.ruler import sentences
 from eval.sandbox import SandboxError, check_sandbox
-from eval.tasks.common import TaskPlan, answer_metric
+from eval.tasks.common import TaskPlan
 from nanotron_ext.paths import indexed_weight_files
 
 GENERATED_DOCUMENTS = 24
-_VERSIONED = ("lighteval", "transformers", "torch", "datasets", "vllm")
 
 
 @dataclass
@@ -143,8 +141,7 @@ def _load_rows(recipe: EvalRecipe, name: str, benchmark: Benchmark, task: Task, 
             f"Task {name} does not fit into context_tokens={task.context_tokens}: {error}. Raise it."
         ) from None
     if source is None or benchmark.dataset is None:
-        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        return LocalDataset({"test": rows}, "generated", f"{benchmark.generator}/1", digest)
+        return LocalDataset({"test": rows}, "generated", f"{benchmark.generator}/1", _sha256(rows))
     return LocalDataset({benchmark.dataset.split: rows}, source.edition, source.revision, source.sha256)
 
 
@@ -179,64 +176,30 @@ def _plan_task(
     dataset: LocalDataset,
     model: ModelInfo,
 ) -> PlannedTask:
-    build = getattr(importlib.import_module(f"eval.tasks.{benchmark.family}"), benchmark.builder)
-    plan: TaskPlan = build(benchmark, task)
+    plan = task_plan(benchmark, task)
     if benchmark.judged and recipe.judge is not None:
-        judged = answer_metric("judge_score", functools.partial(judge_score, recipe.judge), recipe.judge.threads)
-        plan = dataclasses.replace(plan, metrics=[judged, *plan.metrics])
-    source = benchmark.dataset
-    split = source.split if source else "test"
-    config = LightevalTaskConfig(
-        name=name,
-        prompt_function=plan.prompt,  # lighteval skips rows that give None
-        hf_repo=source.repo if source else benchmark.generator or name,
-        hf_subset=source.subset if source else "default",
-        metrics=list(plan.metrics),
-        hf_avail_splits=list(dataset.rows),
-        evaluation_splits=[split],
-        few_shots_split=(source.fewshot_split if source and benchmark.generator is None else None) or split,
-        few_shots_select="sequential",
-        generation_size=task.generation_tokens,
-        # A chat answer ends by itself; stop strings belong to continued text.
-        stop_sequence=list(plan.stop_sequences) if mode == "plain" else [],
-        num_fewshots=task.num_fewshots,
-    )
-    lighteval_task = LightevalTask(config)
-    lighteval_task.dataset = {split: [dict(row) for row in rows] for split, rows in dataset.rows.items()}
-    lighteval_task.num_samples = [task.num_samples]
-    _check_documents(name, lighteval_task, task)
-    settings = {
+        plan = dataclasses.replace(plan, metrics=[judge_metric(recipe.judge), *plan.metrics])
+    made = lighteval_task(name, benchmark, task, mode, plan, dataset.rows)
+    _check_documents(name, made, task)
+    # Generated prompts depend on the tokenizer and the generator, whatever they are made of.
+    data_sha256 = dataset.sha256 if benchmark.generator is None else _sha256(dataset.rows)
+    settings = task_settings(recipe, suite, task, benchmark, mode, data_sha256) | {
         "model": model.weights_sha256,
         "tokenizer": model.tokenizer_sha256,
         "template": model.chat_template_sha256 if mode != "plain" else None,
-        "data": dataset.sha256,
-        "task": task.model_dump(exclude={"revision"}),
-        "mode": mode,
-        "sampling": suite.sampling.model_dump(),
-        "backend": recipe.backend.model_dump(exclude={"batch_size", "gpu_memory_utilization"}),
-        "judge": recipe.judge.model_dump() if benchmark.judged and recipe.judge else None,
-        "versions": versions(),
-        "code": _code_sha256(benchmark),
     }
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return PlannedTask(name, mode, benchmark, task, plan, dataset, lighteval_task, fingerprint)
+    return PlannedTask(name, mode, benchmark, task, plan, dataset, made, fingerprint(settings))
 
 
-def _code_sha256(benchmark: Benchmark) -> str:
-    """Of the files that make prompts and scores: a result of other code is not taken for finished."""
-    here = Path(__file__).parent
-    files = [here / "tasks" / f"{benchmark.family}.py", here / "tasks" / "common.py", here / "model.py"]
-    files += [here / "reasoning.py"]
-    if benchmark.generator:
-        files += [here / f"{benchmark.generator}.py", here / "filling.py"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _check_documents(name: str, task: LightevalTask, settings: Task) -> None:
     try:
         docs = task.eval_docs()
         shots = task.fewshot_docs() if settings.num_fewshots else []
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, SyntaxError) as error:
         raise EvalError(
             f"Task {name}: its data does not have the expected columns ({error!r}). Write it again."
         ) from None
@@ -250,13 +213,3 @@ def example_prompt(planned: PlannedTask, tokenizer: Any) -> str:
     """The first document's prompt, as the model would see it."""
     docs: list[Doc] = planned.lighteval_task.get_docs(1)
     return PromptBuilder(tokenizer, planned.mode)(docs[0])
-
-
-@functools.cache  # every task's fingerprint asks, and each answer parses the packages' metadata
-def versions() -> dict[str, str]:
-    """Of the packages that scores may depend on, where installed."""
-    found = {}
-    for package in _VERSIONED:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

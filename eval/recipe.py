@@ -20,13 +20,15 @@ class Backend(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes the GPU if there is one; vllm has its own device."
     )
-    batch_size: int = Field(8, ge=1, description="Sequences per forward pass; vllm makes its own batches.")
+    batch_size: int = Field(
+        8, ge=1, description="Sequences per forward pass, which change no answer; vllm makes its own."
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model, with vllm.")
     gpu_memory_utilization: float = Field(0.8, gt=0, le=1, description="Share of GPU memory that vllm may take.")
     max_length_tokens: int | None = Field(
         None, ge=16, description="Prompt and answer together; default: max_position_embeddings of the model."
     )
-    seed: int = Field(0, ge=0, description="Of sampled answers; each task starts from it.")
+    seed: int = Field(0, ge=0, description="Of sampled answers, together with the prompt.")
 
     @model_validator(mode="after")
     def _several_gpus_need_vllm(self) -> Self:

@@ -15,12 +15,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from eval.page import Cell, Sheet, to_html, to_markdown
-from eval.published import BASE_MODELS, CARD, CardRow
+from eval.published import BASE_MODELS, CARD, CardRow, differences
 from eval.results import SuiteResult, TaskResult, read_suite
 from nanotron_ext.errors import UserError
 
 _PERCENT_METRICS = ("chrf++",)  # already on a scale of 0 to 100
-_EDITION_MARKS = {"small": " †", "generated": " ‡"}
+EDITION_MARKS = {"small": " †", "generated": " ‡"}
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,17 @@ def percent(task: TaskResult) -> tuple[float, float | None]:
 
 @dataclass(frozen=True)
 class CardScore:
-    """Mean over the tasks of a row of the card; `comparable` if all of them ran on the real data in full."""
+    """Mean over the tasks of a row of the card. `in_full`: all of them ran on the real data in full; `differences`: how
+    they were asked or scored in another way than the card's, in words."""
 
     value: float
     stderr: float
-    comparable: bool
+    in_full: bool
+    differences: tuple[str, ...]
+
+    @property
+    def comparable(self) -> bool:
+        return self.in_full and not self.differences
 
 
 def card_score(table: Table, row: CardRow, model: str) -> CardScore | None:
@@ -103,7 +109,8 @@ def card_score(table: Table, row: CardRow, model: str) -> CardScore | None:
     return CardScore(
         value=sum(value for value, _ in scores) / len(scores),
         stderr=math.hypot(*(error or 0.0 for _, error in scores)) / len(scores),
-        comparable=all(
+        differences=tuple(row.differences(tasks)),
+        in_full=all(
             task.dataset.edition == "generated"
             or (task.dataset.edition == "full" and task.settings["max_documents"] is None)
             for task in tasks
@@ -173,7 +180,7 @@ def _suite_sheet(table: Table, suite: str, tasks: dict[str, dict[str, TaskResult
         first = next(iter(row.values()))
         chance = Cell("") if first.chance is None else Cell(f"{100 * first.chance:.0f}", 100 * first.chance)
         documents = f"{first.num_documents}" + (f" x {first.num_samples}" if first.num_samples > 1 else "")
-        mark = _EDITION_MARKS.get(first.dataset.edition, "")
+        mark = EDITION_MARKS.get(first.dataset.edition, "") + (" §" if differences(first.benchmark) else "")
         cells = [_score_cell(row[model]) if model in row else Cell("") for model in models]
         about = [*([chance] if has_chance else []), Cell(first.main_metric.name), Cell(documents, first.num_documents)]
         rows.append([Cell(task + mark), *cells, *about])
@@ -188,6 +195,7 @@ def _note(results: Sequence[TaskResult]) -> str:
         "Percent ± standard error.": True,
         "† our own small edition of the set, not comparable with published numbers.": "small" in editions,
         "‡ generated prompts.": "generated" in editions,
+        "§ another test than the published one of that name.": any(differences(r.benchmark) for r in results),
         "documents: x answers per document.": any(result.num_samples > 1 for result in results),
         "unclosed: answers that never left their reasoning, counted as wrong.": any(
             result.num_unclosed_reasoning for result in results
@@ -211,7 +219,8 @@ def _score_cell(task: TaskResult) -> Cell:
 def _card_cell(score: CardScore | None) -> Cell:
     if score is None:
         return Cell("")
-    return Cell(f"{score.value:.2f} ± {score.stderr:.2f}{'' if score.comparable else ' †'}", score.value)
+    marks = ("" if score.in_full else " †") + (" §" if score.differences else "")
+    return Cell(f"{score.value:.2f} ± {score.stderr:.2f}{marks}", score.value)
 
 
 def card_sheet(table: Table) -> Sheet | None:
@@ -227,7 +236,8 @@ def card_sheet(table: Table) -> Sheet | None:
         cells += [_card_cell(ours.get(model)) for model in models]
         for model in BASE_MODELS:
             cells.append(Cell(f"{row.scores[model]:.2f}", row.scores[model]) if model in row.scores else Cell(""))
-        rows.append(cells)
+        found = dict.fromkeys(text for score in ours.values() for text in score.differences)
+        rows.append([*cells, Cell("; ".join(found))])
     if not rows:
         return None
     counted = base_scores(table)
@@ -235,11 +245,13 @@ def card_sheet(table: Table) -> Sheet | None:
     if rates:
         columns = [*models, *(f"card {model}" for model in BASE_MODELS)]
         cells = [Cell(f"{rates[name]:.1f}", rates[name]) if name in rates else Cell("") for name in columns]
-        rows.append([Cell(f"Win rate over {len(counted)} of the 12 base benchmarks"), Cell("plain"), *cells])
-    header = ["benchmark", "mode", *models, *(f"{model} (card)" for model in BASE_MODELS)]
+        label = f"Win rate over {sum(len(row) > 1 for row in counted.values())} of the 12 base benchmarks"
+        rows.append([Cell(label), Cell("plain"), *cells, Cell("")])
+    header = ["benchmark", "mode", *models, *(f"{model} (card)" for model in BASE_MODELS), "§ what is another test"]
     note = (
         "Means over the tasks of each row of the SmolLM3 model card, beside the scores announced there. † on our small "
-        "edition, or on a part of the documents: not comparable with the card, and left out of the win rate against it."
+        "edition, or on a part of the documents; § not asked or scored as for the card, and the last column says how: "
+        "neither compares with the card, and both are left out of the win rate against it."
     )
     return Sheet("Beside the announced scores", header, rows, note)
 

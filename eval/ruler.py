@@ -1,7 +1,8 @@
-"""Documents of RULER's synthetic tasks (arXiv 2404.06654), each filled up to a number of tokens of the tokenizer.
+"""Documents after RULER's synthetic tasks (arXiv 2404.06654), each filled up to a number of tokens of the tokenizer.
 
-The task families, the counts and the wording follow the paper; all text is ours, so that nothing is downloaded. The
-filling of the needle and variable tasks is a noise sentence or, when given, a text of the user's (the paper's essays).
+A short form: the task families are the paper's, but not all of their variants, counts and lengths, and all text is
+ours, so that nothing is downloaded; scores compare with no published ones (eval/published.py). The filling of the
+needle and variable tasks is a noise sentence or, when given, a text of the user's (the paper's essays).
 """
 
 import heapq

@@ -2,15 +2,16 @@
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.engine import Doc, LightevalModel, ModelResponse, SuitePipeline
+from eval.asking import ask
+from eval.engine import LightevalModel, ModelResponse, SuitePipeline
+from eval.fingerprint import versions
 from eval.model import LocalModel
-from eval.planning import PlannedTask, versions
+from eval.planning import PlannedTask
 from eval.reasoning import split_answer
 from eval.recipe import EvalRecipe, Sampling
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
@@ -66,9 +67,7 @@ def _run_task(
     if isinstance(backend, LocalModel):
         backend.start_task(planned.mode, sampling, _ProgressPrinter(label))
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        pipeline = SuitePipeline(planned.lighteval_task, backend, planned.task.max_documents, scratch)
-        pipeline.evaluate()
+    pipeline = ask(planned.lighteval_task, backend, planned.task.max_documents)
     aggregated, per_document = pipeline.scores()
     result = TaskResult(
         task=planned.result_name,
@@ -85,7 +84,7 @@ def _run_task(
         settings=_settings(planned, recipe, sampling),
         fingerprint=planned.fingerprint,
     )
-    _write_details(folder / f"{planned.result_name}.details.jsonl", pipeline.docs, pipeline.responses, per_document)
+    _write_details(folder / f"{planned.result_name}.details.jsonl", pipeline, per_document)
     write_json(result, folder / f"{planned.result_name}.json")
     return result
 
@@ -129,13 +128,12 @@ def _settings(
     return settings
 
 
-def _write_details(
-    file: Path, docs: Sequence[Doc], responses: Sequence[ModelResponse], per_document: dict[str, list[Any]]
-) -> None:
-    """One line per document: prompt, what was expected, what came back, and its scores."""
+def _write_details(file: Path, pipeline: SuitePipeline, per_document: dict[str, list[Any]]) -> None:
+    """One line per document: prompt, what was expected, what came back, its scores, and why they are not full."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8") as stream:
-        for index, (doc, response) in enumerate(zip(docs, responses, strict=True)):
+    # Half a surrogate pair becomes its JSON escape.
+    with file.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        for index, (doc, response) in enumerate(zip(pipeline.docs, pipeline.responses, strict=True)):
             scores = {
                 name: values[index] for name, values in per_document.items() if not hasattr(values[index], "golds")
             }
@@ -146,6 +144,8 @@ def _write_details(
                 "gold_index": doc.gold_index,
             }
             line |= {"answers": response.text, "logprobs": list(response.logprobs), "scores": scores}
+            if pipeline.reasons and any(pipeline.reasons[index]):
+                line["reasons"] = pipeline.reasons[index]
             stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
 

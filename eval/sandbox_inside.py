@@ -1,17 +1,24 @@
-"""First process inside the sandbox's namespaces: builds the file system, drops all privileges, runs the program.
+"""First process inside a sandbox's namespaces: builds the file system, drops all privileges, runs what it holds.
 
 Runs alone (`python -I -S`), with the standard library only. Its exit code says how it went; see the constants.
 """
 
 import ctypes
+import io
 import os
 import resource
+import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from eval.sandbox_calls import run_program, run_tests, serve
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
 _PACKAGES = "/packages"
+_CHANNEL = 3
 COMPLETED, ENDED_EARLY, SETUP_FAILED = 0, 96, 97
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,40 +89,53 @@ def set_limits(cpu_seconds: int, memory_bytes: int, processes: int, file_bytes: 
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 
-def main() -> None:
-    folder, site_packages = Path(sys.argv[1]), Path(sys.argv[2])
-    user_id, *limits = map(int, sys.argv[3:])
+def main(arguments: list[str]) -> None:
+    """`arguments`: role, folder, site-packages, user id, channel (a socket's descriptor, -1 for none), limits."""
+    role, folder, site_packages = arguments[0], Path(arguments[1]), Path(arguments[2])
+    user_id, channel, *limits = map(int, arguments[3:])
+    # Python's own handler would end this process at a signal that its child sends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        # Several processes may each take what one may: when the machine runs short, they go before the evaluation does.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         program = (folder / "program.py").read_text(encoding="utf-8")
         os.dup2(os.open(folder / "stdin", os.O_RDONLY), 0)
         build_root(folder, site_packages)
-        os.closerange(3, 256)
+        if channel >= 0:
+            os.dup2(channel, _CHANNEL)
+        os.closerange(_CHANNEL if channel < 0 else _CHANNEL + 1, 256)
         drop_privileges(user_id)
-    except OSError as error:
-        print(error, file=sys.stderr)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         os._exit(SETUP_FAILED)
     # This process is the first of its namespace and as such immune to signals, CPU limits included: a child runs the
     # program, and all processes end with this one.
-    finished, finish = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(finished)
+        os.setsid()  # the process group reaches out of the namespace
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         set_limits(*limits)
         sys.argv = ["program.py"]
         sys.path.append(_PACKAGES)
-        exec(compile(program, "program.py", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
-        sys.stdout.flush()
-        os.write(finish, b"1")
-        os._exit(0)
-    os.close(finish)
+        _ROLES[role](program)
+        return  # and ends as any program: waits for its threads, flushes, says so by its exit code
+    if channel >= 0:
+        os.close(_CHANNEL)
     _, status = os.waitpid(child, 0)
-    if os.read(finished, 1) == b"1":
+    if status == 0:
         os._exit(COMPLETED)
-    signal_number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if signal_number:
-        print(f"killed by signal {signal_number}", file=sys.stderr)
+    if os.WIFSIGNALED(status):
+        print(f"killed by {signal.Signals(os.WTERMSIG(status)).name}", file=sys.stderr)
     os._exit(ENDED_EARLY)
 
 
-if __name__ == "__main__":
-    main()
+def _with_channel(run: Callable[[str, io.BufferedRWPair], None]) -> Callable[[str], None]:
+    channel = partial(io.FileIO, _CHANNEL, closefd=False)
+    return lambda program: run(program, io.BufferedRWPair(channel("r"), channel("w")))
+
+
+_ROLES: dict[str, Callable[[str], object]] = {
+    "script": run_program,
+    "answers": _with_channel(serve),
+    "tests": _with_channel(run_tests),
+}

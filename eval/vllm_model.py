@@ -1,17 +1,16 @@
 """The same prompts and scores as `eval.model`, computed by vLLM: for GPUs and long answers.
 
 lighteval's own vLLM backend is pinned to vLLM 0.10.0 - 0.10.1, keeps a prediction cache in the model folder, runs all
-documents of a batch with the first one's stop sequences, and cannot pass template arguments. This one uses four things
-of vLLM's offline interface: LLM, SamplingParams, prompts as token ids, and prompt_logprobs.
+documents of a batch with the first one's stop sequences, and cannot pass template arguments. This one uses five things
+of vLLM's offline interface: LLM, SamplingParams, prompts as token ids, prompt_logprobs and finish_reason.
 """
 
-import zlib
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from eval.model import Generated, LocalModel, Scored, cut_at, stop_ids
+from eval.model import Generated, LocalModel, Scored, Written, cut_at, stop_ids
 from eval.recipe import Backend
 
 
@@ -63,7 +62,7 @@ class VllmModel(LocalModel):
             results.append((logprob, is_greedy))
         return results
 
-    def _generate_batch(self, batch: list[Generated]) -> list[str]:
+    def _generate_batch(self, batch: list[Generated]) -> list[Written]:
         parameters = [
             {
                 "temperature": self._sampling.temperature,
@@ -71,10 +70,12 @@ class VllmModel(LocalModel):
                 "max_tokens": request.max_new_tokens,
                 "stop": request.stops,
                 "stop_token_ids": self._eos_ids,
-                # Every sample of every prompt has a seed of its own, so that order and batches do not matter.
-                "seed": self._backend.seed + zlib.crc32(str(request.prompt_ids).encode()) + request.sample,
+                "seed": self._seed(request),
             }
             for request in batch
         ]
-        outputs = self._run([request.prompt_ids for request in batch], parameters)
-        return [cut_at(output.outputs[0].text, request.stops) for request, output in zip(batch, outputs, strict=True)]
+        outputs = [output.outputs[0] for output in self._run([request.prompt_ids for request in batch], parameters)]
+        return [
+            Written(cut_at(output.text, request.stops), cut=output.finish_reason == "length")
+            for request, output in zip(batch, outputs, strict=True)
+        ]

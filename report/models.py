@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from eval.published import differences
+from eval.report import EDITION_MARKS, base_scores, build_table, percent, win_rates
 from eval.report import Table as EvaluationTable
-from eval.report import base_scores, build_table, percent, win_rates
 from eval.results import TaskResult
 from report.blocks import Block, Chart, Details, Missing, Sample, Table, Text
 from report.charts import Series
@@ -16,20 +17,22 @@ _OPEN_SUITE = "base"  # the other suites' tables are folded away
 _MODES = ("think", "no_think")
 _EDITION_NOTE = (
     "† our own small edition of the set, a few dozen items: not comparable with published numbers. ‡ generated "
-    "prompts. A difference within the standard errors says nothing."
+    "prompts. § another test than the published one of that name; the table of make eval-report says how. A difference "
+    "within the standard errors says nothing."
 )
 
 
 def retrieval(report: Report) -> list[Block]:
-    """Scores of the generated long-context tasks: a row per model and task, a column per length."""
+    """Scores of the generated long-context tasks: a row per model and task, a column per length. RULER's are marked."""
     scores: dict[str, dict[tuple[str, int], TaskResult]] = {}
     for result in report.evaluations:
         for task in result.tasks:
             if task.is_retrieval:
-                place = task.benchmark.removeprefix("ruler_"), int(task.settings["context_tokens"] or 0)
+                name = task.benchmark.removeprefix("ruler_") + (" §" if differences(task.benchmark) else "")
+                place = name, int(task.settings["context_tokens"] or 0)
                 scores.setdefault(result.model.name, {})[place] = task
     if not scores:
-        return [Missing("RULER's tasks", f"make eval PROFILE={report.profile} SUITE=long MODEL=...")]
+        return [Missing("Retrieval by length", f"make eval PROFILE={report.profile} SUITE=long MODEL=...")]
     lengths = sorted({length for cells in scores.values() for _, length in cells})
     rows, heat = [], []
     for model in _in_chain_order(report, set(scores)):
@@ -38,7 +41,9 @@ def retrieval(report: Report) -> list[Block]:
             row = [cells.get((name, length)) for length in lengths]
             rows.append([model, name, *("" if cell is None else _score(cell) for cell in row)])
             heat.append([None, None, *(None if cell is None else percent(cell)[0] / 100 for cell in row)])
-    return [Table(["model", "task", *(f"{length:,}" for length in lengths)], rows, heat, text_columns=2)]
+    table = Table(["model", "task", *(f"{length:,}" for length in lengths)], rows, heat, text_columns=2)
+    ruler = Text(f"§ a task of RULER, but not the published test: {differences('ruler_vt')}.")
+    return [table, ruler] if any("§" in row[1] for row in rows) else [table]
 
 
 def capabilities(report: Report) -> list[Block]:
@@ -122,7 +127,7 @@ def _suite_table(report: Report, suite: str, tasks: Mapping[str, Mapping[str, Ta
     rows, heat = [], []
     for name, row in tasks.items():
         first = next(iter(row.values()))
-        mark = {"small": " †", "generated": " ‡"}.get(first.dataset.edition, "")
+        mark = EDITION_MARKS.get(first.dataset.edition, "") + (" §" if differences(first.benchmark) else "")
         chance = "" if first.chance is None else f"{100 * first.chance:.0f}"
         rows.append([name + mark, *(_score(row[m]) if m in row else "" for m in models), chance])
         heat.append([None, *(percent(row[m])[0] / 100 if m in row else None for m in models), None])

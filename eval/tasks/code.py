@@ -1,11 +1,15 @@
 """Code benchmarks. The model's program runs in the sandbox against the set's own tests; nothing else executes it."""
 
+import ast
 import base64
 import json
 import os
 import pickle
 import re
+import sys
 import zlib
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -14,8 +18,9 @@ from lighteval.metrics.utils.metric_utils import Metric
 from eval.benchmarks import Benchmark
 from eval.engine import Doc
 from eval.recipe import Task
-from eval.sandbox import run_python
-from eval.tasks.common import Row, ScoreAnswer, TaskPlan, answer_metric
+from eval.sandbox import Outcome, SandboxError, run_script, run_tests
+from eval.sandbox_calls import CALLS
+from eval.tasks.common import Grade, Row, ScoreAnswer, TaskPlan, answer_metric
 
 _FENCE = re.compile(r"```(?:python|py)?\s*\n")
 
@@ -32,6 +37,16 @@ def _pass_metric(score: ScoreAnswer) -> Metric:
     return answer_metric("pass@1", score, threads=os.cpu_count() or 1)
 
 
+def _judged(run: Callable[[], Outcome]) -> Grade:
+    """Whatever becomes of a program, it has a grade."""
+    try:
+        outcome = run()
+    except SandboxError as error:
+        print(f"warning: a program counts as wrong, because it could not be run: {error}", file=sys.stderr, flush=True)
+        return Grade(0.0, str(error))
+    return Grade(float(outcome.completed), outcome.reason)
+
+
 def humaneval(benchmark: Benchmark, task: Task) -> TaskPlan:
     """Function completion with the extended tests; a reply that repeats the function is taken as it is."""
 
@@ -39,12 +54,14 @@ def humaneval(benchmark: Benchmark, task: Task) -> TaskPlan:
         reference = [f"{row['canonical_solution']}"]
         return Doc(query=row["prompt"], choices=reference, gold_index=0, task_name=task_name, specific=row)
 
-    def score(answer: str, doc: Doc) -> float:
+    def score(answer: str, doc: Doc) -> Grade:
         row = doc.specific or {}
-        code = extract_code(answer)
-        if f"def {row['entry_point']}(" not in code:
+        code, name = extract_code(answer), row["entry_point"]
+        if f"def {name}(" not in code:
             code = row["prompt"] + code
-        return float(run_python(f"{code}\n\n{row['test']}\n\ncheck({row['entry_point']})\n").completed)
+        # Some tests use what the prompt defines beside the function: theirs is the prompt's, not the answer's.
+        tests = f"{row['prompt']}\n\n{name} = {CALLS}({name!r})\n\n{row['test']}\n\ncheck({name})\n"
+        return _judged(lambda: run_tests(code, tests))
 
     stops = ["\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\nassert "]
     # Stop sequences cut completions after the function; chat answers are whole replies with a fenced block.
@@ -54,10 +71,15 @@ def humaneval(benchmark: Benchmark, task: Task) -> TaskPlan:
 def mbpp(benchmark: Benchmark, task: Task) -> TaskPlan:
     def prompt(row: Row, task_name: str) -> Doc:
         query = f'"""\n{row["prompt"].strip()}\n{row["test_list"][0]}\n"""\n'
-        return Doc(query=query, choices=[row["code"]], gold_index=0, task_name=task_name, specific=row)
+        definitions = (ast.FunctionDef, ast.ClassDef)
+        names = [node.name for node in ast.parse(row["code"]).body if isinstance(node, definitions)]
+        specific = {**row, "functions": names}
+        return Doc(query=query, choices=[row["code"]], gold_index=0, task_name=task_name, specific=specific)
 
-    def score(answer: str, doc: Doc) -> float:
-        return float(run_python(f"{extract_code(answer)}\n\n{(doc.specific or {})['test']}\n").completed)
+    def score(answer: str, doc: Doc) -> Grade:
+        row = doc.specific or {}
+        called = "".join(f"{name} = {CALLS}({name!r})\n" for name in row["functions"])
+        return _judged(lambda: run_tests(extract_code(answer), f"{called}\n{row['test']}\n"))
 
     return TaskPlan(prompt, [_pass_metric(score)], ['\n"""', "\nassert ", "\nprint(", "\nif __name__"])
 
@@ -74,23 +96,29 @@ def livecodebench(benchmark: Benchmark, task: Task) -> TaskPlan:
         query = f"{row['question_content']}\n\n{form}\nReply with one Python program in a ```python block."
         return Doc(query=query, choices=[""], gold_index=0, task_name=task_name, specific=row)
 
-    def score(answer: str, doc: Doc) -> float:
+    def score(answer: str, doc: Doc) -> Grade:
         row = doc.specific or {}
         code = extract_code(answer)
         function = json.loads(row["metadata"]).get("func_name")
-        return float(all(_passes(code, test, function) for test in contest_tests(row)))
+        for number, test in enumerate(contest_tests(row), 1):
+            grade = _judged(partial(_contest_outcome, code, test, function))
+            if grade.score < 1:
+                return Grade(0.0, f"test {number}: {grade.reason}")
+        return Grade(1.0)
 
     return TaskPlan(prompt, [_pass_metric(score)])
 
 
-def _passes(code: str, test: dict[str, Any], function: str | None) -> bool:
+def _contest_outcome(code: str, test: dict[str, Any], function: str | None) -> Outcome:
     if test["testtype"] == "stdin":
-        outcome = run_python(code, stdin=test["input"])
-        return outcome.completed and outcome.output.split() == test["output"].split()
+        outcome = run_script(code, stdin=test["input"])
+        if outcome.completed and outcome.output.split() != test["output"].split():
+            return Outcome(False, outcome.output, "another output than expected")
+        return outcome
     arguments = [json.loads(line) for line in test["input"].splitlines() if line.strip()]
-    call = f"assert Solution().{function}(*{arguments!r}) == {json.loads(test['output'])!r}"
     header = "from typing import *\nimport collections, functools, heapq, itertools, math, bisect, re, string\n"
-    return run_python(f"{header}{code}\n{call}\n").completed
+    call = f"{CALLS}('Solution().{function}')(*{arguments!r})"
+    return run_tests(f"{header}{code}\n", f"assert {call} == {json.loads(test['output'])!r}\n")
 
 
 def contest_tests(row: Row) -> list[dict[str, Any]]:

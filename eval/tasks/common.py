@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lighteval.metrics.dynamic_metrics import (
@@ -20,11 +20,20 @@ from lighteval.tasks.templates.utils.formulation import CFFormulation, HybridFor
 from lighteval.utils.language import Language
 
 from eval.engine import Doc, ModelResponse, SamplingMethod
-from eval.reasoning import split_answer
+from eval.reasoning import Answer, split_answer
 
 Row = dict[str, Any]
 PromptFunction = Callable[[Row, str], Doc | None]
-ScoreAnswer = Callable[[str, Doc], float]
+
+
+class Grade(NamedTuple):
+    """Of one answer; `reason` says why it is not right, where more can be said than that."""
+
+    score: float
+    reason: str = ""
+
+
+ScoreAnswer = Callable[[str, Doc], float | Grade]
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -41,28 +50,42 @@ class TaskPlan:
 class AnswerScore(SampleLevelComputation):
     """Mean score of a document's answers; reasoning is taken out, and unclosed reasoning scores 0.
 
-    With `threads` above 1 all documents are scored at once before lighteval asks for them one by one: running programs
-    and asking a judge is waiting, mostly.
+    All documents are scored at once before lighteval asks for them one by one. With `threads` above 1 that goes in
+    parallel: running programs and asking a judge is waiting, mostly. `reasons` are those of each document's answers.
     """
 
     def __init__(self, score: ScoreAnswer, threads: int) -> None:
         self._score, self._threads = score, threads
         self._prepared: dict[int, float] = {}
+        self.reasons: list[list[str]] = []
 
     def score_all(self, docs: Sequence[Doc], responses: Sequence[ModelResponse]) -> None:
-        if self._threads > 1:
+        if self._threads == 1:  # in this thread: rules for mathematics set an alarm, which others cannot
+            grades = list(map(self._grades, docs, responses))
+        else:
             with ThreadPoolExecutor(self._threads) as pool:
-                scores = pool.map(self._mean_score, docs, responses)
-                self._prepared = {id(response): score for response, score in zip(responses, scores, strict=True)}
+                grades = list(pool.map(self._grades, docs, responses))
+        means = map(_mean_score, grades)
+        self._prepared = {id(response): mean for response, mean in zip(responses, means, strict=True)}
+        self.reasons = [[grade.reason for grade in graded] for graded in grades]
 
     def compute(self, doc: Doc, model_response: ModelResponse, **kwargs: Any) -> float:
         prepared = self._prepared.pop(id(model_response), None)
-        return self._mean_score(doc, model_response) if prepared is None else prepared
+        return _mean_score(self._grades(doc, model_response)) if prepared is None else prepared
 
-    def _mean_score(self, doc: Doc, model_response: ModelResponse) -> float:
+    def _grades(self, doc: Doc, model_response: ModelResponse) -> list[Grade]:
         prompt = model_response.input if isinstance(model_response.input, str) else ""
-        answers = [split_answer(text, prompt) for text in model_response.text]
-        return float(np.mean([0.0 if answer.unclosed else self._score(answer.text, doc) for answer in answers]))
+        return [self._grade(split_answer(text, prompt), doc) for text in model_response.text]
+
+    def _grade(self, answer: Answer, doc: Doc) -> Grade:
+        if answer.unclosed:
+            return Grade(0.0, "the answer never leaves its reasoning")
+        grade = self._score(answer.text, doc)
+        return grade if isinstance(grade, Grade) else Grade(grade)
+
+
+def _mean_score(grades: Sequence[Grade]) -> float:
+    return float(np.mean([grade.score for grade in grades]))
 
 
 def answer_metric(name: str, score: ScoreAnswer, threads: int = 1) -> Metric:

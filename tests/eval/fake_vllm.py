@@ -1,7 +1,8 @@
-"""The four things of vLLM's offline interface that eval.vllm_model uses, computed by transformers.
+"""The five things of vLLM's offline interface that eval.vllm_model uses, computed by transformers.
 
 Field names and meanings follow vLLM's documentation: `prompt_logprobs[i]` maps token ids to the log-probability of
-standing at position i (None for the first), always including the prompt's own token; text ends before a stop string.
+standing at position i (None for the first), always including the prompt's own token; text ends before a stop string;
+`finish_reason` is "length" where max_tokens ended it, "stop" elsewhere.
 """
 
 from dataclasses import dataclass, field
@@ -54,9 +55,11 @@ class LLM:
             eos_token_id=parameters.stop_token_ids or None, **sampled,
         )  # fmt: skip
         text = self._tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        ended = int(out[0, -1]) in parameters.stop_token_ids or any(stop in text for stop in parameters.stop)
         for stop in parameters.stop:
             text = text.split(stop)[0]
-        return SimpleNamespace(prompt_logprobs=prompt_logprobs, outputs=[SimpleNamespace(text=text)])
+        outputs = [SimpleNamespace(text=text, finish_reason="stop" if ended else "length")]
+        return SimpleNamespace(prompt_logprobs=prompt_logprobs, outputs=outputs)
 
 
 def module() -> ModuleType:

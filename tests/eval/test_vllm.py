@@ -54,3 +54,10 @@ def test_what_does_not_fit_is_cut_or_left_empty_and_counted(backends):
     long = Doc(query="word " * 40, choices=[" a", " b"], gold_index=0, generation_size=4)
     assert vllm.greedy_until([long])[0].text == [""] and vllm.over_length == 1
     assert len(vllm.loglikelihood([long])[0].logprobs) == 2 and vllm.over_length == 2
+    # Room for 8 tokens of an answer that would be longer, or that 8 tokens are enough for.
+    for tokens, counted in ((40, 1), (8, 0)):
+        for backend in backends:
+            backend.start_task("plain", Sampling(), lambda *arguments: None)
+            close = Doc(query="w" * 88, choices=[""], gold_index=0, generation_size=tokens)
+            backend.greedy_until([close])
+            assert backend.over_length == counted

@@ -1,12 +1,10 @@
-"""Which edits count: those that a step's own code sees, and of those only what changes the meaning."""
+"""Which edits count: those that the imports reach, and of those only what changes the meaning."""
 
 from pathlib import Path
 
 import pytest
 
-from chain.code import Code
-from chain.steps import steps_of
-from slurm.jobs import Profile
+from nanotron_ext.code import Code
 
 FILES = {
     "room/__init__.py": "",
@@ -67,26 +65,21 @@ def test_text_counts_in_strings_and_in_other_files(root: Path) -> None:
     assert after[0] != before[0] and after[1] != before[1]
 
 
-def test_steps_of_the_demo_see_the_code_that_they_run_and_no_other() -> None:
-    code = Code(Path())
-    seen = {}
-    for step in steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny"))):
-        files = {Path(path) for path in step.code} | {f for path in step.code for f in Path(path).rglob("*.py")}
-        seen[step.name] = {str(found) for file in files if file.suffix == ".py" for found in code.imported_files(file)}
-    assert {"nanotron_ext/train/step.py", "nanotron_ext/model/smollm3.py", "nanotron_ext/data/loader.py"} <= seen[
-        "pretrain_stage1"
-    ]
-    assert {"posttrain/training.py", "posttrain/data.py"} <= seen["sft"]
-    assert {"eval/tasks/base.py", "eval/ruler.py", "eval/helmet.py", "eval/sandbox_inside.py"} <= seen["eval_base"]
-    for step, others in {
-        "data": ("datapipes/audit.py", "datapipes/synthetic/build.py", "nanotron_ext/train/step.py"),
-        "pretrain_stage1": (
-            "nanotron_ext/plan/speed.py",
-            "nanotron_ext/rewind.py",
-            "posttrain/train.py",
-            "eval/runner.py",
-        ),
-        "sft": ("posttrain/evaluate.py", "posttrain/chat.py", "nanotron_ext/train/step.py"),
-        "merge": ("eval/runner.py", "report/charts.py"),
-    }.items():
-        assert not seen[step] & set(others), step
+def test_files_left_out_count_no_more_nor_what_only_they_import(root: Path) -> None:
+    def without_helper() -> str:
+        return Code(root).digest("room/main.py", without=["room/helper.py"])
+
+    before = without_helper()
+    (root / "room/helper.py").write_text("x = 1\n")
+    (root / "room/deep.py").write_text("x = 2\n")
+    assert without_helper() == before != digest(root)
+    (root / "room/main.py").write_text("import room.helper\nimport room.deep\n")
+    with_deep = without_helper()
+    (root / "room/deep.py").write_text("x = 3\n")
+    assert without_helper() != with_deep
+
+
+def test_several_paths_have_one_digest(root: Path) -> None:
+    before = Code(root).digest("room/main.py", "room/other.py")
+    (root / "room/other.py").write_text("x = 2\n")
+    assert Code(root).digest("room/main.py", "room/other.py") != before

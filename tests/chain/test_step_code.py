@@ -1,0 +1,32 @@
+"""The code that the steps of the demo depend on."""
+
+from pathlib import Path
+
+from chain.steps import steps_of
+from nanotron_ext.code import Code
+from slurm.jobs import Profile
+
+
+def test_steps_of_the_demo_see_the_code_that_they_run_and_no_other() -> None:
+    code = Code(Path())
+    seen = {}
+    for step in steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny"))):
+        files = {Path(path) for path in step.code} | {f for path in step.code for f in Path(path).rglob("*.py")}
+        seen[step.name] = {str(found) for file in files if file.suffix == ".py" for found in code.imported_files(file)}
+    assert {"nanotron_ext/train/step.py", "nanotron_ext/model/smollm3.py", "nanotron_ext/data/loader.py"} <= seen[
+        "pretrain_stage1"
+    ]
+    assert {"posttrain/training.py", "posttrain/data.py"} <= seen["sft"]
+    assert {"eval/tasks/base.py", "eval/ruler.py", "eval/helmet.py", "eval/sandbox_inside.py"} <= seen["eval_base"]
+    for step, others in {
+        "data": ("datapipes/audit.py", "datapipes/synthetic/build.py", "nanotron_ext/train/step.py"),
+        "pretrain_stage1": (
+            "nanotron_ext/plan/speed.py",
+            "nanotron_ext/rewind.py",
+            "posttrain/train.py",
+            "eval/runner.py",
+        ),
+        "sft": ("posttrain/evaluate.py", "posttrain/chat.py", "nanotron_ext/train/step.py"),
+        "merge": ("eval/runner.py", "report/charts.py"),
+    }.items():
+        assert not seen[step] & set(others), step
