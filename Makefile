@@ -170,6 +170,9 @@ test-slurm: setup ## The longer tests: dying nodes and the whole chain on a loca
 test-compat: setup ## What other versions have to say: resolves constraints.txt for every Python (needs the package index)
 	$(PY) -m pytest -m compat tests
 
+test-compat: setup ## Models in and out of other releases of transformers (installs them once, 1 GB each)
+	$(PY) -m pytest -m compat tests
+
 lint: setup ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -22,6 +22,8 @@ from eval.results import ModelInfo
 from eval.ruler import sentences
 from eval.sandbox import SandboxError, check_sandbox
 from eval.tasks.common import TaskPlan
+from nanotron_ext.finite import check_files_finite
+from nanotron_ext.hf_folder import meaning, read_config
 from nanotron_ext.paths import indexed_weight_files
 
 GENERATED_DOCUMENTS = 24
@@ -46,11 +48,13 @@ class PlannedTask:
 
 
 def inspect_model(folder: Path, name: str | None) -> ModelInfo:
-    """Hashes of weights and template.
+    """Hashes of weights and template; reads every weight.
 
     Raises:
         EvalError: if the folder is not a transformers checkpoint with a tokenizer.
         UnsafeNameError: if its index names weights elsewhere.
+        ModelFolderError: for a configuration that contradicts itself.
+        NotFiniteError: for a weight that is NaN or infinite, which need not show in a score.
     """
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
     weights = sorted(folder.glob("*.safetensors"))
@@ -58,6 +62,8 @@ def inspect_model(folder: Path, name: str | None) -> ModelInfo:
         lacking = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
         raise EvalError(f"{folder} is not a transformers model with tokenizer: it lacks {lacking}.")
     indexed_weight_files(folder)  # transformers would read whatever file it names, and the hash would not cover it
+    meaning(read_config(folder), folder / "config.json")
+    check_files_finite(weights)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     parameters = 0
     for file in weights:

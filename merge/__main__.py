@@ -56,6 +56,8 @@ def plan_soup(recipe: MergeRecipe) -> Average:
     checkpoints, weights = find_checkpoints(recipe.soup)
     parent = choose_parent(recipe.soup.parent, checkpoints)
     if recipe.soup.method == "greedy":
+        # Before the hours of evaluation that choose the members.
+        Average(checkpoints, weights, parent, recipe.dtype, recipe.max_shard_bytes).check(Path(recipe.soup.output))
         checkpoints = _select_greedily(recipe, checkpoints)
         weights = [1 / len(checkpoints)] * len(checkpoints)
         if recipe.soup.parent is None or parent not in checkpoints:
@@ -122,7 +124,7 @@ def _report(stage: str, manifest: dict[str, object], output: Path) -> None:
     verification = manifest["verification"]
     assert isinstance(verification, dict)
     print(
-        f"{stage}: {output} verified, {verification['tensors']} tensors, {verification['sampled_elements']:,} elements "
+        f"{stage}: {output} verified, {verification['tensors']} tensors, {verification['elements']:,} elements "
         f"within {verification['max_rounding_error']:.2f} roundings of the float64 average"
     )
 

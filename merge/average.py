@@ -13,6 +13,7 @@ from typing import Any
 
 from merge.checkpoint import Checkpoint, MergeError, check_disk_space, check_mergeable
 from merge.verify import Verification, verify_average
+from nanotron_ext.hf_folder import finish_folder, spelled_for_all, write_json
 
 MANIFEST_NAME = "merge_manifest.json"
 _BYTES_PER_ELEMENT = {"bfloat16": 2, "float32": 4}
@@ -46,7 +47,8 @@ class Average:
     def identity(self) -> dict[str, Any]:
         """What decides the result: hashes and weights of the inputs, the parent, the dtype."""
         return {
-            "format": "merge/1",
+            # 2: every value of inputs and output was read, and the config is spelled for every release of transformers.
+            "format": "merge/2",
             "method": "linear",
             "dtype": self.dtype,
             "parent": str(self.parent.path),
@@ -57,7 +59,11 @@ class Average:
         }
 
     def check(self, output: Path) -> None:
-        """Raises MergeError, before any work, if this merge cannot give a sound model."""
+        """Refuse, before anything is written, a merge that cannot give a sound model; reads every weight.
+
+        Raises:
+            MergeError, ModelFolderError, NotFiniteError: naming the folder and what is wrong with it.
+        """
         if abs(sum(self.weights) - 1) > 1e-6:
             raise MergeError(f"The weights sum to {sum(self.weights):g}; they must sum to 1.")
         if len({checkpoint.path for checkpoint in self.checkpoints}) < len(self.checkpoints):
@@ -65,11 +71,14 @@ class Average:
         if self.parent.path not in {checkpoint.path for checkpoint in self.checkpoints}:
             raise MergeError(f"The parent {self.parent.path} is not among the merged checkpoints.")
         check_mergeable(self.checkpoints, self.parent)
+        spelled_for_all(self.parent.config, self.parent.path / "config.json")  # the output's config
         if output.exists() and any(output.iterdir()) and not (output / MANIFEST_NAME).is_file():
             raise MergeError(
                 f"The output folder {output} is not empty and holds no merge. Remove it or choose another."
             )
         check_disk_space(self.parent, output, _BYTES_PER_ELEMENT[self.dtype])
+        for checkpoint in self.checkpoints:
+            checkpoint.check_finite()
 
 
 def write_average(average: Average, output: Path, stage: str, *, quiet: bool = False) -> dict[str, Any]:
@@ -87,7 +96,10 @@ def write_average(average: Average, output: Path, stage: str, *, quiet: bool = F
         done: dict[str, Any] = json.loads((output / MANIFEST_NAME).read_text(encoding="utf-8"))
         if all(done.get(key) == value for key, value in identity.items()):
             return done
-        raise MergeError(f"{output} holds a merge of other inputs or weights. Remove it or choose another output.")
+        raise MergeError(
+            f"{output} holds a merge of other inputs or weights, or by an earlier version. Remove it or choose another "
+            "output."
+        )
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -126,19 +138,14 @@ def _run_mergekit(average: Average, folder: Path, quiet: bool) -> None:
 
 
 def _replace_side_files(average: Average, folder: Path) -> None:
-    """Everything that is not a weight comes from the parent unchanged, save the dtype that config.json names."""
+    """Everything that is not a weight comes from the parent, spelled for every release of transformers."""
     for file in folder.iterdir():
         if "safetensors" not in file.name:
             file.unlink()
     for file in average.parent.copied_files():
         shutil.copyfile(file, folder / file.name)
-    config = average.parent.config
-    dtype_key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    if config.get(dtype_key) == average.dtype:
-        shutil.copyfile(average.parent.path / "config.json", folder / "config.json")
-    else:
-        text = json.dumps({**config, dtype_key: average.dtype}, indent=2)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "config.json", {**average.parent.config, "dtype": average.dtype, "torch_dtype": average.dtype})
+    finish_folder(folder)
 
 
 def _manifest(

@@ -10,15 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from nanotron_ext.errors import UserError
+from nanotron_ext.finite import check_files_finite
+from nanotron_ext.hf_folder import TOKENIZER_FILES, meaning, read_config
 from nanotron_ext.paths import indexed_weight_files
 
 # Keys of config.json that say nothing about the weights; the merged model takes the parent's.
 _FREE_CONFIG_KEYS = frozenset(
-    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
-    | {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "rope_scaling"}
+    {"_name_or_path", "transformers_version", "dtype", "use_cache"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"}
 )
 _FLOAT_DTYPES = {"BF16": 2, "F32": 4, "F16": 2}
 
@@ -55,7 +55,8 @@ class Checkpoint:
         self.path = Path(path).resolve()
         if not self.path.is_dir():
             raise MergeError(f"There is no checkpoint folder {path}. Train or export it first, or correct the recipe.")
-        self.config: dict[str, Any] = json.loads(self._required("config.json").read_text(encoding="utf-8"))
+        self._required("config.json")
+        self.config = read_config(self.path)
         self.tensors = self._read_tensor_infos()
 
     def _required(self, name: str) -> Path:
@@ -75,9 +76,18 @@ class Checkpoint:
                 infos[name] = TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
         return infos
 
+    @cached_property
+    def meaning(self) -> dict[str, Any]:
+        """All keys of the configuration in one spelling; releases of transformers write different ones."""
+        return meaning(self.config, self.path / "config.json")
+
     @property
     def ties_embeddings(self) -> bool:
-        return bool(self.config.get("tie_word_embeddings", False))
+        return bool(self.meaning["tie_word_embeddings"])
+
+    def check_finite(self) -> None:
+        """Read every weight; raises NotFiniteError for one that is NaN or infinite."""
+        check_files_finite(self.weight_files)
 
     @cached_property
     def vocabulary_sha256(self) -> str:
@@ -88,28 +98,14 @@ class Checkpoint:
         return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
     def copied_files(self) -> list[Path]:
-        """What a merged model takes from its parent byte for byte: everything of tokenizer, template and generation."""
-        names = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-        names += ["added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"]
+        """What a merged model takes from its parent: everything of tokenizer, template and generation."""
+        names = ("generation_config.json", *TOKENIZER_FILES)
         return [self.path / name for name in names if (self.path / name).is_file()]
 
     def sha256s(self) -> dict[str, str]:
         """File name -> sha256 of everything that defines the model."""
         files = [self.path / "config.json", *self.copied_files(), *self.weight_files]
         return {file.name: file_sha256(file) for file in files}
-
-    def read_rows(self, name: str, rows: Sequence[int] | None) -> Tensor:
-        """The tensor, or the given rows of its first dimension."""
-        from safetensors import safe_open
-
-        with safe_open(self.tensors[name].file, framework="pt") as file:
-            if rows is None:
-                tensor: Tensor = file.get_tensor(name)
-                return tensor
-            import torch
-
-            part = file.get_slice(name)
-            return torch.cat([part[row : row + 1] for row in rows])
 
 
 def _read_safetensors_header(file: Path) -> dict[str, Any]:
@@ -173,8 +169,8 @@ def _problems_alone(checkpoint: Checkpoint) -> list[str]:
 
 def _differences(checkpoint: Checkpoint, parent: Checkpoint) -> list[str]:
     differences = []
-    for key in sorted((checkpoint.config.keys() | parent.config.keys()) - _FREE_CONFIG_KEYS):
-        ours, theirs = checkpoint.config.get(key), parent.config.get(key)
+    for key in sorted((checkpoint.meaning.keys() | parent.meaning.keys()) - _FREE_CONFIG_KEYS):
+        ours, theirs = checkpoint.meaning.get(key), parent.meaning.get(key)
         if ours != theirs:
             differences.append(f"{key} is {ours!r}, the parent's is {theirs!r}.")
     missing = sorted(parent.tensors.keys() - checkpoint.tensors.keys())

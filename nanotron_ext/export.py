@@ -4,7 +4,6 @@ Streams: at most one output shard is in memory at a time.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,14 +14,15 @@ from safetensors.torch import save_file
 
 from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
 from nanotron_ext.errors import UserError
+from nanotron_ext.finite import check_finite
 from nanotron_ext.folders import put_in_place, restore
+from nanotron_ext.hf_folder import TOKENIZER_FILES, finish_folder, write_json
 from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
 from nanotron_ext.recipe import ModelConfig
 from nanotron_ext.recipe.schema import RopeScaling
 from nanotron_ext.retention import in_use
 
 MAX_SHARD_BYTES = 2 * 1024**3
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -46,6 +46,7 @@ def export(
     Raises:
         CheckpointError: when there is no complete checkpoint.
         ExportError: when `out` is in use or the tokenizer is missing.
+        NotFiniteError: when a weight is NaN or infinite, also by rounding to `dtype`; an earlier model stays in `out`.
     """
     reader = CheckpointReader(resolve_checkpoint(checkpoint))
     config = ModelConfig(**reader.manifest["model_config"])
@@ -63,13 +64,18 @@ def export(
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, temporary / name)
-    _write_json(temporary / "config.json", hf_config(config, dtype))
-    _write_json(temporary / "generation_config.json", generation_config(config))
-    with in_use(reader.folder):
-        _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
+    try:
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, temporary / name)
+        write_json(temporary / "config.json", hf_config(config, dtype))
+        write_json(temporary / "generation_config.json", generation_config(config))
+        finish_folder(temporary)
+        with in_use(reader.folder):
+            _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
+    except UserError:
+        shutil.rmtree(temporary)
+        raise
     put_in_place(temporary, out)
     return out
 
@@ -93,6 +99,7 @@ def _tensors(reader: CheckpointReader, config: ModelConfig, dtype: torch.dtype) 
     for name, shape in parameter_shapes(config).items():
         whole = reader.read("master", name, expected_shape=shape).to(dtype)
         for hf_name, part in to_hf(name, whole, config):
+            check_finite(hf_name, part, f"{reader.folder} as {str(dtype).removeprefix('torch.')}")
             yield hf_name, part.contiguous()
 
 
@@ -124,11 +131,7 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]]) ->
         (folder / f"shard-{index}").rename(folder / file_name)
         weight_map.update(dict.fromkeys(names, file_name))
     index_content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index_content)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "model.safetensors.index.json", index_content)
 
 
 def main() -> int:

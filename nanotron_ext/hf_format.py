@@ -5,11 +5,14 @@ Packed projections split by rows; nothing is permuted, because our rotary uses t
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from nanotron_ext.errors import UserError
+from nanotron_ext.hf_folder import meaning
 from nanotron_ext.recipe import ModelConfig
 from nanotron_ext.recipe.schema import RopeScaling
 
@@ -71,7 +74,10 @@ def to_hf(name: str, tensor: torch.Tensor, config: ModelConfig) -> Iterator[tupl
 
 
 def hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The content of config.json. `no_rope_layers[i]` is 1 when layer i HAS rotary: that is transformers' sense."""
+    """The keys of config.json in the spelling of transformers 5; `finish_folder` adds that of 4.x.
+
+    `no_rope_layers[i]` is 1 when layer i HAS rotary: that is transformers' sense.
+    """
     return {
         "architectures": ["SmolLM3ForCausalLM"],
         "model_type": "smollm3",
@@ -119,68 +125,73 @@ def generation_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def model_config_from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """Our architecture from a transformers config.json.
+def model_config_from_hf(config: dict[str, Any], source: Path) -> ModelConfig:
+    """Our architecture from the keys of a transformers config.json, `source`, as any release from 4.53 on writes it.
 
     Raises:
         UserError: for anything that this model does not have, naming the key.
     """
-    unsupported = {
-        "model_type": hf.get("model_type") != "smollm3",
-        "attention_bias": hf.get("attention_bias", False),
-        "mlp_bias": hf.get("mlp_bias", False),
-        "use_sliding_window": hf.get("use_sliding_window", False),
-        "hidden_act": hf.get("hidden_act", "silu") != "silu",
-    }
-    for key, is_unsupported in unsupported.items():
-        if is_unsupported:
-            raise UserError(
-                f"config.json has {key} = {hf.get(key)!r}, which this SmolLM3 implementation does not have."
-            )
-    rope = _rope_from_hf(hf)
+    if config.get("model_type") != "smollm3":
+        raise _unsupported(source, "model_type", config.get("model_type"))
+    hf = meaning(config, source)
+    wanted = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
+    wanted["layer_types"] = ["full_attention"] * hf["num_hidden_layers"]
+    for key, value in wanted.items():
+        if hf[key] != value:
+            raise _unsupported(source, key, hf[key])
     eos = hf["eos_token_id"]
-    return ModelConfig(
-        vocab_size=hf["vocab_size"],
-        hidden_size=hf["hidden_size"],
-        intermediate_size=hf["intermediate_size"],
-        num_hidden_layers=hf["num_hidden_layers"],
-        num_attention_heads=hf["num_attention_heads"],
-        num_key_value_heads=hf["num_key_value_heads"],
-        max_position_embeddings=hf["max_position_embeddings"],
-        **rope,
-        no_rope_layer_interval=_interval(hf),
-        rms_norm_eps=hf["rms_norm_eps"],
-        tie_word_embeddings=hf["tie_word_embeddings"],
-        bos_token_id=hf.get("bos_token_id"),
-        eos_token_id=eos[0] if isinstance(eos, list) else eos,
-        pad_token_id=hf.get("pad_token_id"),
-    )
-
-
-def _rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of our architecture, from transformers 5's spelling or the one before."""
-    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", hf.get("rope_theta", 10000.0)))
-    rope_type = rope.pop("rope_type", rope.pop("type", "default"))
-    if rope_type == "default":
-        return {"rope_theta": theta}
-    unknown = sorted(rope.keys() - RopeScaling.model_fields.keys())
-    if rope_type != "yarn" or unknown:
-        raise UserError(
-            f"config.json has rope_type {rope_type!r} with {unknown or 'its usual keys'}; this model has 'default', "
-            f"and 'yarn' with the keys {sorted(RopeScaling.model_fields)}."
+    try:
+        return ModelConfig(
+            vocab_size=hf["vocab_size"],
+            hidden_size=hf["hidden_size"],
+            intermediate_size=hf["intermediate_size"],
+            num_hidden_layers=hf["num_hidden_layers"],
+            num_attention_heads=hf["num_attention_heads"],
+            num_key_value_heads=hf["num_key_value_heads"],
+            max_position_embeddings=hf["max_position_embeddings"],
+            rope_theta=float(hf["rope_parameters"]["rope_theta"]),
+            rope_scaling=_rope_scaling(hf["rope_parameters"], source),
+            no_rope_layer_interval=_interval(hf, source),
+            rms_norm_eps=float(hf["rms_norm_eps"]),
+            tie_word_embeddings=hf["tie_word_embeddings"],
+            bos_token_id=hf["bos_token_id"],
+            eos_token_id=eos[0] if isinstance(eos, list) else eos,
+            pad_token_id=hf["pad_token_id"],
         )
-    floats = {key: float(value) for key, value in rope.items() if key != "original_max_position_embeddings"}
-    return {"rope_theta": theta, "rope_scaling": RopeScaling(**{**rope, **floats})}
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{source}: {key} is {first['input']!r}, which no model here can have: {first['msg']}."
+        ) from None
 
 
-def _interval(hf: dict[str, Any]) -> int:
+def _unsupported(source: Path, key: str, value: object) -> UserError:
+    return UserError(f"{source} has {key} = {value!r}, which this SmolLM3 implementation does not have.")
+
+
+def _rope_scaling(rope: dict[str, Any], source: Path) -> RopeScaling | None:
+    settings = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if settings == {"rope_type": "default"}:
+        return None
+    unknown = sorted(settings.keys() - RopeScaling.model_fields.keys())
+    if settings["rope_type"] != "yarn" or unknown:
+        raise UserError(
+            f"{source} has rope_type {settings['rope_type']!r} with {unknown or 'its usual keys'}; this model has "
+            f"'default', and 'yarn' with the keys {sorted(RopeScaling.model_fields)}."
+        )
+    integer = "original_max_position_embeddings"
+    floats = {key: float(value) for key, value in settings.items() if key not in ("rope_type", integer)}
+    return RopeScaling(**{**settings, **floats})
+
+
+def _interval(hf: dict[str, Any], source: Path) -> int:
     """The NoPE interval that the list `no_rope_layers` (1 = has rotary) spells out."""
     layers = hf["num_hidden_layers"]
-    flags = hf.get("no_rope_layers") or [1] * layers
+    flags = hf["no_rope_layers"][:layers]
     without = [index for index, has_rope in enumerate(flags) if not has_rope]
     interval = without[0] + 1 if without else 0
     regular = [int(interval == 0 or (index + 1) % interval != 0) for index in range(layers)]
     if flags != regular:
-        raise UserError(f"config.json has no_rope_layers {flags}, which is not 'every n-th layer without rotary'.")
+        raise UserError(f"{source} has no_rope_layers {flags}, which is not 'every n-th layer without rotary'.")
     return interval

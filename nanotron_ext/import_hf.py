@@ -5,8 +5,8 @@ is in memory at a time, and one layer's worth is written per file.
 """
 
 import argparse
-import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from safetensors import safe_open
 
 from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, save_whole
 from nanotron_ext.errors import UserError
+from nanotron_ext.finite import check_finite
+from nanotron_ext.hf_folder import read_config, spelled_for_all
 from nanotron_ext.hf_format import hf_names, model_config_from_hf, parameter_shapes
 from nanotron_ext.paths import indexed_weight_files
 
@@ -29,12 +31,11 @@ def import_hf(model: Path, out: Path) -> Path:
 
     Raises:
         ImportModelError: when the folder is not a complete SmolLM3, naming what is missing.
+        UserError: for a configuration that this model cannot have, and for weights that are NaN or infinite.
     """
-    config_path = model / "config.json"
-    if not config_path.is_file():
-        raise ImportModelError(f"There is no {config_path}; give the folder of a transformers model.")
-    hf = json.loads(config_path.read_text(encoding="utf-8"))
-    config = model_config_from_hf(hf)
+    source = model / "config.json"
+    hf = spelled_for_all(read_config(model), source)
+    config = model_config_from_hf(hf, source)
     files = _weight_files(model)
     shapes = parameter_shapes(config)
     missing = [part for name in shapes for part in hf_names(name) if part not in files]
@@ -46,22 +47,37 @@ def import_hf(model: Path, out: Path) -> Path:
     temporary = final.with_name("0.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     files_written: dict[str, Any] = {}
-    for position, (name, shape) in enumerate(shapes.items()):
-        parts = [_read(files[part], part) for part in hf_names(name)]
-        whole = torch.cat(parts).float()
-        if tuple(whole.shape) != shape:
-            raise ImportModelError(f"{model}: {name} has shape {list(whole.shape)}, config.json says {list(shape)}.")
-        files_written |= save_whole(temporary, "master", f"import{position:05d}", name, whole)
+    try:
+        for position, (name, shape) in enumerate(shapes.items()):
+            whole = _whole(files, name, shape)
+            files_written |= save_whole(temporary, "master", f"import{position:05d}", name, whole)
+    except UserError:
+        shutil.rmtree(temporary)
+        raise
     content = {
         "step": 0,
         "recipe_hash": None,
         "model_config": config.model_dump(mode="json"),
-        "dtype": hf.get("dtype") or hf.get("torch_dtype") or "float32",
+        "dtype": _dtype(hf.get("dtype"), files),
         "tokenizer": str(model),
         "data": {},
     }
     finish_checkpoint(temporary, final, content, files_written)
     return final
+
+
+def _whole(files: dict[str, Path], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Our parameter `name` in float32, put together from the folder's tensors."""
+    parts = []
+    for part in hf_names(name):
+        parts.append(_read(files[part], part))
+        check_finite(part, parts[-1], files[part])
+    whole = torch.cat(parts).float()
+    if tuple(whole.shape) != shape:
+        raise ImportModelError(
+            f"{files[part]}: {part} makes {name} {list(whole.shape)}, config.json makes it {list(shape)}."
+        )
+    return whole
 
 
 def _weight_files(model: Path) -> dict[str, Path]:
@@ -75,6 +91,15 @@ def _weight_files(model: Path) -> dict[str, Path]:
         with safe_open(path, framework="pt") as file:
             files.update(dict.fromkeys(file.keys(), path))
     return files
+
+
+def _dtype(stated: str | None, files: dict[str, Path]) -> str:
+    """What an export writes unless told otherwise; where config.json names no type, it is that of the weights."""
+    if stated is None:
+        name, path = next(iter(files.items()))
+        with safe_open(path, framework="pt") as file:
+            stated = {"BF16": "bfloat16"}.get(file.get_slice(name).get_dtype())
+    return "bfloat16" if stated == "bfloat16" else "float32"  # float16 fits into float32 alone
 
 
 def _read(path: Path, name: str) -> torch.Tensor:

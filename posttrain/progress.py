@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nanotron_ext.hf_folder import finish_folder
 from nanotron_ext.train.tracking import METRICS_FILE, StepLog, read_metrics
 
 
@@ -111,3 +112,13 @@ class StartsAtReference(TrainerCallback):
                 f"The first loss is {logs['loss']:.4f}, not 1: policy and reference differ before any training. "
                 "Is model.model_name_or_path a complete model?"
             )
+
+
+class FinishesCheckpoints(TrainerCallback):
+    """A checkpoint is a model folder too: a member of a soup, or what a user looks at before the run is over."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        assert args.output_dir is not None
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and (folder / "config.json").is_file():  # FSDP's shards have none
+            finish_folder(folder)

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -28,11 +29,13 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from nanotron_ext.checkpoint import write_atomically
 from nanotron_ext.errors import UserError
+from nanotron_ext.finite import NotFiniteError, check_finite
+from nanotron_ext.hf_folder import finish_folder, spelled_for_all
 from nanotron_ext.paths import indexed_weight_files
 from nanotron_ext.train import outcome
 from nanotron_ext.train.outcome import Outcome
 from posttrain.data import TrainingData, prepare_data
-from posttrain.progress import MetricsWriter, StartsAtReference, TrainingFailure
+from posttrain.progress import FinishesCheckpoints, MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
 from posttrain.report import print_report
 from posttrain.sharding import Float32Masters, allow_cpus, fsdp_arguments, reduce_in_float32
@@ -98,6 +101,7 @@ def train(recipe: PostTrainingRecipe, stop: StopRequest | None = None) -> Outcom
         TrainingFailure: the run broke off; its last checkpoint stays.
     """
     state = processes()
+    _check_config(recipe)
     stop = stop or StopRequest()
     tokenizer = load_tokenizer(recipe)
     checkpoint = _agreed_checkpoint(recipe)
@@ -124,21 +128,44 @@ def train(recipe: PostTrainingRecipe, stop: StopRequest | None = None) -> Outcom
 def _save_trained(recipe: PostTrainingRecipe, trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> None:
     weights = trainer.accelerator.get_state_dict(trainer.model)  # whole tensors, on the main process at least
     if processes().is_main_process:
-        recipe.model_folder.mkdir(parents=True, exist_ok=True)
-        with _saving(recipe.model_folder):
-            _save_model(recipe, trainer.accelerator.unwrap_model(trainer.model), weights)
-            tokenizer.save_pretrained(recipe.model_folder)
+        save_model(recipe, trainer.accelerator.unwrap_model(trainer.model), weights, tokenizer)
 
 
-def _save_model(recipe: PostTrainingRecipe, trained: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
-    """Write the weights, in the compute type, as a model of the trained one's configuration."""
+def _check_config(recipe: PostTrainingRecipe) -> None:
+    """Raises ModelFolderError, before anything is loaded, for a model that no folder could state to every release."""
+    source = recipe.model.model_name_or_path
+    config, _ = PreTrainedConfig.get_config_dict(source, revision=recipe.model.model_revision)
+    spelled_for_all(config, Path(source) / "config.json")
+
+
+def save_model(
+    recipe: PostTrainingRecipe,
+    trained: PreTrainedModel,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the weights, in the compute type, as a model of the trained one's configuration, with its tokenizer.
+
+    Raises:
+        TrainingFailure: a weight is NaN or infinite (nothing is written then), or the folder cannot be written.
+    """
     dtype = getattr(torch, recipe.model.compute_dtype)
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    try:
+        for name, weight in weights.items():
+            check_finite(name, weight, "the trained model")
+    except NotFiniteError as error:
+        raise TrainingFailure(str(error)) from None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(trained.config, dtype=dtype)
-    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    model.load_state_dict(weights, assign=True)
     model.tie_weights()
     model.generation_config = trained.generation_config
-    model.save_pretrained(recipe.model_folder)
+    recipe.model_folder.mkdir(parents=True, exist_ok=True)
+    with _saving(recipe.model_folder):
+        model.save_pretrained(recipe.model_folder)
+        tokenizer.save_pretrained(recipe.model_folder)
+        finish_folder(recipe.model_folder)
 
 
 def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase, data: TrainingData) -> Trainer:
@@ -156,6 +183,9 @@ def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase
         attn_implementation=recipe.model.attn_implementation,
     )
     _check_sizes(recipe, model, tokenizer)
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta:  # with FSDP only one process holds the weights
+            check_finite(name, parameter.detach(), recipe.model.model_name_or_path)
     set_chat_defaults(model, tokenizer)  # also in every checkpoint, which may become a member of a soup
     metrics = MetricsWriter(recipe.run_folder)
     trainer: Trainer
@@ -189,6 +219,7 @@ def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Float32Masters())
+    trainer.add_callback(FinishesCheckpoints())
     if trainer.args.fsdp:
         reduce_in_float32(trainer)
     return trainer

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from merge.average import MANIFEST_NAME, Average, write_average
 from merge.checkpoint import Checkpoint, MergeError
 from merge.verify import verify_average
+from nanotron_ext.finite import NotFiniteError
+from nanotron_ext.hf_folder import ModelFolderError
 
 
 def plan(
@@ -26,6 +28,11 @@ def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
+
+
+def as_5_reads(folder: Path) -> dict[str, object]:
+    """Every key of the configuration as the installed transformers loads it."""
+    return {**AutoConfig.from_pretrained(folder).to_dict(), "_name_or_path": ""}
 
 
 @pytest.mark.parametrize("weights", [[0.9, 0.1], [1 / 3] * 3, [0.4, 0.3, 0.2, 0.05, 0.05]])
@@ -51,15 +58,13 @@ def test_result_loads_tied_and_keeps_the_parents_files(make_checkpoint, tmp_path
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert next(model.parameters()).dtype == torch.bfloat16
-    for name in (
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "config.json",
-    ):
+    for name in ("generation_config.json", "tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (second / name).read_bytes()
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    # These two are spelled for every release of transformers; to the one that wrote the parent they say the same.
+    assert as_5_reads(tmp_path / "out") == as_5_reads(second)
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "out", second))
+    assert ours.chat_template == theirs.chat_template and ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.model_max_length == 256
     manifest = json.loads((tmp_path / "out" / MANIFEST_NAME).read_text())
     assert [entry["weight"] for entry in manifest["inputs"]] == [0.5, 0.5]
     assert manifest["inputs"][0]["sha256"]["model.safetensors"] != manifest["inputs"][1]["sha256"]["model.safetensors"]
@@ -70,7 +75,8 @@ def test_float32_inputs_become_bfloat16_and_the_config_says_so(make_checkpoint, 
     folders = [make_checkpoint("a", 1, torch.float32), make_checkpoint("b", 2, torch.bfloat16)]
     write_average(plan(folders, [0.25, 0.75]), tmp_path / "out", "soup", quiet=True)
     assert {tensor.dtype for tensor in all_tensors(tmp_path / "out").values()} == {torch.bfloat16}
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["dtype"] == written["torch_dtype"] == "bfloat16"
 
 
 def test_a_finished_merge_is_kept_and_another_one_is_refused(make_checkpoint, tmp_path):
@@ -81,6 +87,10 @@ def test_a_finished_merge_is_kept_and_another_one_is_refused(make_checkpoint, tm
     assert (tmp_path / "out" / MANIFEST_NAME).stat().st_mtime_ns == stamp
     with pytest.raises(MergeError, match="other inputs or weights"):
         write_average(plan(folders, [0.9, 0.1]), tmp_path / "out", "soup", quiet=True)
+    manifest = json.loads((tmp_path / "out" / MANIFEST_NAME).read_text())
+    (tmp_path / "out" / MANIFEST_NAME).write_text(json.dumps({**manifest, "format": "merge/1"}))
+    with pytest.raises(MergeError, match="by an earlier version"):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,82 @@ def test_models_that_differ_are_refused_before_work(make_checkpoint, tmp_path, c
     with pytest.raises(MergeError, match=message):
         write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
     assert not list(tmp_path.glob("out*"))
+
+
+def spell_as_4_57(folder: Path, **rope_scaling: object) -> None:
+    """Rewrite a config.json as transformers 4.57 saves it; see tests/nanotron_ext/test_hf_folder.py."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"rope_theta": config.pop("rope_parameters")["rope_theta"], "rope_scaling": rope_scaling or None}
+    assert config.pop("tie_word_embeddings") is True
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_version": "4.57.6"}))
+
+
+def test_the_spelling_of_a_config_changes_nothing(make_checkpoint, tmp_path):
+    """Inputs as 5.x and as 4.57 write them, in any combination: the same model, whose config says it in both."""
+    changes = {"rope_parameters": {"rope_type": "default", "rope_theta": 12345.0}}
+    newer = [make_checkpoint(name, seed, **changes) for seed, name in enumerate("ab")]
+    older = [Path(shutil.copytree(folder, tmp_path / f"{folder.name}4")) for folder in newer]
+    for folder in older:
+        spell_as_4_57(folder)
+    write_average(plan(newer, [0.9, 0.1]), tmp_path / "out", "soup", quiet=True)
+    expected = all_tensors(tmp_path / "out")
+    for number, folders in enumerate([older, [newer[0], older[1]], [older[0], newer[1]]]):
+        out = tmp_path / f"out{number}"
+        write_average(plan(folders, [0.9, 0.1]), out, "soup", quiet=True)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in all_tensors(out).items())
+        written = json.loads((out / "config.json").read_text())
+        assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 12345.0
+        assert written["tie_word_embeddings"] is True
+        assert as_5_reads(out) == as_5_reads(tmp_path / "out")
+
+
+def test_another_rotary_base_or_yarn_is_refused_in_any_spelling(make_checkpoint, tmp_path):
+    folders = [make_checkpoint("a", 1), make_checkpoint("b", 2)]
+    spell_as_4_57(folders[1], rope_type="yarn", factor=2.0, original_max_position_embeddings=128)
+    with pytest.raises(MergeError, match=r"rope_parameters is .*yarn"):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
+    config = json.loads((folders[1] / "config.json").read_text())
+    (folders[1] / "config.json").write_text(json.dumps({**config, "rope_scaling": None, "rope_theta": 5e6}))
+    with pytest.raises(MergeError, match=r"rope_parameters is .*5000000"):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_parent_that_releases_read_differently_is_refused(make_checkpoint, tmp_path):
+    """YaRN with factor 2 over 256 positions, but declared for 256: 4.53 would not stretch the merged model at all."""
+    folders = [make_checkpoint("a", 1), make_checkpoint("b", 2)]
+    for folder in folders:
+        spell_as_4_57(folder, rope_type="yarn", factor=2.0, original_max_position_embeddings=256)
+    with pytest.raises(ModelFolderError, match="max_position_embeddings 512"):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("name", "row"), [("model.embed_tokens.weight", 7), ("model.layers.2.mlp.up_proj.weight", 94)])
+def test_an_input_that_is_not_finite_is_refused_by_tensor_and_row(make_checkpoint, tmp_path, name, row, value):
+    folders = [make_checkpoint("a", 1), make_checkpoint("b", 2)]
+    set_element(folders[1], name, row, value)
+    with pytest.raises(NotFiniteError, match=rf"b/model\.safetensors: {name} holds {value} in row {row}\."):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_average_that_overflows_is_not_verified(make_checkpoint, tmp_path):
+    """Finite in float32, infinite when rounded to bfloat16."""
+    folders = [make_checkpoint(name, seed, torch.float32) for seed, name in enumerate("ab")]
+    for folder in folders:
+        set_element(folder, "model.embed_tokens.weight", 7, 3.4e38)
+    with pytest.raises(NotFiniteError, match=r"model\.embed_tokens\.weight holds inf in row 7"):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def set_element(folder: Path, name: str, row: int, value: float) -> None:
+    file = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+    tensors = load_file(file)
+    tensors[name][row, 5] = value
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def test_an_lm_head_beside_tied_embeddings_is_refused(make_checkpoint, tmp_path):
@@ -141,17 +227,25 @@ def test_bad_weights_folders_files_and_disks_are_refused(make_checkpoint, tmp_pa
         Checkpoint(folders[1])
 
 
-def test_verification_finds_a_wrong_element_and_not_a_number(make_checkpoint, tmp_path):
+@pytest.mark.parametrize("block", [10**6, 500])
+def test_verification_reads_every_element(make_checkpoint, tmp_path, monkeypatch, block):
+    """One wrong element, wherever it stands: in blocks of whole tensors, and of a few rows."""
+    monkeypatch.setattr("nanotron_ext.finite.BLOCK_VALUES", block)
     folders = [make_checkpoint("a", 1), make_checkpoint("b", 2)]
     average = plan(folders, [0.5, 0.5], shard=10**9)
-    write_average(average, tmp_path / "out", "soup", quiet=True)
-    file = next((tmp_path / "out").glob("*.safetensors"))
-    sound = load_file(file)
-    for value, message in ((0.5, "not the weighted average"), (float("nan"), "not finite")):
-        broken = {name: tensor.clone() for name, tensor in sound.items()}
-        broken["model.layers.2.mlp.up_proj.weight"][-1, 7] = value
-        save_file(broken, file, metadata={"format": "pt"})
-        with pytest.raises(MergeError, match=message):
-            verify_average(
-                Checkpoint(tmp_path / "out"), average.checkpoints, average.weights, average.parent, "bfloat16"
-            )
+    manifest = write_average(average, tmp_path / "out", "soup", quiet=True)
+    sound = all_tensors(tmp_path / "out")
+    assert manifest["verification"]["elements"] == sum(tensor.numel() for tensor in sound.values())
+    places = [("model.embed_tokens.weight", row) for row in (0, 7, 8, 163, 319)]
+    for name, row in [*places, ("model.layers.2.mlp.up_proj.weight", 95), ("model.norm.weight", 11)]:
+        for value, error, message in (
+            (0.5, MergeError, "not the weighted average"),
+            (float("nan"), NotFiniteError, f"{name} holds nan in row {row}"),
+        ):
+            broken = {key: tensor.clone() for key, tensor in sound.items()}
+            broken[name][row] = value
+            save_file(broken, next((tmp_path / "out").glob("*.safetensors")), metadata={"format": "pt"})
+            with pytest.raises(error, match=message):
+                verify_average(
+                    Checkpoint(tmp_path / "out"), average.checkpoints, average.weights, average.parent, "bfloat16"
+                )

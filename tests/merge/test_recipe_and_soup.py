@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from eval.data import write_small_edition
 from eval.recipe import load_eval_recipe
@@ -137,6 +137,32 @@ def test_command_line_writes_soup_and_linear_merge(make_checkpoint, tmp_path, ca
     expected = 0.45 * parts[0] + 0.45 * parts[1] + 0.1 * parts[2]
     merged = load_file(next((tmp_path / "hf" / "merged").glob("*.safetensors")))[name]
     torch.testing.assert_close(merged.double(), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("broken", ["apo-0", "apo-1", "mid"])
+@pytest.mark.parametrize("method", ["uniform", "weighted", "greedy"])
+def test_no_method_merges_or_evaluates_what_is_not_finite(
+    make_checkpoint, tmp_path, monkeypatch, capsys, method, broken
+):
+    for seed, name in enumerate(("apo-0", "apo-1", "mid")):
+        make_checkpoint(name, seed)
+    file = tmp_path / broken / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][7, 5] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    monkeypatch.setattr("merge.__main__.suite_scores", lambda *_: pytest.fail("evaluated"))
+    weight = ", weight: 0.5" if method == "weighted" else ""
+    members = ", ".join(f"{{path: {tmp_path}/apo-{index}{weight}}}" for index in range(2))
+    recipe = write_recipe(
+        tmp_path,
+        f"soup: {{method: {method}, checkpoints: [{members}], output: {tmp_path}/hf/soup}}\n"
+        f"linear: {{mid_training: {tmp_path}/mid, output: {tmp_path}/hf/merged}}\n"
+        "evaluation: {recipe: eval.yaml, suites: [base]}\n",
+    )
+    for arguments in ([str(recipe), "--dry-run"], [str(recipe)]):
+        assert main(arguments) == 2
+        assert f"{file}: model.embed_tokens.weight holds nan in row 7." in capsys.readouterr().err
+    assert not list(tmp_path.glob("hf*"))
 
 
 def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, monkeypatch):

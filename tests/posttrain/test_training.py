@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 
 from nanotron_ext.launch import torchrun_command
@@ -18,7 +19,7 @@ from posttrain.data import DataError, prepare_data
 from posttrain.progress import TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
 from posttrain.template import load_template
-from posttrain.training import RunError, build_trainer, load_tokenizer, train
+from posttrain.training import RunError, build_trainer, load_tokenizer, save_model, train
 from tests.posttrain.runs import FAST, from_base, metrics_of, recipe, weights
 
 
@@ -163,6 +164,18 @@ def test_three_phases_leave_a_chat_model(run: Path) -> None:
     assert (defaults.do_sample, defaults.temperature, defaults.top_p, defaults.eos_token_id) == (True, 0.6, 0.95, 4)
     assert (model.config.eos_token_id, model.config.pad_token_id, model.config.vocab_size) == (4, 2, 600)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+    for written in (folder, max((run / "apo" / "checkpoints").glob("checkpoint-*"), key=os.path.getmtime)):
+        assert_spelled_for_every_release(written)
+
+
+def assert_spelled_for_every_release(folder: Path) -> None:
+    """What 4.x and 5.x read, each under its names; tests/compat loads such folders in these releases."""
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
+    assert config["dtype"] == config["torch_dtype"]
+    assert config["tie_word_embeddings"] is True and config["use_cache"] is True
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and tokenizer["model_max_length"] == 1024
 
 
 def test_two_processes_take_the_same_steps(run: Path) -> None:
@@ -231,6 +244,34 @@ def test_checkpoints_of_another_recipe_are_not_continued(run: Path) -> None:
 def test_a_diverged_run_stops(run: Path) -> None:
     with pytest.raises(TrainingFailure, match=r"Lower optimizer\.learning_rate"):
         train(recipe("sft", from_base(run), "optimizer.learning_rate=1e30", "optimizer.warmup_ratio=0.0"))
+
+
+def test_a_broken_model_is_not_trained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One NaN in the embedding of a token that no sample holds would never show in a loss."""
+    file = run / "hf" / "long_context_64k" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][2, 3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert train_command.main(["recipes/tiny/sft.yaml", *FAST, from_base(run)]) == 2
+    assert "model.embed_tokens.weight holds nan in row 2." in capsys.readouterr().err
+    assert not (run / "hf" / "sft").exists()
+
+
+def test_broken_weights_are_not_saved(run: Path) -> None:
+    wanted = recipe("sft", from_base(run))
+    tokenizer = load_tokenizer(wanted)
+    model = AutoModelForCausalLM.from_pretrained(run / "hf" / "long_context_64k")
+    weights = {**model.state_dict(), "model.norm.weight": torch.full((32,), float("inf"))}
+    with pytest.raises(TrainingFailure, match=r"the trained model: model\.norm\.weight holds inf in row 0\."):
+        save_model(wanted, model, weights, tokenizer)
+    assert not wanted.model_folder.exists()
+
+
+def test_a_model_that_releases_read_differently_is_not_trained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "hf" / "long_context_64k" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rope_theta": 5e6}))
+    assert train_command.main(["recipes/tiny/sft.yaml", *FAST, from_base(run)]) == 2
+    assert "config.json contradicts itself: rope_theta" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_and_survived(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,26 +57,26 @@ def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def write_model(
-    folder: Path, vocab_size: int = 600, hidden_size: int = 32, layers: int = 4, positions: int = 512
+    folder: Path, vocab_size: int = 600, hidden_size: int = 32, layers: int = 4, positions: int = 512, **changes: Any
 ) -> Path:
-    """A transformers folder with weights and tokenizer."""
+    """A transformers folder with weights and tokenizer; `changes` are keys of the configuration."""
     tokenizer = train_tokenizer(vocab_size)
     torch.manual_seed(0)
     heads = max(2, hidden_size // 32)
-    config = SmolLM3Config(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 4),
-        max_position_embeddings=positions,
-        rope_theta=10_000.0,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    SmolLM3ForCausalLM(config).save_pretrained(folder)
+    keys: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 4),
+        "max_position_embeddings": positions,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
+    SmolLM3ForCausalLM(SmolLM3Config(**{**keys, **changes})).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
