@@ -167,10 +167,7 @@ test-storage: setup ## Sources, shards and checkpoints in an S3 service on this 
 test-slurm: setup ## The longer tests: dying nodes and the whole chain on a local Slurm, sharded post-training, slow disks
 	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/posttrain tests/nanotron_ext
 
-test-compat: setup ## What other versions have to say: resolves constraints.txt for every Python (needs the package index)
-	$(PY) -m pytest -m compat tests
-
-test-compat: setup ## Models in and out of other releases of transformers (installs them once, 1 GB each)
+test-compat: setup ## Beside other releases and foreign things: transformers 4.53 and 4.57, real weights, other Pythons' locks
 	$(PY) -m pytest -m compat tests
 
 lint: setup ## ruff (lint and format) and mypy

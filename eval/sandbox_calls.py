@@ -17,7 +17,7 @@ CALLS = "__answer__"  # the tests' name for it: __answer__("f")(2) calls the pro
 _MAX_REPLY_BYTES = 32 << 20
 _NUMPY_KINDS = "biufcSU"  # no objects
 _EXACT = (type(None), bool, int, float, str)
-_MAX_DECIMAL_BITS = 10_000  # Python converts no longer numbers from and to decimal digits
+_MAX_DECIMAL_BITS = 10_000  # Python refuses to convert numbers of more than 4300 decimal digits
 ENDED = "the program ended before it answered"
 
 
@@ -53,7 +53,7 @@ def encoded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {"dict": [[encoded(key), encoded(item)] for key, item in value.items()]}
     if isinstance(value, (bytes, bytearray)):
-        return {type(value).__name__: value.hex()}
+        return {"bytes" if isinstance(value, bytes) else "bytearray": value.hex()}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
     return _encoded_number(value) or _encoded_other(value)

@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
         build_root(folder, site_packages)
         if channel >= 0:
             os.dup2(channel, _CHANNEL)
-        os.closerange(_CHANNEL if channel < 0 else _CHANNEL + 1, 256)
+        os.closerange(_CHANNEL if channel < 0 else _CHANNEL + 1, max(256, channel + 1))
         drop_privileges(user_id)
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> None:
     if status == 0:
         os._exit(COMPLETED)
     if os.WIFSIGNALED(status):
-        print(f"killed by {signal.Signals(os.WTERMSIG(status)).name}", file=sys.stderr)
+        print(f"killed: {signal.strsignal(os.WTERMSIG(status))}", file=sys.stderr)
     os._exit(ENDED_EARLY)
 
 

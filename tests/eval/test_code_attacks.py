@@ -48,12 +48,13 @@ ATTACKS = {
     )
 } | {"a lone surrogate": f"x = '\udc80'\n{WRONG}", "a null byte": f"x = '\0'\n{WRONG}"}
 HALF = "def half(x):\n    return x / 2\n"  # as the prompt has it: some tests use what the prompt defines
-QUICK = Limits(wall_seconds=4, cpu_seconds=1)
+# Against other forms of tests: what concerns the verdict, the signals, the comparison and the frames.
+SOME = ["verdict pipe", "every descriptor", "SIGINT to init", "an equal object", "an equal int", "os._exit", "frames"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(sandbox, "Limits", lambda: QUICK)
+    monkeypatch.setattr(sandbox, "Limits", lambda: Limits(wall_seconds=8, cpu_seconds=1))
 
 
 def grade(builder, row, answer: str) -> Grade:
@@ -62,10 +63,15 @@ def grade(builder, row, answer: str) -> Grade:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_no_attack_passes(attack):
-    for builder, row in ((humaneval, HUMANEVAL), (mbpp, MBPP)):
-        found = grade(builder, row, HALF + ATTACKS[attack])
-        assert found.score == 0.0 and found.reason
+def test_no_attack_passes(attack, quick):
+    found = grade(humaneval, HUMANEVAL, HALF + ATTACKS[attack])
+    assert found.score == 0.0 and found.reason
+
+
+@pytest.mark.parametrize("attack", SOME)
+def test_no_attack_passes_statements_that_name_the_function(attack, quick):
+    found = grade(mbpp, MBPP, ATTACKS[attack])
+    assert found.score == 0.0 and found.reason
 
 
 def test_the_tests_that_attacks_fail_are_passed_by_right_answers():
@@ -78,8 +84,8 @@ def test_the_tests_that_attacks_fail_are_passed_by_right_answers():
 CONTEST = {"public_test_cases": "[]", "metadata": '{"func_name": "triple"}', "starter_code": "", "question_content": ""}
 
 
-@pytest.mark.parametrize("attack", ["verdict pipe", "every descriptor", "SIGINT to init", "an equal int", "os._exit"])
-def test_no_attack_passes_in_contests(attack):
+@pytest.mark.parametrize("attack", SOME)
+def test_no_attack_passes_in_contests(attack, quick):
     method = ATTACKS[attack] + "class Solution:\n    def triple(self, x):\n        return triple(x)\n"
     program = ATTACKS[attack] + "print(6 if False else '')\n"
     for code, kind, given in ((method, "functional", "2"), (program, "stdin", "2\n")):
@@ -95,7 +101,7 @@ def test_a_sandbox_that_breaks_costs_a_point_and_a_word_and_nothing_else(monkeyp
     assert found.score == 0.0 and "unshare" in found.reason and "unshare" in capsys.readouterr().err
 
 
-def test_attacks_as_answers_score_zero_and_the_evaluation_goes_on(recipe, model_folder, tmp_path):
+def test_attacks_as_answers_score_zero_and_the_evaluation_goes_on(recipe, model_folder, tmp_path, quick):
     """A fork bomb, a deletion outside, the network, an endless loop, 10 GB, two forged verdicts; the last is sound."""
     precious = tmp_path / "precious"
     precious.write_text("kept")
