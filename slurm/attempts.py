@@ -8,7 +8,8 @@
 3. Stopped on request (time limit) with steps done since the attempt before it: again. Without: the limit is too short.
 4. Crashed, or lost nodes: again, at most MAX_RETRIES times without a new checkpoint in between; what happened before a
    checkpoint counts no more after it. But the same failure at the same place (exception or signal, and step) twice
-   since the last checkpoint is no accident: no third attempt.
+   since the last checkpoint is no accident: no third attempt. Before the first step, a killed or silent rank, a broken
+   connection and an exit without a word can be: any bad node and any busy network looks like that.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from slurm.failures import cause_of, first_failure
+from slurm.failures import cause_of, first_failure, may_be_chance
 from slurm.node_verdict import Verdict, read_verdict
 
 MAX_RETRIES = 5  # so the sixth attempt in a row that crashes or loses nodes without a new checkpoint is the last
@@ -50,7 +51,7 @@ class Attempt:
     message: str = ""
     lost_nodes: str = ""  # comma-separated
     saved: int = 0  # step of the newest checkpoint when it ended
-    failure: str = ""  # of a crash: its cause and place, as slurm/failures.py compares them
+    failure: str = ""  # of a crash: its cause and place, as slurm/failures.py compares them; empty: like no other
     metrics_ns: int = 0  # when metrics.jsonl had last been written when it began
 
 
@@ -140,6 +141,8 @@ def _what_happened(
     verdict = read_verdict(logs / NODE_CHECK) if logs else Verdict()
     if verdict.problem:
         return Ending("failed", step, verdict.problem)
+    if verdict.not_started:
+        return Ending("crashed", step, verdict.not_started)
     if verdict.lost:
         return Ending("lost nodes", step, verdict.reason, lost_nodes=",".join(verdict.lost))
     if told == "crashed":
@@ -181,8 +184,8 @@ def _metrics_ns(runs: Sequence[Path]) -> int:
 
 def _ended(attempt: Attempt, ending: Ending, runs: Sequence[Path]) -> Attempt:
     failure = ""
-    if ending.outcome == "crashed":
-        has_trained = _metrics_ns(runs) != attempt.metrics_ns
+    has_trained = _metrics_ns(runs) != attempt.metrics_ns
+    if ending.outcome == "crashed" and ending.cause and (has_trained or not may_be_chance(ending.cause)):
         failure = f"{ending.cause} {f'in step {ending.step + 1}' if has_trained else 'before the first step'}"
     return dataclasses.replace(
         attempt,

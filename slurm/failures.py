@@ -19,6 +19,9 @@ _FATAL_SIGNAL = re.compile(r"^Fatal Python error: (\w[\w ]*)", re.MULTILINE)  # 
 _RAISED = re.compile(r"Rank \d+ raised (?P<type>\w+) in step \d+ \([^)]*\): (?P<text>.*)")
 _SILENT = re.compile(r"Rank \d+ was killed, or hangs")
 KILLED = "a rank was killed or fell silent"  # by SIGKILL: nothing else tells the one from the other
+_CHANCE = re.compile(  # causes that say nothing of the program: a node, the network, or no word at all
+    rf"{KILLED}|exit (code|status) \S+$|NCCL|gloo|Dist(Network|Store)Error|[Cc]onnection|[Nn]etwork|[Tt]imed? ?out"
+)
 _MESSAGE_CHARACTERS = 300
 
 
@@ -59,6 +62,11 @@ def cause_of(message: str, logs: Path | None) -> str:
     return f"a rank was killed: {fatal}" if fatal else KILLED
 
 
+def may_be_chance(cause: str) -> bool:
+    """Whether two failures of this cause may have nothing to do with each other."""
+    return _CHANCE.search(cause) is not None
+
+
 def normalised(text: str) -> str:
     """The first line without what differs from case to case: processes and their hosts, paths, addresses, numbers."""
     line = text.strip().split("\n")[0][:_MESSAGE_CHARACTERS]
@@ -76,7 +84,7 @@ def _texts(logs: Path | None) -> dict[Path, str]:
 def _of_rank(code: int, rank: str, text: str, file: Path) -> Failure:
     where = f"rank {rank} on {file.stem}"
     if code < 0:
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"  # a real-time one
         cause = KILLED if name == "SIGKILL" else f"a rank was killed by {name}"
         return Failure(code, f"{where} was killed by {name} ({file})", cause)
     raised = re.findall(rf"^\[rank{rank}\]: ({_EXCEPTION})", text, re.MULTILINE)

@@ -6,7 +6,7 @@
 
 1. Failed on more than a tenth of the nodes, and on more than one or on all: the check is suspect (a wrong driver,
    PyTorch for CPUs, a wrong rate in the site file). Before training the job stops and says so; after a crash the check
-   says nothing. Started on no node at all: the same.
+   says nothing. Started on no node at all: srun or the controller stumbled; another attempt may do better.
 2. Not finished in time: no failure, the node takes part. Only after an attempt that crashed, a few such nodes are lost.
 3. Failed, or did not answer: lost. Excluded if they are few by the rule above, and if the job could run without them.
 """
@@ -47,6 +47,7 @@ class Verdict:
     """What to do about it; `lost` and `exclude` are names of nodes."""
 
     problem: str = ""  # the check cannot be believed: the job stops
+    not_started: str = ""  # srun started it nowhere: the attempt ends here, as after a crash
     lost: list[str] = field(default_factory=list)  # the attempt ends here, another may do without them
     exclude: list[str] = field(default_factory=list)  # those of them that the job should avoid
     reason: str = ""  # why the lost ones are
@@ -54,7 +55,7 @@ class Verdict:
 
     @property
     def may_train(self) -> bool:
-        return not self.lost and not self.problem
+        return not self.lost and not self.problem and not self.not_started
 
 
 def is_suspect(failed: int, nodes: int) -> bool:
@@ -86,8 +87,9 @@ def judge(answers: Sequence[Answer], folder: Path, site_file: str, *, after_cras
     failed, late, absent = ([a for a in answers if a.state == state] for state in ("failed", "timed out", "absent"))
     problem = ""
     if len(absent) == len(answers):
-        problem, absent = _nothing_started(folder, len(answers)), []
-    elif failed and is_suspect(len(failed), len(answers)):
+        message = _nothing_started(folder, len(answers))
+        return Verdict(note=message) if after_crash else Verdict(not_started=message)
+    if failed and is_suspect(len(failed), len(answers)):
         problem, failed = _suspect(failed, len(answers), folder, site_file), []
     if problem and not after_crash:
         return Verdict(problem=problem)
@@ -188,7 +190,7 @@ def main() -> int:
         answers = read_answers(options.folder, options.nodes, ran_out_of_time)
         verdict = judge(answers, options.folder, options.site_file, after_crash=options.after_crash)
         write_verdict(options.folder, verdict)
-        found = ". ".join(filter(None, (verdict.problem, verdict.reason, verdict.note)))
+        found = ". ".join(filter(None, (verdict.problem, verdict.not_started, verdict.reason, verdict.note)))
         print(found or "every node passed its check")
         return 0 if verdict.may_train else 1
     partition = dict(line.split(maxsplit=1) for line in sys.stdin.read().splitlines())

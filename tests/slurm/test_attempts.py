@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from slurm.attempts import MAX_RETRIES, begin, end, read_attempts
-from slurm.failures import normalised
-from slurm.node_verdict import Verdict, write_verdict
+from slurm.failures import first_failure, normalised
+from slurm.node_verdict import Verdict, judge, read_answers, write_verdict
 
 
 def write_run(folder: Path, last_step: int, outcome: str | None = None, message: str = "", saved: int = 0) -> None:
@@ -124,7 +124,69 @@ def test_killed_in_a_step_and_killed_while_starting_are_two_failures(tmp_path: P
     assert attempt(tmp_path, 5, exit_status=137, saved=4)[0] == "again"
     action, reason = attempt(tmp_path, 5, exit_status=137, before_its_first_step=True)
     assert action == "again" and reason.startswith("retry 2 of at most 5 since the checkpoint of step 4: ")
-    assert attempt(tmp_path, 5, exit_status=137, before_its_first_step=True)[0] == "fail"
+
+
+LEFT = "ConnectionError: the store of the first node closed the connection"
+
+
+@pytest.mark.parametrize(
+    "message", ["", KINDS["rank 1 silent"], RAISED.format(rank=1, type="DistBackendError", text=LEFT)]
+)
+def test_what_may_be_chance_is_repeated_before_the_first_step(tmp_path: Path, message: str) -> None:
+    """A bad node, then another one: neither an exit without a word nor a broken connection names a cause."""
+    outcome = "crashed" if message else None
+    write_run(tmp_path, 5, saved=4)
+    actions = []
+    for _ in range(MAX_RETRIES + 1):
+        begin(tmp_path, 7, len(read_attempts(tmp_path)), "n[1-2]")
+        if outcome:
+            (tmp_path / "outcome.json").write_text(json.dumps({"outcome": outcome, "step": 5, "message": message}))
+        actions.append(end(tmp_path, 1, False, False)[1])
+    assert actions == ["again"] * MAX_RETRIES + ["fail"]
+
+
+def test_the_programs_own_failure_before_the_first_step_is_not_repeated(tmp_path: Path) -> None:
+    write_run(tmp_path, 5, saved=4)
+    actions = []
+    for _ in range(2):
+        begin(tmp_path, 7, len(read_attempts(tmp_path)), "n[1-2]")
+        (tmp_path / "outcome.json").write_text(
+            json.dumps({"outcome": "crashed", "step": 5, "message": KINDS["a full disk"]})
+        )
+        actions.append(end(tmp_path, 1, False, False)[1])
+    assert actions == ["again", "fail"]
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(tmp_path: Path) -> None:
+    lines = (
+        "Root Cause (first observed failure):",
+        "[0]:",
+        "  time : 1",
+        "  host : n1",
+        "  rank : 3",
+        "  exitcode : -35",
+    )
+    (tmp_path / "n1.log").write_text("\n".join(lines))
+    failure = first_failure(tmp_path, 1)
+    assert failure.message.startswith("rank 3 on n1 was killed by signal 35") and failure.code == -35
+
+
+def test_a_check_that_srun_started_nowhere_is_tried_again(tmp_path: Path) -> None:
+    """A controller that restarts is no reason to give up a run of weeks."""
+    nodes = ["n1", "n2"]
+    actions = []
+    for number in range(MAX_RETRIES + 1):
+        folder = tmp_path / f"logs-{number}" / "node_check"
+        folder.mkdir(parents=True)
+        (folder / "srun").write_text("srun: error: Unable to confirm allocation: Socket timed out\n")
+        begin(tmp_path, 7, number, "n[1-2]")
+        verdict = judge(read_answers(folder, nodes, False), folder, "slurm/site.sh", after_crash=False)
+        assert not verdict.may_train and not verdict.lost and not verdict.exclude
+        write_verdict(folder, verdict)
+        _, action, reason = end(tmp_path, 1, False, False, logs=folder.parent)
+        actions.append(action)
+        assert "Socket timed out" in reason
+    assert actions == ["again"] * MAX_RETRIES + ["fail"]
 
 
 def test_what_happened_before_a_checkpoint_counts_no_more(tmp_path: Path) -> None:

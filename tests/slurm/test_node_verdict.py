@@ -35,9 +35,6 @@ def verdict_on(states: str, *, after_crash: bool = False) -> Verdict:
         ("tt", "", "", False),
         ("ft", "n1", "n1", False),
         ("fa", "n1 n2", "", False),  # both is too many to do without
-        # nothing could be started: srun's fault, not the nodes'
-        ("aa", "", "", True),
-        ("a", "", "", True),
         # up to ten nodes, one; from there a tenth
         ("ppf", "n3", "n3", False),
         ("pff", "", "", True),
@@ -58,6 +55,14 @@ def test_before_the_first_step(states: str, lost: str, excluded: str, suspect: b
     assert (verdict.lost, verdict.exclude) == (lost.split(), excluded.split())
     assert bool(verdict.problem) == suspect
     assert verdict.may_train == (not suspect and not lost)
+
+
+@pytest.mark.parametrize("states", ["a", "aa", "a" * 48])
+def test_a_check_that_started_nowhere_is_sruns_fault(states: str) -> None:
+    """Nothing can be said of the nodes; another attempt may do better."""
+    verdict = verdict_on(states)
+    assert "srun could not start the node check" in verdict.not_started and not verdict.may_train
+    assert (verdict.lost, verdict.exclude, verdict.problem) == ([], [], "")
 
 
 @pytest.mark.parametrize(
