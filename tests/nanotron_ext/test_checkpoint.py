@@ -1,13 +1,18 @@
 """A checkpoint written by any layout holds the same whole tensors, and any layout reads them back."""
 
+import hashlib
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
+from nanotron_ext import checkpoint
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, resolve_checkpoint
 from nanotron_ext.engine import ParallelContext, initialize_distributed
+from nanotron_ext.progress import Work
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import buckets
 from nanotron_ext.train.persistence import load_checkpoint
@@ -78,3 +83,20 @@ def test_written_by_one_layout_read_by_another(position: int, tmp_path: Path) ->
     assert written.keys() == rewritten.keys() and len(written) > 3 * 20
     assert all(torch.equal(written[key], rewritten[key]) for key in written)
     assert again == pytest.approx(losses, rel=1e-5)
+
+
+def test_files_are_what_safetensors_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written in blocks and flushed on the way; the format's own library and hashlib read the same."""
+    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(checkpoint, "FLUSH_BYTES", 1000)
+    tensors = {"even": torch.randn(30, 16), "odd": torch.randn(7, 5).t(), "empty": torch.empty(0), "one": torch.ones(1)}
+    work = Work(total_bytes=sum(tensor.nbytes for tensor in tensors.values()))
+    path = tmp_path / "file.safetensors"
+    described = checkpoint.save_tensors(path, tensors, {"größe": "eins"}, work.advance)
+    read = load_file(path)
+    assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"größe": "eins"}
+    content = path.read_bytes()
+    assert described == {path.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    assert work.done_bytes == len(content) and work.advances > work.total_bytes / 64
