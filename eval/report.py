@@ -200,7 +200,9 @@ def _note(results: Sequence[TaskResult]) -> str:
         "unclosed: answers that never left their reasoning, counted as wrong.": any(
             result.num_unclosed_reasoning for result in results
         ),
-        "too long: documents that did not fit into the window.": any(result.num_over_length for result in results),
+        "too long: documents whose prompt or answer met the end of the window.": any(
+            result.num_over_length for result in results
+        ),
     }
     return " ".join(text for text, applies in parts.items() if applies)
 

@@ -37,7 +37,7 @@ class TaskResult(_Record):
     num_documents: int
     num_samples: int  # answers per document
     num_unclosed_reasoning: int  # answers that never left their reasoning, scored 0
-    num_over_length: int  # documents that did not fit into the window
+    num_over_length: int  # documents whose prompt or answer met the end of the window
     seconds: float
     dataset: DatasetInfo
     settings: dict[str, str | int | float | bool | None]

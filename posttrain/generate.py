@@ -94,14 +94,14 @@ class ChatModel:
         streamer = _CharacterStreamer(self.tokenizer, self.end_of_turn, on_text)
         self.model.generate(
             **inputs,
-            **self._limited(sampling, inputs["input_ids"].shape[1]),
+            **sampling.arguments() | {"max_new_tokens": self._room(sampling, inputs["input_ids"].shape[1])},
             eos_token_id=self.end_of_turn,
             streamer=streamer,
         )
         return streamer.text
 
     def sample(self, prompts: Sequence[str], sampling: Sampling, batch_size: int) -> list[tuple[str, bool]]:
-        """Reply and whether it ended its turn, per prompt. Prompts are batched by length.
+        """Reply and whether it ended its turn, per prompt. Prompts are batched by length; each has its own room.
 
         Raises:
             ModelError: a prompt fills the model's positions.
@@ -117,28 +117,30 @@ class ChatModel:
                 padding=True,
                 padding_side="left",
             ).to(self.model.device)
+            limits = [self._room(sampling, tokens) for tokens in inputs["attention_mask"].sum(-1).tolist()]
             output = self.model.generate(
                 **inputs,
-                **self._limited(sampling, inputs["input_ids"].shape[1]),
+                **sampling.arguments() | {"max_new_tokens": max(limits)},
                 eos_token_id=self.end_of_turn,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-            for index, ids in zip(indices, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            written = output[:, inputs["input_ids"].shape[1] :].tolist()
+            for index, row, limit in zip(indices, written, limits, strict=True):
+                ids = row[:limit]
                 ended = self.end_of_turn in ids
                 said = ids[: ids.index(self.end_of_turn)] if ended else ids
                 replies[index] = (str(self.tokenizer.decode(said)), ended)
         return [replies[index] for index in range(len(prompts))]
 
-    def _limited(self, sampling: Sampling, prompt_tokens: int) -> dict[str, Any]:
-        """Arguments of generate() that stay within the positions the model knows."""
+    def _room(self, sampling: Sampling, prompt_tokens: int) -> int:
+        """How long a reply may become within the positions the model knows."""
         positions = self.model.config.max_position_embeddings
         if prompt_tokens >= positions:
             raise ModelError(
                 f"The conversation has {prompt_tokens} tokens, the model {positions} positions. "
                 "Shorten it, or start anew (/reset)."
             )
-        arguments = sampling.arguments()
-        return arguments | {"max_new_tokens": min(sampling.max_new_tokens, positions - prompt_tokens)}
+        return min(sampling.max_new_tokens, positions - prompt_tokens)
 
 
 class _CharacterStreamer(BaseStreamer):

@@ -141,6 +141,21 @@ def test_batched_replies_equal_single_ones(chat_folder: Path) -> None:
     assert chat_model.sample(prompts, greedy, 2) == alone
 
 
+def test_the_longest_prompt_of_a_batch_does_not_limit_the_others(
+    chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat_model = ChatModel.load(str(chat_folder))
+    greedy = Sampling(temperature=0, max_new_tokens=12)
+    prompts = [
+        chat_model.prompt([{"role": "user", "content": text}]) for text in ("a much longer question", "b", "c d")
+    ]
+    longest = max(len(ids) for ids in chat_model.tokenizer(prompts, add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr(chat_model.model.config, "max_position_embeddings", longest + 2)
+    alone = [chat_model.sample([prompt], greedy, 1)[0] for prompt in prompts]
+    assert chat_model.sample(prompts, greedy, 3) == chat_model.sample(prompts, greedy, 2) == alone
+    assert len(alone[1][0]) > len(alone[0][0])
+
+
 def test_a_full_conversation_is_refused_and_kept(chat_folder: Path) -> None:
     session = Session(ChatModel.load(str(chat_folder)), Sampling(), Console(file=io.StringIO()))
     with pytest.raises(ModelError, match=r"512 positions.*/reset"):
