@@ -95,15 +95,17 @@ def with_inline_reasoning(messages: Sequence[Message]) -> list[Message]:
     """The conversation with all reasoning inside the content, where both templates have it.
 
     Raises:
-        UnusableRow: a reply has reasoning in a field of its own and think tags in the content.
+        UnusableRow: a reply has reasoning in two places: in fields that differ, or in a field and the content.
     """
     return [_inline(message) if message["role"] == "assistant" else message for message in messages]
 
 
 def _inline(message: Message) -> Message:
     content = _text(message.get("content", ""))
-    given = (message[name] for name in REASONING_FIELDS if message.get(name) is not None)
-    if reasoning := _text(next(given, "")).strip():
+    given = {_text(message.get(name) or "").strip() for name in REASONING_FIELDS} - {""}
+    if len(given) > 1:
+        raise UnusableRow("different reasoning in two fields")
+    for reasoning in given:
         if _has_tag(content):
             raise UnusableRow("reasoning in a field of its own and think tags in the content")
         block, answer = f"{THINK_START}\n{reasoning}\n{THINK_END}", content.lstrip("\n")

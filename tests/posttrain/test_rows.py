@@ -94,6 +94,10 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "reasoning": (think(says("yes", reasoning="hm")), THINK),
     "content in parts": (think(says([{"type": "text", "text": BLOCK}, {"type": "text", "text": "yes"}])), THINK),
     "empty reasoning_content": (no_think(says("yes", reasoning_content=" \n")), NO_THINK),
+    "thinking behind an empty field": (think(says("yes", reasoning_content="", thinking="hm")), THINK),
+    "reasoning behind blank fields": (think(says("yes", reasoning_content=" ", thinking=[], reasoning="hm")), THINK),
+    "the same in two fields": (think(says("yes", reasoning_content="hm", reasoning="hm\n")), THINK),
+    "two thoughts": (think(says("yes", reasoning_content="hm", thinking="ah")), "different reasoning in two fields"),
     "reasoning_content and a call": (think(says("", reasoning_content="hm", **TOOL_CALL)),
                                      Kept("think", [BLOCK + CALL + END])),
     # No mode given: that of the replies
