@@ -128,6 +128,9 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "a number": (row("yes", kwargs=asked(0)), "enable_thinking is no boolean but 0"),
     "arguments as text": ({**row("yes"), "chat_template_kwargs": '{"enable_thinking": false}'},
                           "chat_template_kwargs is str, no mapping"),
+    "tools as text": ({**no_think("yes"), "tools": '[{"name": "f"}]'}, NO_THINK),
+    "tools that are no JSON": ({**no_think("yes"), "tools": "f(x)"}, "tools is text that is no JSON"),
+    "tools that are one name": ({**no_think("yes"), "tools": '"f"'}, "tools is no list of JSON schemas"),
     # Think blocks out of shape
     "unclosed": (think("<think>\nhm"), UNCLOSED),
     "unclosed, no mode": (row("<think>\nhm"), UNCLOSED),
