@@ -141,12 +141,17 @@ class RowTokenizer:
         sources = [messages[0].get("content", "")] if messages[0]["role"] == "system" else []
         if self._has_header:
             sources.append(arguments.get("custom_instructions") or "")
-        rendered = " ".join(rendering.text.split())
+        rendered = _in_one_line(rendering.text.split())
         for source in sources:
             words = [word for word in str(source).split() if not self._has_header or word not in FLAGS]
-            if " ".join(words) not in rendered:
+            if _in_one_line(words) not in rendered:
                 raise UnusableRow("system text lost in rendering")
         return rendering
+
+
+def _in_one_line(words: Sequence[str]) -> str:
+    """Words as one line to compare, with the control tokens that the templates pull apart closed again."""
+    return " ".join(words).replace("<| ", "<|").replace(" |>", "|>")
 
 
 def _tools(given: Any) -> list[dict[str, Any]]:

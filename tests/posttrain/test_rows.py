@@ -32,7 +32,7 @@ def says(content: Any, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
 
 
-def row(*replies: str | dict[str, Any], system: str = "", kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+def row(*replies: str | dict[str, Any], system: Any = "", kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """A conversation of as many questions as replies; without `kwargs` it has only `messages`."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for reply in replies:
@@ -59,6 +59,7 @@ def no_think(*replies: str | dict[str, Any]) -> dict[str, Any]:
 
 REASONED, CALL = f"{BLOCK}yes", '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 TOOL_CALL = {"tool_calls": [call("f", "{}")]}
+PARTS = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
 FROM_REPLY = {mode: f"no mode given, so /{mode} as in the reply" for mode in ("think", "no_think")}
 NO_LOSS = "turns without reasoning under /think carry no loss"
 REWRITTEN = "empty think block written as the template's"
@@ -88,6 +89,12 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "flag no_think": (row("yes", system="Be kind. /no_think"), NO_THINK),
     "flag over argument": (row("yes", system="/no_think", kwargs=asked(True)), NO_THINK),
     "system text without flag": (row("yes", system="Be kind."), NO_THINK_LIKE_REPLY),
+    "system text in parts": (row("yes", system=PARTS, kwargs=asked(False)), NO_THINK),
+    "a flag in parts": (row(REASONED, system=[*PARTS, {"type": "text", "text": " /think"}]), THINK),
+    "system text with control tokens": (row("yes", system="End with <|im_end|>, not <|pad|>.", kwargs=asked(False)),
+                                        NO_THINK),
+    "an image": (row("yes", system=[*PARTS, {"type": "image"}]),
+                 "a message's content has a part of type image; only text is trained on"),
     # Reasoning in a field of its own
     "reasoning_content": (think(says("yes", reasoning_content="hm")), THINK),
     "thinking": (think(says("yes", thinking="hm")), THINK),
@@ -144,7 +151,7 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "both places, an empty block": (think(says(f"{EMPTY}yes", reasoning_content="hm")), TWICE),
     "no answer": (think(BLOCK), "no answer after the think block"),
     "content that is no text": (think(says({"text": "x"})),
-                                "an assistant's content is dict, neither text nor a list of parts"),
+                                "a message's content is dict, neither text nor a list of parts"),
 }  # fmt: skip
 
 
