@@ -297,9 +297,10 @@ def test_arguments_of_the_set_are_a_mode_that_is_given(tmp_path: Path, tokenizer
 
 def test_plain_chatml_has_no_mode_but_the_same_blocks(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Mid-training: reasoning in a field of its own is trained on too, and a block that never ends is not."""
-    contents = [row(REASONED), row(says("yes", reasoning_content="hm")), row("<think>\nhm")]
+    contents = [row(REASONED), row(says("yes", reasoning_content="hm")), row("<think>\nhm"), row(says("", **TOOL_CALL))]
     data = prepare("midtrain", contents, tmp_path, tokenizer, "data.max_lost_fraction=0.5")
-    assert data.reports[0].reasons == {UNCLOSED: 1} and data.reports[0].notes == {}
+    no_calls = "The chatml template renders no tool_calls. Write them into the content."
+    assert data.reports[0].reasons == {UNCLOSED: 1, no_calls: 1} and data.reports[0].notes == {}
     assert [trained_texts(sample, tokenizer) for sample in data.dataset] == [[REASONED + END]] * 2
 
 
