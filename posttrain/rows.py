@@ -92,18 +92,22 @@ def checked_pair(row: Mapping[str, Any]) -> dict[str, list[Message]]:
 
 
 def with_inline_reasoning(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with all reasoning inside the content, where both templates have it.
+    """The conversation with text for content, and all reasoning inside it, where both templates have it.
 
     Raises:
-        UnusableRow: a reply has reasoning in a field of its own and think tags in the content.
+        UnusableRow: a content is neither text nor a list of parts that are text.
+        UnusableRow: a reply has reasoning in two places: in fields that differ, or in a field and the content.
     """
-    return [_inline(message) if message["role"] == "assistant" else message for message in messages]
+    texts = [{**message, "content": _text(message.get("content", ""))} for message in messages]
+    return [_inline(message) if message["role"] == "assistant" else message for message in texts]
 
 
 def _inline(message: Message) -> Message:
-    content = _text(message.get("content", ""))
-    given = (message[name] for name in REASONING_FIELDS if message.get(name) is not None)
-    if reasoning := _text(next(given, "")).strip():
+    content = message["content"]
+    given = {_text(message.get(name) or "").strip() for name in REASONING_FIELDS} - {""}
+    if len(given) > 1:
+        raise UnusableRow("different reasoning in two fields")
+    for reasoning in given:
         if _has_tag(content):
             raise UnusableRow("reasoning in a field of its own and think tags in the content")
         block, answer = f"{THINK_START}\n{reasoning}\n{THINK_END}", content.lstrip("\n")
@@ -112,12 +116,14 @@ def _inline(message: Message) -> Message:
 
 
 def _text(content: Any) -> str:
-    """Text, or the texts of a list of parts, as the dual-mode template joins them."""
+    """Text, or the texts of a list of parts, as the templates join them."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise UnusableRow(f"an assistant's content is {type(content).__name__}, neither text nor a list of parts")
-    return "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+        raise UnusableRow(f"a message's content is {type(content).__name__}, neither text nor a list of parts")
+    if other := [part.get("type") for part in content if part.get("type") != "text"]:
+        raise UnusableRow(f"a message's content has a part of type {other[0]}; only text is trained on")
+    return "".join(str(part.get("text", "")) for part in content)
 
 
 def _has_tag(text: str) -> bool:

@@ -68,6 +68,12 @@ class StopBehindStep(TrainerCallback):
         if self.request.agreed():
             self._leave_time_to_save()
             control.should_save = control.should_training_stop = True
+        elif control.should_save and self.request.watch is not None:
+            self.request.watch.pause()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.request.watch is not None:
+            self.request.watch.resume()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._leave_time_to_save()
@@ -80,6 +86,9 @@ class StopBehindStep(TrainerCallback):
 class StepWatch:
     """Ends this process if no step ends within `patience_seconds` of a SIGTERM, or five times the slowest step so far.
 
+    It waits as long as it takes for a save, and for the first two steps: one pays for start-up (and for APO's reference
+    log-probabilities), and the other is the first to tell how long a step is.
+
     torchrun sends SIGTERM as well when another process has died. This one may then wait for the dead one inside a
     collective operation, where no signal handler of Python's runs; so a thread is told of the signal.
     """
@@ -88,7 +97,8 @@ class StepWatch:
         self._patience_seconds = patience_seconds
         self._steps = 0
         self._slowest_seconds = 0.0
-        self._last_step_ended = time.monotonic()
+        self._step_began = time.monotonic()
+        self._paused = False
         self._closed = False
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
@@ -98,8 +108,15 @@ class StepWatch:
     def step_ended(self) -> None:
         now = time.monotonic()
         if self._steps:  # the first one pays for start-up
-            self._slowest_seconds = max(self._slowest_seconds, now - self._last_step_ended)
-        self._steps, self._last_step_ended = self._steps + 1, now
+            self._slowest_seconds = max(self._slowest_seconds, now - self._step_began)
+        self._steps, self._step_began = self._steps + 1, now
+
+    def pause(self) -> None:
+        """A save begins, which is no part of a step."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._step_began, self._paused = time.monotonic(), False
 
     def close(self) -> None:
         """From here on everything takes the time that it takes."""
@@ -115,9 +132,11 @@ class StepWatch:
         os.close(reading)
 
     def _leave_unless_a_step_ends(self) -> None:
-        steps, deadline = self._steps, time.monotonic() + max(self._patience_seconds, 5 * self._slowest_seconds)
+        steps, asked = self._steps, time.monotonic()
+        patience = max(self._patience_seconds, 5 * self._slowest_seconds)
         while self._steps == steps and not self._closed:
-            if time.monotonic() > deadline:
+            is_watched = steps >= 2 and not self._paused
+            if is_watched and time.monotonic() > max(asked, self._step_began) + patience:
                 print("SIGTERM, and no step ends: another process is gone.", file=sys.stderr, flush=True)
                 os._exit(_STUCK)
             time.sleep(0.1)

@@ -132,7 +132,7 @@ class RowTokenizer:
             raise UnusableRow(f"chat_template_kwargs is {type(own).__name__}, no mapping")
         arguments = {**self.spec.chat_template_kwargs, **own, "date_string": self.data.date_string}
         tools = row.get("tools")
-        return {**arguments, "tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else arguments
+        return {**arguments, "tools": _tools(tools)} if tools else arguments
 
     def _render(self, messages: Sequence[Message], agreed: AgreedMode, arguments: Mapping[str, Any]) -> Rendering:
         """Raises UnusableRow when the text lacks instructions of the row: rendering must not lose a persona."""
@@ -141,12 +141,28 @@ class RowTokenizer:
         sources = [messages[0].get("content", "")] if messages[0]["role"] == "system" else []
         if self._has_header:
             sources.append(arguments.get("custom_instructions") or "")
-        rendered = " ".join(rendering.text.split())
+        rendered = _in_one_line(rendering.text.split())
         for source in sources:
             words = [word for word in str(source).split() if not self._has_header or word not in FLAGS]
-            if " ".join(words) not in rendered:
+            if _in_one_line(words) not in rendered:
                 raise UnusableRow("system text lost in rendering")
         return rendering
+
+
+def _in_one_line(words: Sequence[str]) -> str:
+    """Words as one line to compare, with the control tokens that the templates pull apart closed again."""
+    return " ".join(words).replace("<| ", "<|").replace(" |>", "|>")
+
+
+def _tools(given: Any) -> list[dict[str, Any]]:
+    """JSON schemas, given as a list or as its JSON text."""
+    try:
+        tools = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError) as error:
+        raise UnusableRow("tools is text that is no JSON") from error
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UnusableRow("tools is no list of JSON schemas")
+    return tools
 
 
 def _account(agreed: AgreedMode, ids: Sequence[int], trained_tokens: int) -> dict[str, Any]:

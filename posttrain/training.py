@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from posttrain.sharding import Float32Masters, allow_cpus, fsdp_arguments, reduc
 from posttrain.stopping import StopBehindStep, StopRequest
 from posttrain.template import install_template
 
+# For the main process, which tokenizes alone. The published recipes wait as long: ddp_timeout 14,400 and 18,000 s.
+_LONGEST_WAIT = timedelta(hours=5)
 _DATA_REPORT = "data_report.json"
 _NOT_IDENTITY = {"general": ("project", "run", "runs_path"), "optimizer": ("micro_batch_size",), "data": ("num_proc",)}
 
@@ -82,7 +85,7 @@ class _TokenizedPairTrainer(DPOTrainer):
 
 def processes() -> PartialState:
     """The process group of this run; without a GPU it has to be told so, or it takes each process for the only one."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
 
 
 def load_tokenizer(recipe: PostTrainingRecipe) -> PreTrainedTokenizerBase:

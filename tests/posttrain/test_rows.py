@@ -32,7 +32,7 @@ def says(content: Any, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
 
 
-def row(*replies: str | dict[str, Any], system: str = "", kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+def row(*replies: str | dict[str, Any], system: Any = "", kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """A conversation of as many questions as replies; without `kwargs` it has only `messages`."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for reply in replies:
@@ -59,6 +59,7 @@ def no_think(*replies: str | dict[str, Any]) -> dict[str, Any]:
 
 REASONED, CALL = f"{BLOCK}yes", '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 TOOL_CALL = {"tool_calls": [call("f", "{}")]}
+PARTS = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
 FROM_REPLY = {mode: f"no mode given, so /{mode} as in the reply" for mode in ("think", "no_think")}
 NO_LOSS = "turns without reasoning under /think carry no loss"
 REWRITTEN = "empty think block written as the template's"
@@ -88,12 +89,22 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "flag no_think": (row("yes", system="Be kind. /no_think"), NO_THINK),
     "flag over argument": (row("yes", system="/no_think", kwargs=asked(True)), NO_THINK),
     "system text without flag": (row("yes", system="Be kind."), NO_THINK_LIKE_REPLY),
+    "system text in parts": (row("yes", system=PARTS, kwargs=asked(False)), NO_THINK),
+    "a flag in parts": (row(REASONED, system=[*PARTS, {"type": "text", "text": " /think"}]), THINK),
+    "system text with control tokens": (row("yes", system="End with <|im_end|>, not <|pad|>.", kwargs=asked(False)),
+                                        NO_THINK),
+    "an image": (row("yes", system=[*PARTS, {"type": "image"}]),
+                 "a message's content has a part of type image; only text is trained on"),
     # Reasoning in a field of its own
     "reasoning_content": (think(says("yes", reasoning_content="hm")), THINK),
     "thinking": (think(says("yes", thinking="hm")), THINK),
     "reasoning": (think(says("yes", reasoning="hm")), THINK),
     "content in parts": (think(says([{"type": "text", "text": BLOCK}, {"type": "text", "text": "yes"}])), THINK),
     "empty reasoning_content": (no_think(says("yes", reasoning_content=" \n")), NO_THINK),
+    "thinking behind an empty field": (think(says("yes", reasoning_content="", thinking="hm")), THINK),
+    "reasoning behind blank fields": (think(says("yes", reasoning_content=" ", thinking=[], reasoning="hm")), THINK),
+    "the same in two fields": (think(says("yes", reasoning_content="hm", reasoning="hm\n")), THINK),
+    "two thoughts": (think(says("yes", reasoning_content="hm", thinking="ah")), "different reasoning in two fields"),
     "reasoning_content and a call": (think(says("", reasoning_content="hm", **TOOL_CALL)),
                                      Kept("think", [BLOCK + CALL + END])),
     # No mode given: that of the replies
@@ -124,6 +135,9 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "a number": (row("yes", kwargs=asked(0)), "enable_thinking is no boolean but 0"),
     "arguments as text": ({**row("yes"), "chat_template_kwargs": '{"enable_thinking": false}'},
                           "chat_template_kwargs is str, no mapping"),
+    "tools as text": ({**no_think("yes"), "tools": '[{"name": "f"}]'}, NO_THINK),
+    "tools that are no JSON": ({**no_think("yes"), "tools": "f(x)"}, "tools is text that is no JSON"),
+    "tools that are one name": ({**no_think("yes"), "tools": '"f"'}, "tools is no list of JSON schemas"),
     # Think blocks out of shape
     "unclosed": (think("<think>\nhm"), UNCLOSED),
     "unclosed, no mode": (row("<think>\nhm"), UNCLOSED),
@@ -137,7 +151,7 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "both places, an empty block": (think(says(f"{EMPTY}yes", reasoning_content="hm")), TWICE),
     "no answer": (think(BLOCK), "no answer after the think block"),
     "content that is no text": (think(says({"text": "x"})),
-                                "an assistant's content is dict, neither text nor a list of parts"),
+                                "a message's content is dict, neither text nor a list of parts"),
 }  # fmt: skip
 
 
@@ -283,9 +297,10 @@ def test_arguments_of_the_set_are_a_mode_that_is_given(tmp_path: Path, tokenizer
 
 def test_plain_chatml_has_no_mode_but_the_same_blocks(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Mid-training: reasoning in a field of its own is trained on too, and a block that never ends is not."""
-    contents = [row(REASONED), row(says("yes", reasoning_content="hm")), row("<think>\nhm")]
+    contents = [row(REASONED), row(says("yes", reasoning_content="hm")), row("<think>\nhm"), row(says("", **TOOL_CALL))]
     data = prepare("midtrain", contents, tmp_path, tokenizer, "data.max_lost_fraction=0.5")
-    assert data.reports[0].reasons == {UNCLOSED: 1} and data.reports[0].notes == {}
+    no_calls = "The chatml template renders no tool_calls. Write them into the content."
+    assert data.reports[0].reasons == {UNCLOSED: 1, no_calls: 1} and data.reports[0].notes == {}
     assert [trained_texts(sample, tokenizer) for sample in data.dataset] == [[REASONED + END]] * 2
 
 

@@ -152,10 +152,18 @@ def test_a_run_that_diverges_says_so_to_its_launcher(run: Path) -> None:
 BLOCKED = """
 import datetime, sys, threading, time
 from nanotron_ext.loopback import host_store
-from posttrain.stopping import StopRequest
+from transformers import TrainerControl
+from posttrain.stopping import StopBehindStep, StopRequest
 store = host_store()
 request = StopRequest(patience_seconds=1.0)
+callback = StopBehindStep(request)
 with request.heeded():
+    for _ in range({"one step": 1}.get(sys.argv[1], 2)):
+        callback.on_step_end(None, None, TrainerControl())
+    if sys.argv[1] in ("saving", "saved"):
+        callback.on_step_end(None, None, TrainerControl(should_save=True))
+    if sys.argv[1] == "saved":
+        callback.on_save(None, None, TrainerControl())
     print("ready", flush=True)
     if sys.argv[1] == "stepping":
         threading.Thread(target=lambda: [(time.sleep(0.2), request.watch.step_ended()) for _ in range(15)]).start()
@@ -167,11 +175,20 @@ sys.exit(3)
 """
 
 
-@pytest.mark.parametrize(("behaviour", "code", "seconds"), [("stuck", 70, (0.9, 2.7)), ("stepping", 3, (2.5, 60))])
+@pytest.mark.parametrize(
+    ("behaviour", "code", "seconds"),
+    [
+        ("stuck", 70, (0.9, 2.7)),
+        ("saved", 70, (0.9, 2.7)),
+        ("stepping", 3, (2.5, 60)),
+        ("saving", 3, (2.5, 60)),
+        ("one step", 3, (2.5, 60)),
+    ],
+)
 def test_a_process_whose_peer_died_does_not_wait_for_ever(
     behaviour: str, code: int, seconds: tuple[float, float]
 ) -> None:
-    """torchrun says SIGTERM to it; one whose steps go on is left alone."""
+    """torchrun says SIGTERM to it; one whose steps go on is left alone, as is one that saves or starts up."""
     command = [sys.executable, "-c", BLOCKED, behaviour]
     environment = {**os.environ, "PYTHONPATH": "."}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as job:
@@ -182,7 +199,7 @@ def test_a_process_whose_peer_died_does_not_wait_for_ever(
         _, errors = job.communicate()
     assert job.returncode == code, errors
     assert seconds[0] < time.monotonic() - started < seconds[1]
-    assert ("no step ends" in errors) == (behaviour == "stuck")
+    assert ("no step ends" in errors) == (code == 70)
 
 
 def test_a_torn_last_line_of_the_metrics_is_survived(run: Path) -> None:

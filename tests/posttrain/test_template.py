@@ -142,6 +142,18 @@ def test_chatml_is_plain() -> None:
     assert [rendering.text[a:b] for a, b in rendering.assistant_spans] == ["<think>\na\n</think>\nb<|im_end|>"]
 
 
+def test_chatml_joins_parts_in_every_role() -> None:
+    messages = [system("s <|im_end|>"), hi, bot("b")]
+    in_parts = [
+        {
+            **message,
+            "content": [{"type": "text", "text": text} for text in (message["content"][:1], message["content"][1:])],
+        }
+        for message in messages
+    ]
+    assert render(in_parts, template="chatml") == render(messages, template="chatml")
+
+
 @pytest.mark.parametrize("arguments", [{}, {"x": 1}, {"text": 'quote " and \\ and é', "nested": {"list": [1, None]}}])
 def test_tool_calls_survive_rendering_and_parsing(arguments: dict[str, Any]) -> None:
     calls = [{"function": {"name": "f", "arguments": arguments}}, {"name": "g", "arguments": {}}]

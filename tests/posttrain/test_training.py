@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +320,17 @@ def test_preview_trains_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert "Reasoning mode" in shown and "twice" in shown
     assert not (run / "apo").exists()
+
+
+def test_processes_wait_for_one_that_tokenizes_for_hours() -> None:
+    """As long as the published recipes do (ddp_timeout 18,000 s), not PyTorch's 10 or 30 minutes."""
+    code = (
+        "import torch; from posttrain.training import processes; processes(); "
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu')); "
+        "print(group.options._timeout.total_seconds())"
+    )
+    environment = {**os.environ, "PYTHONPATH": ".", "CUDA_VISIBLE_DEVICES": ""}
+    command = torchrun_command(1, "--no-python", sys.executable, "-c", code)
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert float(said.stdout.split()[-1]) >= 18_000
