@@ -121,6 +121,11 @@ def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) 
     if found.checkpoints:
         raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
     if found.weights is not None:
+        heartbeat.waits_for("comparing the weights with their checksums", work := Work())
+        if damaged := verify_together(found.weights, work.advance):
+            raise CheckpointError(
+                f"{'; '.join(damaged)}. Restore it, or set checkpoints.load_weights_path to another checkpoint."
+            )
         heartbeat.waits_for("loading weights", work := Work())
         load_weights(state, found.weights, work.advance)
         logger.info(f"Starting from the weights of {found.weights.folder}.")
