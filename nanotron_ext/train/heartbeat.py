@@ -15,7 +15,9 @@ How long a phase may take without progress:
 | each of them for the first time, start-up: compiling, connecting | START_UP_FACTOR times the time-out |
 | waiting for disks and object storage | STORAGE_FACTOR times the time-out; every block that is done is progress |
 
-The first of a phase pays for compiling, so it counts for the second one's limit alone. The main thread pays for one assignment per phase of a step.
+The first of a phase pays for compiling, so it counts for the second one's limit alone.
+
+The main thread pays for one assignment per phase of a step.
 """
 
 import contextlib
