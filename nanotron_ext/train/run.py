@@ -107,10 +107,11 @@ def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight
 
 def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> int:
     """Load what the run goes on from; returns the last step done."""
+    is_shared = state.recipe.checkpoints.checkpoints_path_is_shared_file_system
     candidates = found.checkpoints
     while (checkpoint := newest_of_all(candidates)) is not None:
         heartbeat.waits_for(f"comparing checkpoint {checkpoint.step} with its checksums", work := Work())
-        if damaged := verify_together(checkpoint, work.advance):
+        if damaged := verify_together(checkpoint, is_shared, work.advance):
             logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
             candidates = [older for older in candidates if older.step < checkpoint.step]
             continue
@@ -122,7 +123,7 @@ def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) 
         raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
     if found.weights is not None:
         heartbeat.waits_for("comparing the weights with their checksums", work := Work())
-        if damaged := verify_together(found.weights, work.advance):
+        if damaged := verify_together(found.weights, is_shared, work.advance):
             raise CheckpointError(
                 f"{'; '.join(damaged)}. Restore it, or set checkpoints.load_weights_path to another checkpoint."
             )
