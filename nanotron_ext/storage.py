@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ class RemoteCheckpoints:
     def fetch(self, step: int, run_folder: Path) -> Path:
         """Bring a checkpoint to the run folder; raises StorageError too when a file differs from its checksum.
 
+        What is there under the same step is moved aside.
         Nothing is written outside of the checkpoint's folder: raises CheckpointError if it lists other files.
         """
         final = checkpoint_folder(run_folder, step)
@@ -109,6 +111,10 @@ class RemoteCheckpoints:
                         raise StorageError(f"{self.url}/{step}/{name} does not match its checksum")
             (partial / MANIFEST).write_bytes(text)
             (partial / UPLOADED).write_text(f"{self.url}/{step}", encoding="utf-8")
+            if final.exists():  # not whole, or it would not be fetched; the user may still want to look at it
+                aside = tempfile.mkdtemp(prefix=f"{step}.damaged-", dir=final.parent)
+                final.replace(aside)
+                logger.warning(f"Moved {final}, which cannot be read, to {aside}.")
             partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

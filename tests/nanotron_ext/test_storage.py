@@ -1,6 +1,8 @@
 """Checkpoints in object storage: uploaded, verified, dropped here, fetched again; and storage that fails."""
 
+import hashlib
 import io
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -95,6 +97,25 @@ def test_what_is_not_uploaded_is_not_deleted(root: Path) -> None:
     storage.upload_patiently(RemoteCheckpoints(recipe), recipe.run_folder / "checkpoints" / "2")
     assert RemoteCheckpoints(recipe).steps() == [2]
     assert (recipe.run_folder / "checkpoints" / "2" / UPLOADED).read_text() == f"file://{root}/bucket/offline/2"
+
+
+def write_checkpoint(folder: Path, content: bytes) -> None:
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(content)
+    files = {"file": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    manifest = {"format": "smollm3-checkpoint/1", "step": int(folder.name), "recipe_hash": None, "files": files}
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+
+
+def test_what_was_cut_short_here_is_replaced_from_storage(tmp_path: Path) -> None:
+    recipe = remote_recipe(tmp_path, "cut")
+    here = recipe.run_folder / "checkpoints"
+    write_checkpoint(tmp_path / "bucket" / "cut" / "8", b"whole")
+    write_checkpoint(here / "8", b"whole")
+    (here / "8" / "file").write_bytes(b"who")
+    RemoteCheckpoints(recipe).fetch(8, recipe.run_folder)
+    assert steps(recipe.run_folder) == [8] and (here / "8" / "file").read_bytes() == b"whole"
+    assert [path.read_bytes() for path in here.glob("8.damaged-*/file")] == [b"who"]
 
 
 def test_storage_that_is_not_there(root: Path) -> None:
