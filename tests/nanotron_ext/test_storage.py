@@ -12,6 +12,7 @@ import pytest
 
 from nanotron_ext import storage
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints
+from nanotron_ext.progress import Work
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.storage import UPLOADED, RemoteCheckpoints, StorageError, not_uploaded
 from nanotron_ext.train.outcome import Outcome
@@ -116,6 +117,17 @@ def test_what_was_cut_short_here_is_replaced_from_storage(tmp_path: Path) -> Non
     RemoteCheckpoints(recipe).fetch(8, recipe.run_folder)
     assert steps(recipe.run_folder) == [8] and (here / "8" / "file").read_bytes() == b"whole"
     assert [path.read_bytes() for path in here.glob("8.damaged-*/file")] == [b"who"]
+
+
+def test_a_long_file_is_sent_with_signs_of_life(tmp_path: Path) -> None:
+    work = Work()
+    remote = RemoteCheckpoints(remote_recipe(tmp_path, "long"), work.advance)
+    content = bytes(range(256)) * (1 << 17)  # 32 MB
+    (tmp_path / "file").write_bytes(content)
+    target = tmp_path / "bucket" / "long" / "file"
+    remote._put(tmp_path / "file", str(target))
+    assert target.read_bytes() == content
+    assert work.advances > 4
 
 
 def test_storage_that_is_not_there(root: Path) -> None:
