@@ -61,9 +61,15 @@ class StopBehindStep(TrainerCallback):
     def __init__(self, request: StopRequest) -> None:
         self.request = request
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.request.watch is not None:
+            self.request.watch.resume()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.request.watch is not None:
             self.request.watch.step_ended()
+            if control.should_save or control.should_evaluate:  # behind this step, for as long as it takes
+                self.request.watch.pause()
         # One number more to wait for, where logging the loss of each step waits for the device anyway.
         if self.request.agreed():
             self._leave_time_to_save()
@@ -81,7 +87,8 @@ class StepWatch:
     """Ends this process if no step ends within `patience_seconds` of a SIGTERM, or five times the slowest step so far.
 
     torchrun sends SIGTERM as well when another process has died. This one may then wait for the dead one inside a
-    collective operation, where no signal handler of Python's runs; so a thread is told of the signal.
+    collective operation, where no signal handler of Python's runs; so a thread is told of the signal. What comes before
+    the first step's end (compiling, a reference model's log-probabilities) and saves take the time that they take.
     """
 
     def __init__(self, patience_seconds: float) -> None:
@@ -89,7 +96,7 @@ class StepWatch:
         self._steps = 0
         self._slowest_seconds = 0.0
         self._last_step_ended = time.monotonic()
-        self._closed = False
+        self._paused, self._closed = True, False
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._descriptor_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -97,9 +104,19 @@ class StepWatch:
 
     def step_ended(self) -> None:
         now = time.monotonic()
-        if self._steps:  # the first one pays for start-up
-            self._slowest_seconds = max(self._slowest_seconds, now - self._last_step_ended)
-        self._steps, self._last_step_ended = self._steps + 1, now
+        seconds = now - self._last_step_ended
+        # The first one pays for start-up: it counts for the second one's deadline alone.
+        self._slowest_seconds = seconds if self._steps < 2 else max(self._slowest_seconds, seconds)
+        self._steps, self._last_step_ended, self._paused = self._steps + 1, now, False
+
+    def pause(self) -> None:
+        """Until `resume` everything takes the time that it takes."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """A step begins; a pause before it is none of its time. There is no deadline before the first step's end."""
+        if self._paused and self._steps:
+            self._last_step_ended, self._paused = time.monotonic(), False
 
     def close(self) -> None:
         """From here on everything takes the time that it takes."""
@@ -115,9 +132,15 @@ class StepWatch:
         os.close(reading)
 
     def _leave_unless_a_step_ends(self) -> None:
-        steps, deadline = self._steps, time.monotonic() + max(self._patience_seconds, 5 * self._slowest_seconds)
+        steps = self._steps
+        deadline = self._deadline()
         while self._steps == steps and not self._closed:
-            if time.monotonic() > deadline:
+            if self._paused:
+                deadline = self._deadline()
+            elif time.monotonic() > deadline:
                 print("SIGTERM, and no step ends: another process is gone.", file=sys.stderr, flush=True)
                 os._exit(_STUCK)
             time.sleep(0.1)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + max(self._patience_seconds, 5 * self._slowest_seconds)

@@ -152,10 +152,16 @@ def test_a_run_that_diverges_says_so_to_its_launcher(run: Path) -> None:
 BLOCKED = """
 import datetime, sys, threading, time
 from nanotron_ext.loopback import host_store
-from posttrain.stopping import StopRequest
+from transformers import TrainerControl
+from posttrain.stopping import StopBehindStep, StopRequest
 store = host_store()
 request = StopRequest(patience_seconds=1.0)
+callback, control = StopBehindStep(request), TrainerControl()
 with request.heeded():
+    for last in [] if sys.argv[1] == "starting" else [False, False, True]:
+        callback.on_step_begin(None, None, control)
+        control.should_save = last and sys.argv[1] == "saving"
+        callback.on_step_end(None, None, control)
     print("ready", flush=True)
     if sys.argv[1] == "stepping":
         threading.Thread(target=lambda: [(time.sleep(0.2), request.watch.step_ended()) for _ in range(15)]).start()
@@ -167,11 +173,19 @@ sys.exit(3)
 """
 
 
-@pytest.mark.parametrize(("behaviour", "code", "seconds"), [("stuck", 70, (0.9, 2.7)), ("stepping", 3, (2.5, 60))])
+@pytest.mark.parametrize(
+    ("behaviour", "code", "seconds"),
+    [
+        ("stuck", 70, (0.9, 2.7)),
+        ("stepping", 3, (2.5, 60)),
+        ("starting", 3, (2.5, 60)),  # as with a reference model's log-probabilities before the first step
+        ("saving", 3, (2.5, 60)),
+    ],
+)
 def test_a_process_whose_peer_died_does_not_wait_for_ever(
     behaviour: str, code: int, seconds: tuple[float, float]
 ) -> None:
-    """torchrun says SIGTERM to it; one whose steps go on is left alone."""
+    """torchrun says SIGTERM to it; one whose steps go on, or that starts or saves, is left alone."""
     command = [sys.executable, "-c", BLOCKED, behaviour]
     environment = {**os.environ, "PYTHONPATH": "."}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as job:
