@@ -109,12 +109,15 @@ class CheckpointWriter:
         torch.distributed.barrier()  # no rank goes on to what the watchdog gives less time
 
     def finish_uploads(self) -> None:
-        """Wait for the copies in object storage."""
+        """Wait for the copies in object storage. On all ranks: Slurm ends a job some time after its first ended."""
+        if self._state.recipe.checkpoints.remote_path is None:
+            return
+        self._announce("uploading", Work() if self._uploader is None else self._uploader.work)
         if self._uploader is not None:
-            self._announce("uploading", self._uploader.work)
             self._uploader.finish()
             with self._disk_errors():
                 self._prune(self._uploader.work)
+        torch.distributed.barrier()
 
     def _prune(self, work: Work) -> None:
         section, run_folder = self._state.recipe.checkpoints, self._state.recipe.run_folder

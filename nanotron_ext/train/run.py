@@ -58,6 +58,8 @@ def run(recipe: Recipe) -> Outcome:
             step_done = _restore(state, found, heartbeat)
             if step_done < recipe.last_step:
                 step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
+            else:
+                CheckpointWriter(state, found.skipped, heartbeat.waits_for).finish_uploads()  # what failed before
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
         if is_writer:
             outcome.write(recipe, result)

@@ -97,7 +97,9 @@ def test_what_is_not_uploaded_is_not_deleted(root: Path) -> None:
     assert steps(recipe.run_folder) == [2, 4, 6, 8] and RemoteCheckpoints(recipe).steps() == []
     storage.upload_patiently(RemoteCheckpoints(recipe), recipe.run_folder / "checkpoints" / "2")
     assert RemoteCheckpoints(recipe).steps() == [2]
-    assert (recipe.run_folder / "checkpoints" / "2" / UPLOADED).read_text() == f"file://{root}/bucket/offline/2"
+    assert run_ranks(run, 1, recipe) == [Outcome("finished", 8)]  # nothing to train, and storage works again
+    assert RemoteCheckpoints(recipe).steps() == [2, 4, 6, 8] and steps(recipe.run_folder) == [8]
+    assert (recipe.run_folder / "checkpoints" / "8" / UPLOADED).read_text() == f"file://{root}/bucket/offline/8"
 
 
 def write_checkpoint(folder: Path, content: bytes) -> None:
