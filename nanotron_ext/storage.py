@@ -7,9 +7,11 @@ import logging
 import os
 import queue
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,27 +93,32 @@ class RemoteCheckpoints:
     def fetch(self, step: int, run_folder: Path) -> Path:
         """Bring a checkpoint to the run folder; raises StorageError too when a file differs from its checksum.
 
+        What is there under the same step is moved aside.
         Nothing is written outside of the checkpoint's folder: raises CheckpointError if it lists other files.
         """
         final = checkpoint_folder(run_folder, step)
-        partial = final.with_name(f"{step}.fetch-{os.getpid()}")
-        partial.mkdir(parents=True)
+        fetched = final.with_name(f"{step}.fetch-{os.getpid()}")
+        fetched.mkdir(parents=True)
         try:
             with self._errors(f"did not give checkpoint {step}"):
                 text = self._storage.cat_file(self._at(str(step), MANIFEST))
                 described = parse_manifest(text, f"{self.url}/{step}/{MANIFEST}")["files"]
                 for name, description in described.items():
-                    target = inside(partial, name)
+                    target = inside(fetched, name)
                     self._storage.get_file(self._at(str(step), name), str(target))
                     with target.open("rb") as file:
                         found = hashlib.file_digest(file, "sha256").hexdigest()
                     if found != description["sha256"]:
                         raise StorageError(f"{self.url}/{step}/{name} does not match its checksum")
-            (partial / MANIFEST).write_bytes(text)
-            (partial / UPLOADED).write_text(f"{self.url}/{step}", encoding="utf-8")
-            partial.replace(final)
+            (fetched / MANIFEST).write_bytes(text)
+            (fetched / UPLOADED).write_text(f"{self.url}/{step}", encoding="utf-8")
+            if final.exists():  # not whole, or it would not be fetched; the user may still want to look at it
+                aside = tempfile.mkdtemp(prefix=f"{step}.damaged-", dir=final.parent)
+                final.replace(aside)
+                logger.warning(f"Moved {final}, which cannot be read, to {aside}.")
+            fetched.replace(final)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(fetched, ignore_errors=True)
         return final
 
     def set_aside(self, after_step: int, number: int) -> None:
@@ -129,9 +136,16 @@ class RemoteCheckpoints:
             self._storage.rm(self._at(name), recursive=True)
 
     def _put(self, source: Path, target: str) -> None:
+        from fsspec import AbstractFileSystem
+        from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
         with self._errors(f"did not take {source}"):
             self._storage.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._storage.put_file(str(source), target, callback=self._on_transfer())
+            # fsspec's own copy goes block by block and tells of each; that of local files does not.
+            put_file = self._storage.put_file
+            if isinstance(self._storage, LocalFileSystem):
+                put_file = partial(AbstractFileSystem.put_file, self._storage)
+            put_file(str(source), target, callback=self._on_transfer())
             self._advance(0)
 
     def _sha256(self, path: str) -> str:

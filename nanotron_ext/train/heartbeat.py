@@ -15,6 +15,8 @@ How long a phase may take without progress:
 | each of them for the first time, start-up: compiling, connecting | START_UP_FACTOR times the time-out |
 | waiting for disks and object storage | STORAGE_FACTOR times the time-out; every block that is done is progress |
 
+The first of a phase pays for compiling, so it counts for the second one's limit alone.
+
 The main thread pays for one assignment per phase of a step.
 """
 
@@ -107,6 +109,9 @@ class Heartbeat:
         self._interval = self._timeout / BEATS_PER_TIMEOUT
         self._main_thread = threading.get_ident()
         self._phase = Phase(0, "starting", time.monotonic())
+        self._first: dict[
+            str, float
+        ] = {}  # activity -> seconds; with compiling, and all there is to judge the second by
         self._slowest: dict[str, float] = {}  # activity -> seconds, the first time not counted
         self._seen: tuple[Work | None, int, float] = (None, 0, 0.0)  # work, its advances, when they were last news
         self._started = self._reported = time.monotonic()
@@ -132,8 +137,11 @@ class Heartbeat:
     def _enter(self, phase: Phase) -> None:
         left = self._phase
         if left.work is None:
-            slowest = self._slowest.get(left.activity)
-            self._slowest[left.activity] = 0.0 if slowest is None else max(slowest, phase.began - left.began)
+            seconds = phase.began - left.began
+            if left.activity in self._first:
+                self._slowest[left.activity] = max(self._slowest.get(left.activity, 0.0), seconds)
+            else:
+                self._first[left.activity] = seconds
         self._phase = phase
 
     def __enter__(self) -> "Heartbeat":
@@ -215,7 +223,7 @@ class Heartbeat:
     def _limit_seconds(self, phase: Phase) -> float:
         if phase.work is not None:
             return STORAGE_FACTOR * self._timeout
-        slowest = self._slowest.get(phase.activity)
+        slowest = self._slowest.get(phase.activity, self._first.get(phase.activity))
         return START_UP_FACTOR * self._timeout if slowest is None else max(self._timeout, SLOW_STEP_FACTOR * slowest)
 
     def _look_at_others(self) -> None:

@@ -1,6 +1,7 @@
 """The run's state on disk: every rank writes its share of a checkpoint, and reads what its layout needs of one."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from nanotron_ext.checkpoint import (
     save_shard,
     versions,
 )
-from nanotron_ext.engine import dist
+from nanotron_ext.engine import dist, node_name
 from nanotron_ext.ledger import Samples
 from nanotron_ext.progress import Work, unwatched
 from nanotron_ext.retention import prune_checkpoints
@@ -108,12 +109,15 @@ class CheckpointWriter:
         torch.distributed.barrier()  # no rank goes on to what the watchdog gives less time
 
     def finish_uploads(self) -> None:
-        """Wait for the copies in object storage."""
+        """Wait for the copies in object storage. On all ranks: Slurm ends a job some time after its first ended."""
+        if self._state.recipe.checkpoints.remote_path is None:
+            return
+        self._announce("uploading", Work() if self._uploader is None else self._uploader.work)
         if self._uploader is not None:
-            self._announce("uploading", self._uploader.work)
             self._uploader.finish()
             with self._disk_errors():
                 self._prune(self._uploader.work)
+        torch.distributed.barrier()
 
     def _prune(self, work: Work) -> None:
         section, run_folder = self._state.recipe.checkpoints, self._state.recipe.run_folder
@@ -160,10 +164,18 @@ def _write(folder: Path, rank_name: str, parts_by_kind: dict[str, list[Any]], ad
     return files
 
 
-def verify_together(reader: CheckpointReader, advance: Advance) -> list[str]:
-    """Compare all files with their checksums, each rank a part of them; what is wrong, the same list on every rank."""
+def verify_together(reader: CheckpointReader, is_shared: bool, advance: Advance) -> list[str]:
+    """Compare all files with their checksums, each rank a part of them; what is wrong, the same list on every rank.
+
+    Unless `is_shared`, each machine has files of its own, and its ranks compare all of them.
+    """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    mine = reader.damaged_files(rank, world_size, advance)
+    machines: list[int] = [0] * world_size  # of each rank, the first rank of its machine
+    torch.distributed.all_gather_object(machines, 0 if is_shared else rank - int(os.environ["LOCAL_RANK"]))
+    first = machines[rank]
+    mine = reader.damaged_files(rank - first, machines.count(first), advance)
+    if not is_shared:
+        mine = [f"{problem} on {node_name()}" for problem in mine]
     problems: list[list[str]] = [[] for _ in range(world_size)]
     torch.distributed.all_gather_object(problems, mine)
     return [problem for of_rank in problems for problem in of_rank]

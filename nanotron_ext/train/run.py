@@ -58,6 +58,8 @@ def run(recipe: Recipe) -> Outcome:
             step_done = _restore(state, found, heartbeat)
             if step_done < recipe.last_step:
                 step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
+            else:
+                CheckpointWriter(state, found.skipped, heartbeat.waits_for).finish_uploads()  # what failed before
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
         if is_writer:
             outcome.write(recipe, result)
@@ -107,10 +109,11 @@ def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight
 
 def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> int:
     """Load what the run goes on from; returns the last step done."""
+    is_shared = state.recipe.checkpoints.checkpoints_path_is_shared_file_system
     candidates = found.checkpoints
     while (checkpoint := newest_of_all(candidates)) is not None:
         heartbeat.waits_for(f"comparing checkpoint {checkpoint.step} with its checksums", work := Work())
-        if damaged := verify_together(checkpoint, work.advance):
+        if damaged := verify_together(checkpoint, is_shared, work.advance):
             logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
             candidates = [older for older in candidates if older.step < checkpoint.step]
             continue
@@ -121,6 +124,11 @@ def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) 
     if found.checkpoints:
         raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
     if found.weights is not None:
+        heartbeat.waits_for("comparing the weights with their checksums", work := Work())
+        if damaged := verify_together(found.weights, is_shared, work.advance):
+            raise CheckpointError(
+                f"{'; '.join(damaged)}. Restore it, or set checkpoints.load_weights_path to another checkpoint."
+            )
         heartbeat.waits_for("loading weights", work := Work())
         load_weights(state, found.weights, work.advance)
         logger.info(f"Starting from the weights of {found.weights.folder}.")

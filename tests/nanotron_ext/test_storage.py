@@ -1,6 +1,8 @@
 """Checkpoints in object storage: uploaded, verified, dropped here, fetched again; and storage that fails."""
 
+import hashlib
 import io
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from nanotron_ext import storage
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints
+from nanotron_ext.progress import Work
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.storage import UPLOADED, RemoteCheckpoints, StorageError, not_uploaded
 from nanotron_ext.train.outcome import Outcome
@@ -94,7 +97,39 @@ def test_what_is_not_uploaded_is_not_deleted(root: Path) -> None:
     assert steps(recipe.run_folder) == [2, 4, 6, 8] and RemoteCheckpoints(recipe).steps() == []
     storage.upload_patiently(RemoteCheckpoints(recipe), recipe.run_folder / "checkpoints" / "2")
     assert RemoteCheckpoints(recipe).steps() == [2]
-    assert (recipe.run_folder / "checkpoints" / "2" / UPLOADED).read_text() == f"file://{root}/bucket/offline/2"
+    assert run_ranks(run, 1, recipe) == [Outcome("finished", 8)]  # nothing to train, and storage works again
+    assert RemoteCheckpoints(recipe).steps() == [2, 4, 6, 8] and steps(recipe.run_folder) == [8]
+    assert (recipe.run_folder / "checkpoints" / "8" / UPLOADED).read_text() == f"file://{root}/bucket/offline/8"
+
+
+def write_checkpoint(folder: Path, content: bytes) -> None:
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(content)
+    files = {"file": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    manifest = {"format": "smollm3-checkpoint/1", "step": int(folder.name), "recipe_hash": None, "files": files}
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+
+
+def test_what_was_cut_short_here_is_replaced_from_storage(tmp_path: Path) -> None:
+    recipe = remote_recipe(tmp_path, "cut")
+    here = recipe.run_folder / "checkpoints"
+    write_checkpoint(tmp_path / "bucket" / "cut" / "8", b"whole")
+    write_checkpoint(here / "8", b"whole")
+    (here / "8" / "file").write_bytes(b"who")
+    RemoteCheckpoints(recipe).fetch(8, recipe.run_folder)
+    assert steps(recipe.run_folder) == [8] and (here / "8" / "file").read_bytes() == b"whole"
+    assert [path.read_bytes() for path in here.glob("8.damaged-*/file")] == [b"who"]
+
+
+def test_a_long_file_is_sent_with_signs_of_life(tmp_path: Path) -> None:
+    work = Work()
+    remote = RemoteCheckpoints(remote_recipe(tmp_path, "long"), work.advance)
+    content = bytes(range(256)) * (1 << 17)  # 32 MB
+    (tmp_path / "file").write_bytes(content)
+    target = tmp_path / "bucket" / "long" / "file"
+    remote._put(tmp_path / "file", str(target))
+    assert target.read_bytes() == content
+    assert work.advances > 4
 
 
 def test_storage_that_is_not_there(root: Path) -> None:

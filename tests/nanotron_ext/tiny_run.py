@@ -59,3 +59,9 @@ def overrides(root: Path, **changes: object) -> list[str]:
 
 def tiny_recipe(root: Path, **changes: object) -> Recipe:
     return load_recipe(RECIPE_PATH, overrides(root, **changes))
+
+
+def damage(file: Path) -> None:
+    """Flip one bit of its last byte, a weight's: the size, the header and whatever else can be read stay the same."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -19,7 +19,7 @@ from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
 from nanotron_ext.train.tracking import read_metrics
 from tests.nanotron_ext.ranks import run_ranks
-from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
+from tests.nanotron_ext.tiny_run import damage, prepare, tiny_recipe
 
 TOKENS = "{sequence_length: 16, train_steps: 12, micro_batch_size: 2, stop_step: %d}"
 NEWEST = "/checkpoints/8"
@@ -133,6 +133,15 @@ def test_the_run_that_another_one_starts_from_is_the_same_too(key: str, root: Pa
         assert run_ranks(run_spoiled, 2, [recipe, recipe], 1, spoil) == [Outcome("finished", 12)] * 2
     mine, expected = ([row["loss"] for row in read_metrics(recipe_of(root, name).run_folder)] for name in names[::-1])
     assert mine == expected and len(mine) == (4 if key == "resume_checkpoint_path" else 12)
+
+
+def test_damaged_weights_are_refused(root: Path, straight: Recipe) -> None:
+    before = after_step_8(root, straight, "before-damaged")
+    damage(victim := next((before.run_folder / "checkpoints" / "8").glob("master-*")))
+    recipe = recipe_of(root, "from-damaged", parallelism="{dp: 1}", checkpoints__load_weights_path=before.run_folder)
+    with pytest.raises(RuntimeError, match=rf"{victim.name} does not match its checksum\. Restore it, or set checkpoi"):
+        run_ranks(run, 1, recipe)
+    assert read_metrics(recipe.run_folder) == []
 
 
 CASES: dict[str, tuple[int, Callable[[], None], str]] = {

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.engine import initialize_distributed, node_name
+from nanotron_ext.progress import unwatched
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.outcome import Outcome
+from nanotron_ext.train.persistence import verify_together
 from nanotron_ext.train.run import run
 from nanotron_ext.train.tracking import read_metrics
 from tests.nanotron_ext.ranks import run_ranks
-from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
+from tests.nanotron_ext.tiny_run import damage, prepare, tiny_recipe
 
 
 def run_on_own_disk(recipes: list[Recipe]) -> Outcome:
@@ -87,3 +90,29 @@ def test_a_run_that_is_continued_or_gives_its_weights_is_put_together_too(tmp_pa
     assert run_ranks(run_on_own_disk, 2, from_weights)[0] == Outcome("finished", 8)
     rows = read_metrics(from_weights[0].run_folder)
     assert [row["step"] for row in rows] == list(range(1, 9)) and rows[0]["loss"] < losses[0] - 0.1
+
+
+def found_damage(folders: list[Path]) -> list[str]:
+    rank = int(os.environ["RANK"])
+    os.environ["LOCAL_RANK"] = "0"
+    initialize_distributed()
+    return verify_together(CheckpointReader(folders[rank]), False, unwatched)
+
+
+def test_damage_on_any_machine_is_found_on_all(tmp_path: Path) -> None:
+    """A file of each machine is damaged there alone."""
+    prepare(tmp_path)
+    run_ranks(run, 1, tiny_recipe(tmp_path, parallelism="{dp: 1}", tokens__stop_step=4))
+    folders = [tmp_path / machine for machine in ("first", "second")]
+    victims = []
+    for folder, kind in zip(folders, STATE_KINDS, strict=False):
+        shutil.copytree(tmp_path / "runs" / "run" / "checkpoints" / "4", folder)
+        victims.append(next(folder.glob(f"{kind}-*")))
+        damage(victims[-1])
+    expected = [f"{victim} does not match its checksum on {node_name()}" for victim in victims]
+    assert run_ranks(found_damage, 2, folders) == [expected] * 2
+    # With the kinds the other way round, it is the other share of each machine's files.
+    for folder, victim, kind in zip(folders, victims, STATE_KINDS[1::-1], strict=True):
+        shutil.copy(tmp_path / "runs" / "run" / "checkpoints" / "4" / victim.name, victim)
+        damage(next(folder.glob(f"{kind}-*")))
+    assert [len(found) for found in run_ranks(found_damage, 2, folders)] == [2, 2]

@@ -21,9 +21,11 @@ from nanotron_ext.model.smollm3 import SmolLM3ForTraining
 from nanotron_ext.recipe import Recipe
 from nanotron_ext.storage import RemoteCheckpoints
 from nanotron_ext.train import heartbeat
-from nanotron_ext.train.run import Journal
+from nanotron_ext.train.outcome import Outcome
+from nanotron_ext.train.run import Journal, run
+from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.tracking import StepLog
-from tests.nanotron_ext.ranks import CONTEXT, free_port, set_rank
+from tests.nanotron_ext.ranks import CONTEXT, free_port, run_ranks, set_rank
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 
 TIMEOUT_SECONDS = 4
@@ -60,8 +62,6 @@ def rank_main(
     rank: int, port: int, recipe: Recipe, victim: int, spoil: Callable[[], None], factor: int, log: Path
 ) -> None:
     set_rank(rank, recipe.parallelism.world_size, port)
-    from nanotron_ext.train.run import run
-
     with log.open("w") as file:
         os.dup2(file.fileno(), 2)
     heartbeat.STORAGE_FACTOR = factor
@@ -125,6 +125,28 @@ def test_what_takes_longer_than_the_time_out_is_waited_for(slow_jobs: dict[str, 
     codes, printed = slow_jobs[name].end()
     assert codes == [0, 0], printed
     assert "The delay is over." in printed
+
+
+def train_slowly(recipe: Recipe) -> Outcome:
+    train_step = TrainState.train_step
+
+    def late_step(state: TrainState, *arguments: Any) -> StepResult:
+        time.sleep(3)
+        return train_step(state, *arguments)
+
+    TrainState.train_step = late_step  # type: ignore[method-assign]
+    return run(recipe)
+
+
+def test_steps_that_all_take_longer_than_the_time_out_are_no_hang(root: Path) -> None:
+    recipe = tiny_recipe(
+        root,
+        general__run="every-step",
+        parallelism="{dp: 1, hang_timeout_seconds: 2}",
+        tokens="{sequence_length: 16, train_steps: 3, micro_batch_size: 4}",
+        data_stages='[{"name": "one", "start_training_step": 1, "mixture": {"a": 1.0}}]',
+    )
+    assert run_ranks(train_slowly, 1, recipe) == [Outcome("finished", 3)]
 
 
 def hang_in_fsync(path_part: str, wholly: bool) -> None:
@@ -196,7 +218,7 @@ def test_a_save_that_hangs_ends_the_job_and_names_the_rank(hanging_jobs: dict[st
 
 def test_an_upload_that_hangs_is_ended_behind_whole_checkpoints(hanging_jobs: dict[str, Job]) -> None:
     codes, printed = hanging_jobs["upload"].end()
-    assert codes == [heartbeat.EXIT_CODE, 0], printed
+    assert codes == [heartbeat.EXIT_CODE] * 2, printed
     assert "Rank 0 is stuck in step 8 (uploading)" in printed
     assert [path.name for path in list_checkpoints(hanging_jobs["upload"].recipe.run_folder)] == ["4", "8"]
 
