@@ -109,9 +109,7 @@ class Heartbeat:
         self._interval = self._timeout / BEATS_PER_TIMEOUT
         self._main_thread = threading.get_ident()
         self._phase = Phase(0, "starting", time.monotonic())
-        self._first: dict[
-            str, float
-        ] = {}  # activity -> seconds; with compiling, and all there is to judge the second by
+        self._first: dict[str, float] = {}  # activity -> seconds, with compiling: what the second is judged by
         self._slowest: dict[str, float] = {}  # activity -> seconds, the first time not counted
         self._seen: tuple[Work | None, int, float] = (None, 0, 0.0)  # work, its advances, when they were last news
         self._started = self._reported = time.monotonic()
