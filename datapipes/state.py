@@ -1,7 +1,7 @@
 """Whether what is prepared of each source is what the recipe asks for now, if not why, and what is to be made anew."""
 
 import difflib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +46,8 @@ def state_of(build: SourceBuild, say: Say, verify: bool = False) -> State:
     `say` gets a line before files are read that take their time.
     """
     if not build.folder.is_dir() or not any(build.folder.iterdir()):
-        return State(build, "missing")
+        begun = tuple(_begun_otherwise(build))
+        return State(build, "stale" if begun else "missing", begun)
     try:
         read_source(build.folder)
         manifest = read_manifest(build.folder)
@@ -69,6 +70,15 @@ def state_of(build: SourceBuild, say: Say, verify: bool = False) -> State:
         return State(build, "stale", tuple(reasons))
     record = build.record.model_copy(update={"input": found})
     return State(build, "done", record=record if record.model_dump() != recorded.model_dump() else None)
+
+
+def _begun_otherwise(build: SourceBuild) -> Iterator[str]:
+    """What unfinished builds from other inputs or settings have finished, which a build would drop."""
+    for other in build.other_partial_builds():
+        if tasks := tasks_completed(other / "logs", "shards"):
+            begun = read_record(other)
+            changed = "; ".join(begun.differences(build.record)) if begun else ""
+            yield f"{tasks} finished tasks of an unfinished build, made from something else ({changed or 'its files'})"
 
 
 def _without_record(build: SourceBuild, manifest: Manifest, say: Say) -> State:
@@ -144,8 +154,8 @@ def to_build(states: Sequence[State], rebuild: Collection[str]) -> list[SourceBu
         lines.append(f"  ... and {len(kept) - SHOWN_SOURCES} more")
     names = " ".join(f"--rebuild {state.build.source.name}" for state in kept[:SHOWN_SOURCES])
     raise DataError(
-        f"{len(kept)} of {len(states)} sources are prepared, but not from what the recipes now ask for, or not whole. "
-        f"Nothing was changed.\n"
+        f"{len(kept)} of {len(states)} sources are prepared or begun, but not from what the recipes now ask for, or "
+        f"not whole. Nothing was changed.\n"
         + "\n".join(lines)
         + f"\nTo prepare them anew, add --rebuild {ALL}, or by name: {names}. What is there stays in use until its new "
         f"shards are whole. To keep it, undo what changed; to stay at an earlier commit of a hub dataset, name it as "
@@ -163,12 +173,5 @@ def take_note(states: Sequence[State], rebuild: Collection[str], console: Consol
             if name in rebuild:
                 _say(console, f"{name} is what the recipes ask for: not rebuilt.")
             continue
-        for other in build.other_partial_builds():
-            if tasks := tasks_completed(other / "logs", "shards"):
-                begun = read_record(other)
-                changed = "; ".join(begun.differences(build.record)) if begun else ""
-                _say(
-                    console,
-                    f"{name}: {tasks} finished tasks of an unfinished build are done again, because what they were "
-                    f"made from changed ({changed or 'its files'}).",
-                )
+        for begun in _begun_otherwise(build):
+            _say(console, f"{name}: done again are {begun}.")

@@ -119,7 +119,7 @@ def test_a_hub_dataset_with_other_files_is_refused_and_rebuilt_on_request(
     assert [len(content) for content in files_of(texts).values()] == [len(c) for c in files_of(TEXTS).values()]
     result = prepare_math()
     assert result.code == 2
-    assert "1 of 1 sources are prepared, but not from what the recipes now ask for" in result.err
+    assert "1 of 1 sources are prepared or begun, but not from what the recipes now ask for" in result.err
     assert "  math: files: train/0.parquet: other content" in result.err
     assert f"revision: {then[:19]} -> {now[:19]}" in result.err
     assert "add --rebuild all, or by name: --rebuild math." in result.err
@@ -311,7 +311,7 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(
     assert prepare_letters().code == 0
 
 
-def test_unfinished_work_from_other_inputs_is_redone_with_a_word(
+def test_finished_tasks_of_an_unfinished_build_are_dropped_on_request_only(
     letters: list[Source], prepare_letters: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = iter(range(1000))
@@ -326,10 +326,14 @@ def test_unfinished_work_from_other_inputs_is_redone_with_a_word(
         assert prepare_letters().code == 130
     edit(letters[0])
     dry = prepare_letters("--dry-run")
-    assert (dry.code, dry.out.splitlines()) == (0, ["one: to be made, 4 tasks", "two: to be made, 4 tasks"])
+    begun = "2 finished tasks of an unfinished build, made from something else"
+    assert dry.code == 0 and dry.out.splitlines()[0].startswith(f"one: stale, {begun}")
+    before = snapshot(tmp_path / "run")
     result = prepare_letters()
-    assert result.code == 0
-    assert "one: 2 finished tasks of an unfinished build are done again, because what they were made from" in result.out
+    assert result.code == 2 and f"one: {begun}" in result.err and "--rebuild one" in result.err
+    assert snapshot(tmp_path / "run") == before
+    result = prepare_letters("--rebuild", "one")
+    assert result.code == 0 and f"one: done again are {begun}" in result.out
 
 
 REBUILD = """
