@@ -65,30 +65,30 @@ def old_listing() -> None:
 def old_view() -> None:
     """Nor can what is in it be opened."""
     old_listing()
-    read_text, is_file = Path.read_text, Path.is_file
+    read_bytes, is_file = Path.read_bytes, Path.is_file
 
-    def read_before(path: Path, *arguments: Any, **keywords: Any) -> str:
+    def read_before(path: Path) -> bytes:
         if NEWEST in str(path):
             raise FileNotFoundError(f"No such file: {path}")
-        return read_text(path, *arguments, **keywords)
+        return read_bytes(path)
 
-    Path.read_text = read_before  # type: ignore[method-assign]
+    Path.read_bytes = read_before  # type: ignore[method-assign]
     Path.is_file = lambda path: NEWEST not in str(path) and is_file(path)  # type: ignore[method-assign]
 
 
 def other_manifest() -> None:
     """One file of the newest checkpoint has another checksum here."""
-    read_text = Path.read_text
+    read_bytes = Path.read_bytes
 
-    def read_other(path: Path, *arguments: Any, **keywords: Any) -> str:
-        text = read_text(path, *arguments, **keywords)
+    def read_other(path: Path) -> bytes:
+        content = read_bytes(path)
         if not str(path).endswith(f"{NEWEST}/checkpoint.json"):
-            return text
-        manifest = json.loads(text)
+            return content
+        manifest = json.loads(content)
         next(iter(manifest["files"].values()))["sha256"] = "0" * 64
-        return json.dumps(manifest)
+        return json.dumps(manifest).encode()
 
-    Path.read_text = read_other  # type: ignore[method-assign]
+    Path.read_bytes = read_other  # type: ignore[method-assign]
 
 
 def other_ledger() -> None:
