@@ -133,7 +133,8 @@ def test_unrelated_crashes_with_and_without_progress_between_them_end_nothing(
     assert cluster.field(job, "JobState") == "COMPLETED", cluster.output(job)
     assert [attempt.outcome for attempt in attempts] == ["crashed"] * 5 + ["finished"]
     places = [attempt.failure.partition("silent ")[2] for attempt in attempts[:5]]
-    assert places == ["in step 6", "before the first step", "in step 5", "in step 9", "in step 11"]
+    # Killed while starting: that may be chance, so it is compared with nothing.
+    assert places == ["in step 6", "", "in step 5", "in step 9", "in step 11"]
     saved = [attempt.saved for attempt in attempts[:5]]
     assert saved == sorted(saved) and saved[2] < saved[3] < saved[4]
     assert losses(folder) == losses(straight)
