@@ -93,6 +93,11 @@ def _conversation(text: str) -> list[dict[str, Any]]:
     ]
 
 
+def _without_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The plain template refuses them."""
+    return [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+
+
 def _mode_of_row(text: str) -> None:
     messages = rows.with_inline_reasoning(_conversation(text))
     with contextlib.suppress(rows.UnusableRow):
@@ -124,7 +129,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "judge of held-out prompts": lambda text: judge(HELD_OUT, "think", 0, text, True),
     "mode of a row": _mode_of_row,
     "dual-mode template": lambda text: render(_conversation(text), xml_tools=[text], custom_instructions=text),
-    "plain template": lambda text: render(_conversation(text), template="chatml"),
+    "plain template": lambda text: render(_without_calls(_conversation(text)), template="chatml"),
     "parse_calls": parse_calls,
     "call_score": lambda text: call_score(text, DOC),
     "extract_code": extract_code,
