@@ -134,7 +134,7 @@ def test_rotary_frequencies_that_follow_the_longest_row_are_computed_row_by_row(
 
 @pytest.mark.compat
 def test_a_real_model_gives_the_same_answers_at_every_batch_size():
-    """SmolLM2-135M-Instruct; minutes on two cores: greedy and sampled answers at three batch sizes."""
+    """SmolLM2-135M-Instruct; 30 s on two cores: greedy and sampled answers at three batch sizes."""
     folder = real_model()
     questions = ["3+4=", "The capital of France is", "Once upon a time", "def add(a, b):\n", "Water boils at"]
     docs = [document(f"{'Read this. ' * (4 * n)}{questions[n % 5]}", 12) for n in range(10)]
