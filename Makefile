@@ -42,7 +42,7 @@ data: setup ## Prepare the profile's data: tokenizer, shards, manifests (REBUILD
 	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml) $(REBUILD:%=--rebuild %)
 
 audit: setup ## The mixture as a tree, with decoded samples and a lint of the windows
-	$(PY) -m datapipes.audit $(RECIPES)/pretrain.yaml
+	$(PY) -m check.audit $(RECIPES)/pretrain.yaml
 
 pretrain: setup ## Pretrain the stages in STAGE (1 2 3, long context: 32k 64k), each from its predecessor's last checkpoint
 	@set -e; for stage in $(STAGE); do \
@@ -121,7 +121,7 @@ plan: setup ## Predict memory, speed, days and storage of the stages in STAGE on
 	  $(patsubst %,$(RECIPES)/long_context_%.yaml,$(filter %k,$(STAGE))) --gpu $(GPU) --out $(RUN)/plan
 
 check: setup ## Validate all recipes of the profile
-	$(PY) -m nanotron_ext.check $(filter-out %/cluster.yaml,$(wildcard $(RECIPES)/*.yaml))
+	$(PY) -m check $(filter-out %/cluster.yaml,$(wildcard $(RECIPES)/*.yaml))
 
 bench-data: setup ## The mixture loader beside other loaders, and tokenisation beside the tokenizers library
 	$(PY) bench/data.py
@@ -170,10 +170,11 @@ test-slurm: setup ## The longer tests: dying nodes and the whole chain on a loca
 test-compat: setup ## Beside other releases and foreign things: transformers 4.53 and 4.57, real weights, other Pythons' locks
 	$(PY) -m pytest -m compat tests
 
-lint: setup ## ruff (lint and format) and mypy
+lint: setup ## ruff (lint and format), mypy and the rules of who may import whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 format: setup ## Let ruff rewrite the files
 	$(VENV)/bin/ruff check --fix .

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
+from foundation.launch import torchrun_command
+from foundation.recipe import Recipe, load_recipe
 from nanotron_ext.data.loader import MicroBatch, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
-from nanotron_ext.launch import torchrun_command
-from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.step import TrainState
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from nanotron_ext.launch import torchrun_command
+from foundation.launch import torchrun_command
 
 WINDOW = 65536
 HIDDEN_3B, LAYER_PARAMETERS_3B = 2048, 78_123_008
@@ -167,7 +167,7 @@ def _resident_bytes() -> Iterator[tuple[str, int]]:
 
 
 def _recipe(layout: dict[str, Any]) -> Any:
-    from nanotron_ext.recipe import Recipe
+    from foundation.recipe import Recipe
 
     schedule = {"learning_rate": 1e-3, "lr_decay_style": "constant"}
     return Recipe.model_validate(

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nanotron_ext.data import MicroBatch, MixtureLoader
-from nanotron_ext.recipe import Recipe, load_recipe
+from foundation.recipe import Recipe, load_recipe
+from nanotron_ext.data.loader import MicroBatch, MixtureLoader
 
 TOKENS_PER_SHARD = 4_000_000_000
 FAR_SAMPLE = 2_700_000_000

@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.data.loader import MicroBatch, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import stretched
 from nanotron_ext.model.documents import Documents
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.step import TrainState
 
 KINDS, FACTS_PER_KIND, FILLING_WORDS = 8, 16, 16

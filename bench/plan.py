@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanotron_ext.launch import torchrun_command
+from foundation.launch import torchrun_command
 
 WARM_UP_STEPS = 3
 LAYOUT = {"dp": "dp", "pp": "pp", "tp": "tp", "cp": "context_parallel_size"}
@@ -85,9 +85,9 @@ def measure(path: str, overrides: list[str], seconds: float, document_tokens: in
     import torch
 
     import nanotron_ext.train.run  # noqa: F401  all that a training process loads
+    from foundation.recipe import load_recipe
     from nanotron_ext.data.loader import MicroBatch, StepBatch
     from nanotron_ext.engine import ParallelContext, initialize_distributed
-    from nanotron_ext.recipe import load_recipe
     from nanotron_ext.train.step import TrainState
 
     torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from chain.runner import only_one, pending, run_step
 from chain.state import read_state, reason_to_run, step_keys
 from chain.steps import ChainError, Step, select, steps_of
 from chain.view import View, duration
-from nanotron_ext.errors import UserError
-from slurm.jobs import Profile
+from foundation.errors import UserError
+from jobs.profile import Profile
 
 
 def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> None:

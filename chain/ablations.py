@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from chain.steps import ChainError
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import load_recipe
-from report.intervals import t_interval
+from foundation.errors import UserError
+from foundation.intervals import t_interval
+from foundation.recipe import load_recipe
 
 OVERLAYS = Path("recipes/ablations")
 BASE = "base"

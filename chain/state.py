@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chain.steps import ChainError, Step
-from nanotron_ext.code import Code
-from nanotron_ext.recipe.loading import read_tree
+from foundation.code import Code
+from foundation.recipe.loading import read_tree
 
 CHAIN_FILE = "chain.json"
 State = Literal["running", "failed", "stopped", "done"]

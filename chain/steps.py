@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import load_recipe
-from nanotron_ext.recipe.loading import read_tree
+from foundation.errors import UserError
+from foundation.recipe import load_recipe
+from foundation.recipe.loading import read_tree
+from jobs.profile import Profile
 from posttrain.recipe import load_recipe as load_posttraining_recipe
-from slurm.jobs import Profile
 
 _SOURCE_TABLES = Path("datapipes/sources")
 # Names for several steps at once, in STAGES.

@@ -1,6 +1,6 @@
 """The one kind of error that data preparation reports to its user."""
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 
 
 class DataError(UserError):

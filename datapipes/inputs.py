@@ -19,9 +19,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from pydantic import BaseModel, ConfigDict, Field
 
 from datapipes.errors import DataError
-from datapipes.facts import VERSION as FACTS_VERSION
 from datapipes.math_problems import VERSION as MATH_VERSION
 from datapipes.registry import CORPUS_FOLDER, Corpus, FactsGenerator, Files, Hub, MathGenerator, Source, Unreleased
+from foundation.facts import VERSION as FACTS_VERSION
 
 COMPARING_THREADS = 8
 SHOWN_FILES = 3

@@ -1,6 +1,6 @@
 """Worked elementary mathematics in plain English, generated: the tiny recipe's stand-in for web mathematics.
 
-A document is a pure function of (split, number) on every platform and Python version (datapipes/draws.py). A problem
+A document is a pure function of (split, number) on every platform and Python version (foundation/draws.py). A problem
 belongs to the held-out split or to training by a hash of what it asks, so that no problem (kind and operands) of one
 split occurs in the other, whatever words it is put in.
 """
@@ -12,7 +12,7 @@ from math import gcd
 
 from datatrove.data import Document
 
-from datapipes.draws import Draws, Split
+from foundation.draws import Draws, Split
 
 VERSION = 1  # raise it with every change of the generated text: it is part of the pipeline's hash
 HELDOUT_ONE_IN = 16

@@ -36,7 +36,7 @@ from datapipes.record import Record, input_of, record_of
 from datapipes.registry import Source
 from datapipes.shards import Manifest, ShardFile, read_manifest, token_bytes_for, verify_folder, verify_shard
 from datapipes.tokenizer import LoadedTokenizer
-from nanotron_ext.folders import put_in_place
+from foundation.files import put_in_place
 
 TOKENIZER_BATCH_DOCUMENTS = 1000
 

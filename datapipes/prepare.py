@@ -42,10 +42,10 @@ from datapipes.registry import find_source
 from datapipes.state import ALL, check_names, look, show, take_note, to_build
 from datapipes.tokenizer import load_tokenizer
 from datapipes.trained_tokenizer import train_tokenizer_once
-from nanotron_ext.data.remote import is_remote
-from nanotron_ext.errors import UserError
-from nanotron_ext.folders import restore
-from nanotron_ext.recipe import Recipe, load_recipe
+from foundation.errors import UserError
+from foundation.files import restore
+from foundation.recipe import Recipe, load_recipe
+from foundation.shards.remote import is_remote
 
 LOCK_FILE = ".lock"
 

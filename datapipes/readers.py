@@ -15,10 +15,10 @@ from datatrove.pipeline.base import PipelineStep
 from datapipes.chat import render
 from datapipes.clean import Clean
 from datapipes.errors import DataError
-from datapipes.facts import facts_document
 from datapipes.inputs import Input, InputFile, content_of, find_input, local_file, reason_of
 from datapipes.math_problems import math_document
 from datapipes.registry import CORPUS_FOLDER, Corpus, FactsGenerator, Files, Hub, MathGenerator, Source
+from foundation.facts import facts_document
 
 
 class RowReader(PipelineStep):

@@ -38,7 +38,7 @@ class MathGenerator(_Entry):
 
 
 class FactsGenerator(_Entry):
-    """Our own records with facts to retrieve (datapipes/facts.py)."""
+    """Our own records with facts to retrieve (foundation/facts.py)."""
 
     kind: Literal["facts"]
     split: Literal["train", "heldout"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from datapipes.errors import DataError
-from nanotron_ext.paths import plain_name
+from foundation.paths import plain_name
 
 FORMAT = "token-shards/1"
 CHUNK_TOKENS = 1 << 24

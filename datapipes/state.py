@@ -14,8 +14,8 @@ from datapipes.pipeline import SourceBuild
 from datapipes.record import Record, hash_before_records, read_record
 from datapipes.registry import Hub, Source
 from datapipes.shards import Manifest, read_manifest
-from nanotron_ext.data import DataError as UnusableData
-from nanotron_ext.data import read_source
+from foundation.shards.errors import DataError as UnusableData
+from foundation.shards.manifest import read_source
 
 ALL = "all"  # instead of the names of sources that may be replaced
 SHOWN_SOURCES = 15  # in one message

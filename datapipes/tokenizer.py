@@ -13,8 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from datapipes.errors import DataError
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.tokenizer_json import content_sha256
+from foundation.recipe import Recipe
+from foundation.tokenizer_json import content_sha256
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 SPECIAL_TOKENS = (BOS, EOS, PAD, "<|im_start|>", "<|im_end|>")

@@ -12,8 +12,8 @@ from datapipes.inputs import Input, UnreachableInputError, compare, find_input, 
 from datapipes.readers import texts_of
 from datapipes.registry import Source
 from datapipes.tokenizer import save_tokenizer, train_tokenizer
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.recipe.schema import TrainTokenizer
+from foundation.recipe import Recipe
+from foundation.recipe.schema import TrainTokenizer
 
 RECORD_FILE = "trained_on.json"
 

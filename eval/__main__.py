@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.benchmarks import BENCHMARKS
-from eval.data import EvalError, chosen_suites, read_dataset
+from eval.data import chosen_suites
+from eval.errors import EvalError
+from eval.local_data import read_dataset
 from eval.recipe import EvalRecipe, load_eval_recipe
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 
 if TYPE_CHECKING:
     from eval.planning import PlannedTask

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.data import EvalError
+from eval.errors import EvalError
 from eval.results import read_suite
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import Recipe, load_recipe
-from nanotron_ext.train.tracking import wandb_mode
+from foundation.errors import UserError
+from foundation.recipe import Recipe, load_recipe
+from foundation.wandb_run import wandb_mode
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 

@@ -21,13 +21,15 @@ from pydantic import ValidationError
 
 from eval.__main__ import evaluate
 from eval.benchmarks import BENCHMARKS
-from eval.data import EvalError, chosen_suites, read_dataset
+from eval.data import chosen_suites
+from eval.errors import EvalError
 from eval.fingerprint import fingerprint, task_settings
+from eval.local_data import read_dataset
 from eval.recipe import EvalRecipe, load_eval_recipe
 from eval.report import percent
 from eval.results import Curve, CurvePoint, Score, read_suite, write_json
-from nanotron_ext.errors import UserError
-from report.charts import Series, line_chart
+from foundation.charts import Series, line_chart
+from foundation.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

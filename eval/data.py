@@ -8,80 +8,19 @@ that is there is never replaced by our items or by another revision unless `--re
 import argparse
 import hashlib
 import json
-import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval.benchmarks import BENCHMARKS, Benchmark, Dataset
+from eval.editions import small_rows
+from eval.errors import EvalError
+from eval.hub import Hub
+from eval.local_data import MANIFEST_NAME, Rows, read_dataset, write_dataset
 from eval.recipe import EvalRecipe, load_eval_recipe
-from nanotron_ext.errors import UserError
-from nanotron_ext.folders import put_in_place, restore
-
-MANIFEST_NAME = "dataset.json"
-Row = dict[str, Any]
-Rows = dict[str, list[Row]]  # split -> rows
-
-
-class EvalError(UserError):
-    """An evaluation that cannot run; the message is for the user."""
-
-
-@dataclass(frozen=True)
-class LocalDataset:
-    """One dataset on disk with what its manifest says."""
-
-    rows: Rows
-    edition: str
-    revision: str
-    sha256: str
-
-
-def write_dataset(folder: Path, dataset: Dataset, rows: Rows, edition: str, revision: str) -> None:
-    """Rows as <split>.jsonl and, last, the manifest; what the folder held before is there until then."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    splits = {}
-    for split, split_rows in rows.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
-        (partial / f"{split}.jsonl").write_text(text, encoding="utf-8")
-        splits[split] = {"rows": len(split_rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    manifest: dict[str, Any] = {
-        "format": "eval-data/1",
-        "repo": dataset.repo,
-        "subset": dataset.subset,
-        "edition": edition,
-    }
-    manifest |= {"revision": revision, "splits": splits}
-    (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    put_in_place(partial, folder)
-
-
-def read_dataset(data: Path, dataset: Dataset) -> LocalDataset:
-    """Rows of the splits that `dataset` names, checked against the manifest's hashes.
-
-    Raises:
-        EvalError: if the data is not there, incomplete or changed.
-    """
-    folder = data / dataset.folder
-    file = folder / MANIFEST_NAME
-    if not file.is_file():
-        raise EvalError(f"There is no data in {folder}. Run: python -m eval.data RECIPE --edition small (or full).")
-    manifest = json.loads(file.read_text(encoding="utf-8"))
-    rows: Rows = {}
-    for split in dataset.splits:
-        if split not in manifest["splits"]:
-            raise EvalError(f"{folder} has no split {split!r}, only {', '.join(manifest['splits'])}. Write it again.")
-        content = (folder / f"{split}.jsonl").read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest["splits"][split]["sha256"]:
-            raise EvalError(f"{folder / split}.jsonl was changed after it was written. Write it again.")
-        rows[split] = [json.loads(line) for line in content.splitlines()]
-    hashes = "".join(manifest["splits"][split]["sha256"] for split in dataset.splits)
-    return LocalDataset(rows, manifest["edition"], manifest["revision"], hashlib.sha256(hashes.encode()).hexdigest())
+from foundation.errors import UserError
+from foundation.files import restore
 
 
 def recipe_datasets(recipe: EvalRecipe, suites: Sequence[str] | None = None) -> list[tuple[Benchmark, str | None]]:
@@ -146,8 +85,6 @@ def _is_kept(data: Path, dataset: Dataset, revision: str | None) -> bool:
 
 def write_small_edition(recipe: EvalRecipe, suites: Sequence[str] | None = None) -> None:
     """Our own items for every dataset of the suites (default: all), in place of what is there."""
-    from eval.editions import small_rows
-
     for benchmark, _ in recipe_datasets(recipe, suites):
         assert benchmark.dataset is not None
         rows = small_rows(benchmark)
@@ -210,8 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.edition == "small":
             write_small_edition(recipe, parsed.suite)
         else:
-            from eval.hub import Hub
-
             write_full_edition(recipe, Hub(parsed.mirror).fetch, parsed.suite)
         if parsed.pack:
             pack(recipe, datasets, parsed.pack)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from eval.benchmarks import LANGUAGES, Benchmark
 from eval.code_items import Row, bfcl, humaneval, livecodebench, mbpp
-from eval.data import Rows
+from eval.local_data import Rows
 
 _ITEMS, _FEWSHOT_ITEMS = 24, 10
 

@@ -1,4 +1,4 @@
-"""Retrieval for miniatures: one question about a record of datapipes/facts.py, filled up to a number of tokens.
+"""Retrieval for miniatures: one question about a record of foundation/facts.py, filled up to a number of tokens.
 
 RULER's needles are seven-digit numbers under two-word keys, which a model of a few million parameters does not learn to
 copy; this asks for the same with values of one word. Guessing among the twelve values of a kind scores 8.3 %.
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from datapipes.draws import Draws
-from datapipes.facts import FILLING, draw_facts, record
 from eval.filling import fill_to_length
+from foundation.draws import Draws
+from foundation.facts import FILLING, draw_facts, record
 
 _FACTS = 4  # in every record; one of them is asked for
 

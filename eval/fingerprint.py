@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.benchmarks import Benchmark
 from eval.recipe import EvalRecipe, Mode, Suite, Task
-from nanotron_ext.code import Code
+from foundation.code import Code
 
 _VERSIONED = ("lighteval", "transformers", "torch", "datasets", "vllm")
 _ROOT = Path(__file__).parents[1]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import Dataset
-from eval.data import EvalError, Row, Rows
+from eval.errors import EvalError
+from eval.local_data import Row, Rows
 
 # Repositories whose builders are scripts, which datasets 4 and later refuse, have a converted copy on this branch.
 CONVERTED = "refs/convert/parquet"

@@ -10,8 +10,8 @@ from typing import Any
 
 from lighteval.metrics.utils.metric_utils import Metric
 
-from eval.data import EvalError
 from eval.engine import Doc
+from eval.errors import EvalError
 from eval.recipe import Judge
 from eval.tasks.common import answer_metric
 

@@ -12,19 +12,20 @@ from transformers import AutoTokenizer
 
 from eval.asking import lighteval_task, task_plan
 from eval.benchmarks import BENCHMARKS, Benchmark
-from eval.data import EvalError, LocalDataset, read_dataset
 from eval.engine import Doc, LightevalTask
+from eval.errors import EvalError
 from eval.fingerprint import fingerprint, task_settings
 from eval.judge import check_judge, judge_metric
+from eval.local_data import LocalDataset, read_dataset
 from eval.model import PromptBuilder
 from eval.recipe import EvalRecipe, Mode, Suite, Task
 from eval.results import ModelInfo
 from eval.ruler import sentences
 from eval.sandbox import SandboxError, check_sandbox
 from eval.tasks.common import TaskPlan
-from nanotron_ext.finite import check_files_finite
-from nanotron_ext.hf_folder import meaning, read_config
-from nanotron_ext.paths import indexed_weight_files
+from foundation.finite import check_files_finite
+from foundation.hf_folder import meaning, read_config
+from foundation.paths import indexed_weight_files
 
 GENERATED_DOCUMENTS = 24
 

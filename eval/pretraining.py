@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.paths import plain_name
+from foundation.errors import UserError
+from foundation.paths import plain_name
 
 PROMPTS = ("The history of", "def read(self, path):\n    ", "La première", "Question: What is 12 + 30?")
 SAMPLE_TOKENS = 48

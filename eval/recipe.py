@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from nanotron_ext.recipe import Problem, Section, load_as
+from foundation.recipe import Problem, Section, load_as
 
 Mode = Literal["think", "no_think", "plain"]
 

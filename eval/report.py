@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from eval.page import Cell, Sheet, to_html, to_markdown
 from eval.published import BASE_MODELS, CARD, CardRow, differences
 from eval.results import SuiteResult, TaskResult, read_suite
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 
 _PERCENT_METRICS = ("chrf++",)  # already on a scale of 0 to 100
 EDITION_MARKS = {"small": " †", "generated": " ‡"}

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from foundation.errors import UserError
 from merge.average import Average, write_average
 from merge.checkpoint import Checkpoint
 from merge.evaluate import mean_score, suite_scores
 from merge.recipe import MergeRecipe, load_merge_recipe
 from merge.soup import choose_parent, find_checkpoints, greedy_selection
-from nanotron_ext.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from foundation.hf_folder import finish_folder, spelled_for_all, write_json
 from merge.checkpoint import Checkpoint, MergeError, check_disk_space, check_mergeable
 from merge.verify import Verification, verify_average
-from nanotron_ext.hf_folder import finish_folder, spelled_for_all, write_json
 
 MANIFEST_NAME = "merge_manifest.json"
 _BYTES_PER_ELEMENT = {"bfloat16": 2, "float32": 4}

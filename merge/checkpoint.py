@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.finite import check_files_finite
-from nanotron_ext.hf_folder import TOKENIZER_FILES, meaning, read_config
-from nanotron_ext.paths import indexed_weight_files
+from foundation.errors import UserError
+from foundation.finite import check_files_finite
+from foundation.hf_folder import TOKENIZER_FILES, meaning, read_config
+from foundation.paths import indexed_weight_files
 
 # Keys of config.json that say nothing about the weights; the merged model takes the parent's.
 _FREE_CONFIG_KEYS = frozenset(

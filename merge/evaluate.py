@@ -19,7 +19,7 @@ def suite_scores(model: Path, name: str, evaluation: Evaluation, output: Path) -
     """
     arguments = [evaluation.recipe, "--model", str(model), "--name", name]
     arguments += [*(f"--suite={suite}" for suite in evaluation.suites), f"output={output}"]
-    # By name: an import statement would make every merge depend on the evaluation's code (nanotron_ext/code.py).
+    # By name: an import statement would make every merge depend on the evaluation's code (foundation/code.py).
     if importlib.import_module("eval.__main__").main(arguments) != 0:
         raise MergeError(f"The evaluation of {model} failed (command: python -m eval {' '.join(arguments)}).")
     scores: dict[str, dict[str, float]] = {}

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from nanotron_ext.recipe import Section, load_as
+from foundation.recipe import Section, load_as
 
 
 class Ingredient(Section):

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foundation.charts import Series, line_chart
+from foundation.errors import UserError
 from merge.__main__ import plan_linear
 from merge.average import write_average
 from merge.checkpoint import MergeError
 from merge.evaluate import mean_score, suite_scores
 from merge.recipe import MergeRecipe, load_merge_recipe
-from nanotron_ext.errors import UserError
-from report.charts import Series, line_chart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from foundation.finite import block_rows, check_finite
+from foundation.hf_folder import FINISHED_FILES
 from merge.checkpoint import Checkpoint, MergeError, file_sha256
-from nanotron_ext.finite import block_rows, check_finite
-from nanotron_ext.hf_folder import FINISHED_FILES
 
 _DTYPE_NAMES = {"bfloat16": "BF16", "float32": "F32"}
 # Relative error of rounding to nearest: bfloat16 has 8 significant bits, float32 24.

@@ -14,21 +14,21 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.paths import UnsafeNameError, plain_name
-from nanotron_ext.progress import unwatched
+from foundation.errors import UserError
+from foundation.files import flush, flush_file, write_atomically
+from foundation.paths import UnsafeNameError, plain_name
+from foundation.progress import unwatched
 
 STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 MANIFEST = "checkpoint.json"
@@ -142,10 +142,10 @@ def save_tensors(
             size += len(block)
             advance(0)
             if size - flushed >= FLUSH_BYTES:
-                _flush_file(file)
+                flush_file(file)
                 advance(size - flushed)
                 flushed = size
-        _flush_file(file)
+        flush_file(file)
     advance(size - flushed)
     return {path.name: {"bytes": size, "sha256": digest.hexdigest()}}
 
@@ -167,7 +167,7 @@ def finish_checkpoint(
     delete_checkpoint(final)  # a damaged one, that the run went behind
     temporary.replace(final)
     advance(0)
-    _flush_folder(final.parent)
+    flush(final.parent)
     advance(0)
     write_atomically(final.parent.parent / "latest", final.name)
     advance(0)
@@ -211,31 +211,6 @@ def versions() -> dict[str, str]:
     """Of what may change results: Python and the packages that compute."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "nanotron", "numpy")}
     return {"python": platform.python_version(), **packages}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old content or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        _flush_file(file)
-    temporary.replace(path)
-    _flush_folder(path.parent)
-
-
-def _flush_file(file: IO[Any]) -> None:
-    """Have the disk hold what was written."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    """Have the disk hold a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of_file(path: Path, advance: Advance = unwatched) -> str:

@@ -11,6 +11,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from foundation.errors import UserError
+from foundation.recipe import load_recipe
 from nanotron_ext.checkpoint import (
     RECIPE_FILE,
     CheckpointError,
@@ -19,8 +21,6 @@ from nanotron_ext.checkpoint import (
     list_checkpoints,
     resolve_checkpoint,
 )
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import load_recipe
 from nanotron_ext.retention import in_use, is_in_use, prune_checkpoints, superfluous
 from nanotron_ext.storage import UPLOADED, RemoteCheckpoints, StorageError, not_uploaded, upload_patiently
 

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from nanotron_ext.loopback import become_rank
+from foundation.loopback import become_rank
 
 SUPPORTED_NANOTRON = "0.4"
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=60)

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from foundation.errors import UserError
+from foundation.files import put_in_place, restore
+from foundation.finite import check_finite
+from foundation.hf_folder import TOKENIZER_FILES, finish_folder, write_json
+from foundation.recipe import ModelConfig
+from foundation.recipe.schema import RopeScaling
 from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
-from nanotron_ext.errors import UserError
-from nanotron_ext.finite import check_finite
-from nanotron_ext.folders import put_in_place, restore
-from nanotron_ext.hf_folder import TOKENIZER_FILES, finish_folder, write_json
 from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
-from nanotron_ext.recipe import ModelConfig
-from nanotron_ext.recipe.schema import RopeScaling
 from nanotron_ext.retention import in_use
 
 MAX_SHARD_BYTES = 2 * 1024**3

@@ -1,6 +1,6 @@
 """What a step costs in floating-point operations, and what devices give. No torch is needed here."""
 
-from nanotron_ext.recipe import ModelConfig
+from foundation.recipe import ModelConfig
 
 # Dense bf16 tensor-core peaks without sparsity, from NVIDIA's data sheets, by a part of the device's name.
 PEAK_FLOPS_PER_SECOND = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.hf_folder import meaning
-from nanotron_ext.recipe import ModelConfig
-from nanotron_ext.recipe.schema import RopeScaling
+from foundation.errors import UserError
+from foundation.hf_folder import meaning
+from foundation.recipe import ModelConfig
+from foundation.recipe.schema import RopeScaling
 
 _LAYER = re.compile(r"decoder\.(\d+)\.(.+)")
 # Our parameter within a layer -> transformers' parts of it, in row order.

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from foundation.errors import UserError
+from foundation.finite import check_finite
+from foundation.hf_folder import read_config, spelled_for_all
+from foundation.paths import indexed_weight_files
 from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, save_whole
-from nanotron_ext.errors import UserError
-from nanotron_ext.finite import check_finite
-from nanotron_ext.hf_folder import read_config, spelled_for_all
 from nanotron_ext.hf_format import hf_names, model_config_from_hf, parameter_shapes
-from nanotron_ext.paths import indexed_weight_files
 
 
 class ImportModelError(UserError):

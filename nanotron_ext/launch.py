@@ -9,18 +9,9 @@ import os
 import sys
 from typing import NoReturn
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import Recipe, load_recipe
-
-SHUTDOWN_SECONDS = 600  # for a last checkpoint after SIGTERM; torchrun's 30 are too few for a slow disk
-
-
-def torchrun_command(processes: int, *arguments: str) -> list[str]:
-    """The command that starts `processes` processes on this machine; `arguments` are torchrun's, with the program."""
-    return [
-        *(sys.executable, "-m", "nanotron_ext.torchrun", "--nproc-per-node", str(processes)),
-        *("--shutdown-timeout", str(SHUTDOWN_SECONDS), *arguments),
-    ]
+from foundation.errors import UserError
+from foundation.launch import torchrun_command
+from foundation.recipe import Recipe, load_recipe
 
 
 def threads_per_process(recipe: Recipe) -> int:

@@ -5,8 +5,8 @@ import fcntl
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from foundation.progress import unwatched
 from nanotron_ext.checkpoint import MANIFEST, Advance, CheckpointError, delete_checkpoint, list_checkpoints
-from nanotron_ext.progress import unwatched
 
 
 @contextlib.contextmanager

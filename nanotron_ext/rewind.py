@@ -13,14 +13,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from foundation.errors import UserError
+from foundation.files import write_atomically
+from foundation.journal import METRICS_FILE, SAMPLES_FILE
+from foundation.outcome import OUTCOME_FILE
+from foundation.recipe import Recipe, load_recipe
 from nanotron_ext import ledger
-from nanotron_ext.checkpoint import RECIPE_FILE, CheckpointReader, checkpoint_folder, list_checkpoints, write_atomically
+from nanotron_ext.checkpoint import RECIPE_FILE, CheckpointReader, checkpoint_folder, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.storage import RemoteCheckpoints
-from nanotron_ext.train.outcome import OUTCOME_FILE
-from nanotron_ext.train.tracking import METRICS_FILE, SAMPLES_FILE
 
 
 class RewindError(UserError):

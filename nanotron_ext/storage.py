@@ -15,6 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from foundation.errors import UserError
+from foundation.files import write_atomically
+from foundation.paths import inside
+from foundation.progress import Work, unwatched
+from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import (
     MANIFEST,
     Advance,
@@ -23,12 +28,7 @@ from nanotron_ext.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
     parse_manifest,
-    write_atomically,
 )
-from nanotron_ext.errors import UserError
-from nanotron_ext.paths import inside
-from nanotron_ext.progress import Work, unwatched
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.retention import in_use
 
 BLOCK_BYTES = 1 << 24

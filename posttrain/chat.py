@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers.utils import logging
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Reply, parse_reply
 

@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 from posttrain.recipe import Data, DataSet, PostTrainingRecipe
 from posttrain.tokenization import ACCOUNT, ROW, RowTokenizer
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Mode, parse_reply
 

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.paths import indexed_weight_files
+from foundation.errors import UserError
+from foundation.paths import indexed_weight_files
 from posttrain.recipe import TemplateName
 from posttrain.template import TURN_END, Message, install_template
 

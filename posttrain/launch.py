@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.launch import torchrun_command
+from foundation.errors import UserError
+from foundation.launch import torchrun_command
 from posttrain.recipe import PostTrainingRecipe, check_inputs, load_recipe
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nanotron_ext.hf_folder import finish_folder
-from nanotron_ext.train.tracking import METRICS_FILE, StepLog, read_metrics
+from foundation.hf_folder import finish_folder
+from foundation.journal import METRICS_FILE, StepLog, read_metrics
 
 
 class TrainingFailure(RuntimeError):

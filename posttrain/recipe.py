@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import Problem, load_as
-from nanotron_ext.recipe.schema import General, Section, Wandb
+from foundation.errors import UserError
+from foundation.recipe import Problem, load_as
+from foundation.recipe.schema import General, Section, Wandb
 
 TemplateName: TypeAlias = Literal["dual_mode", "chatml"]
 
@@ -158,7 +158,7 @@ def check_inputs(recipe: PostTrainingRecipe) -> None:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PostTrainingRecipe:
-    """Read, resolve and validate a post-training recipe; see `nanotron_ext.recipe.load_as`.
+    """Read, resolve and validate a post-training recipe; see `foundation.recipe.load_as`.
 
     Raises:
         RecipeError: naming every wrong key with file, line and fix.

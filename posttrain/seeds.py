@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 from posttrain.evaluate import MODES, Judged, Proportion, evaluate, load_prompts, summarise
 from posttrain.generate import ChatModel, Sampling
 from posttrain.recipe import load_recipe

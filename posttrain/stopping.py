@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nanotron_ext.train.outcome import STOP_SIGNALS, StopSignal
+from foundation.outcome import STOP_SIGNALS, StopSignal
 
 _STUCK = 70  # exit code, as of a pretraining rank that cannot go on; EX_SOFTWARE of sysexits.h
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.replies import cut_out, json_object
+from foundation.errors import UserError
+from foundation.replies import cut_out, json_object
 from posttrain.recipe import TemplateName
 
 Message: TypeAlias = dict[str, Any]

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 
 HELD_OUT_FRACTION = 0.15
 

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TQDM_DISABLE": "1",
         }
-    from nanotron_ext.errors import UserError
+    from foundation.errors import UserError
     from posttrain.progress import TrainingFailure
     from posttrain.recipe import check_inputs, load_recipe
 
@@ -80,7 +80,7 @@ def _train_all(recipes: list["PostTrainingRecipe"]) -> int:
     What became of them all is the outcome in the first one's folder, which is a job's. Its step counts the steps of all
     of them, so that a job that was stopped twice can be seen to get on.
     """
-    from nanotron_ext.train import outcome
+    from foundation import outcome
     from posttrain.progress import TrainingFailure
     from posttrain.recipe import check_inputs
     from posttrain.stopping import StopRequest

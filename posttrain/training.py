@@ -28,13 +28,13 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from nanotron_ext.checkpoint import write_atomically
-from nanotron_ext.errors import UserError
-from nanotron_ext.finite import NotFiniteError, check_finite
-from nanotron_ext.hf_folder import finish_folder, spelled_for_all
-from nanotron_ext.paths import indexed_weight_files
-from nanotron_ext.train import outcome
-from nanotron_ext.train.outcome import Outcome
+from foundation import outcome
+from foundation.errors import UserError
+from foundation.files import write_atomically
+from foundation.finite import NotFiniteError, check_finite
+from foundation.hf_folder import finish_folder, spelled_for_all
+from foundation.outcome import Outcome
+from foundation.paths import indexed_weight_files
 from posttrain.data import TrainingData, prepare_data
 from posttrain.progress import FinishesCheckpoints, MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe

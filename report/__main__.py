@@ -11,13 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from jobs.profile import Profile
 from report.collect import collect
 from report.html import to_html
 from report.markdown import write_markdown
 from report.sections import build_sections
 from report.terminal import print_summary
-from slurm.jobs import Profile
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Union
 
-from report.charts import Series
+from foundation.charts import Series
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from datapipes.errors import DataError
 from datapipes.registry import find_source
 from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
-from nanotron_ext.errors import UserError
-from slurm.jobs import Profile
+from foundation.errors import UserError
+from jobs.profile import Profile
 
+SEEDS_FILE = "seeds.json"  # of the folder with a run per seed; see report/seeds.py
 _PACKAGES = ("torch", "nanotron", "datatrove", "transformers", "trl", "mergekit", "lighteval")
 
 
@@ -116,15 +117,10 @@ def collect(profile: Profile) -> Report:
         sweep=_json(run / "merge_sweep" / "sweep.json"),
         plans=_plans(profile),
         ablations=_json(run / "ablations" / "ablations.json"),
-        seeds=_json(seeds_file(run)),
+        seeds=_json(run.with_name(f"{run.name}-seeds") / SEEDS_FILE),  # the runs lie beside the profile's own
         posttraining_seeds=_json(run / "eval" / "posttrain_seeds.json"),
         missing=[name for name in wanted if name not in done],
     )
-
-
-def seeds_file(run: Path) -> Path:
-    """What the chain under several seeds found; its runs lie beside the profile's own."""
-    return run.with_name(f"{run.name}-seeds") / "seeds.json"
 
 
 def _training(folder: Path) -> Training | None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foundation.intervals import Estimate, newcombe, wilson
 from report.collect import Report, Training
-from report.intervals import Estimate, newcombe, wilson
 
 MODE_FOLLOWING_PERCENT = 95.0
 _MERGED = {"soup", "merged"}

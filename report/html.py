@@ -6,8 +6,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from foundation.charts import line_chart
 from report.blocks import Chart, Section
-from report.charts import line_chart
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

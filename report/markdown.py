@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from foundation.charts import line_chart
 from report.blocks import Block, Chart, Details, Finding, Missing, Sample, Section, Table, Text
-from report.charts import line_chart
 
 CHART_FOLDER = "charts"
 

@@ -8,8 +8,8 @@ from eval.published import differences
 from eval.report import EDITION_MARKS, base_scores, build_table, percent, win_rates
 from eval.report import Table as EvaluationTable
 from eval.results import TaskResult
+from foundation.charts import Series
 from report.blocks import Block, Chart, Details, Missing, Sample, Table, Text
-from report.charts import Series
 from report.collect import Report
 
 _SAMPLE_CHARACTERS = 600

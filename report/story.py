@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from foundation.intervals import Estimate, t_interval
 from report.blocks import Block, Details, Finding, Table
 from report.collect import Report
 from report.effects import Claim, Effect, measure, multi_step_tasks, over_posttraining_seeds
-from report.intervals import Estimate, t_interval
 
 SEEDS_COMMAND = "make demo-seeds"
 _Values = Mapping[tuple[str, str], Sequence[float]]  # (claim, effect) -> its value under each seed

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.results import SuiteResult
+from foundation.charts import COLOURS, Series, short_number
 from report.blocks import Block, Chart, Details, Missing, Table, Text
-from report.charts import COLOURS, Series, short_number
 from report.collect import Report, Source, Training
 
 _MEAN_STEPS = 10  # losses in tables are means over so many steps: single steps are noisy

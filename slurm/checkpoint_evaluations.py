@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from jobs.profile import Plan, Profile
 from slurm.checks import profile_from_environment
 from slurm.cluster import load_cluster_settings, sbatch
-from slurm.jobs import Plan, Profile
 
 JOB = "eval_checkpoint"
 

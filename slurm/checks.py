@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from jobs.profile import JobError, Plan, Profile
 from slurm.cluster import SITE_FILE, QueuedJob, Resources, load_cluster_settings, queued_jobs
-from slurm.jobs import JobError, Plan, Profile
 
 WAIT = 3  # exit code: the job before this one still runs
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from slurm.jobs import JobError, Profile, script_of
+from jobs.profile import JobError, Profile, script_of
 
 SITE_FILE = Path("slurm/site.sh")
 

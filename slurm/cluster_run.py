@@ -6,10 +6,10 @@ Jobs that are done or already queued are left alone, so running it again only fi
 import argparse
 import sys
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from jobs.profile import Profile
 from slurm.checks import check_job, profile_from_environment, read_site_settings
 from slurm.cluster import load_cluster_settings, queued_jobs, requested_resources, sbatch
-from slurm.jobs import Profile
 
 
 def missing_jobs(profile: Profile) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from jobs.profile import Plan, Profile
 from slurm.attempts import decide, read_attempts
 from slurm.checks import profile_from_environment, read_site_settings
 from slurm.cluster import QueuedJob, queued_jobs
-from slurm.jobs import Plan, Profile
 
 _TAIL_BYTES = 65536
 _AVERAGED_STEPS = 20

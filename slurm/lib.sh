@@ -170,7 +170,7 @@ rendezvous() {
 torchrun_on_all_nodes() {
   local watcher arguments endpoint
   if [[ $SLURM_NNODES -eq 1 ]]; then
-    arguments=(nanotron_ext.torchrun)
+    arguments=(foundation.torchrun)
   else
     endpoint=$(rendezvous)
     arguments=(torch.distributed.run --nnodes="$SLURM_NNODES" --rdzv-backend=static --rdzv-endpoint="$endpoint")

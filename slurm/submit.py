@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from jobs.profile import JobError, Profile
 from slurm.checks import check_job, profile_from_environment, read_site_settings
 from slurm.cluster import load_cluster_settings, queued_jobs, requested_resources, sbatch
-from slurm.jobs import JobError, Profile
 
 
 def submit(profile: Profile, name: str, sbatch_options: Sequence[str] = (), overrides: Sequence[str] = ()) -> str:

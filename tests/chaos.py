@@ -25,11 +25,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from foundation.journal import read_metrics, read_samples
+from foundation.launch import torchrun_command
+from foundation.recipe import Recipe
 from nanotron_ext import checkpoint
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
-from nanotron_ext.launch import torchrun_command
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.train.tracking import read_metrics, read_samples
 from tests.nanotron_ext.ranks import CONTEXT, free_port, set_rank
 from tests.nanotron_ext.tiny_run import RECIPE_PATH, overrides, prepare, tiny_recipe
 

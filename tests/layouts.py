@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks

@@ -117,7 +117,7 @@ def serve(
     import torch
 
     import nanotron_ext.train.run  # noqa: F401
-    from nanotron_ext.loopback import become_rank
+    from foundation.loopback import become_rank
 
     become_rank(rank, world_size(variant), port)
     if beside_peers:  # every variant then has the same imports behind it

@@ -66,7 +66,7 @@ def verdict(curve: dict[str, Any]) -> str:
 
 def curve_chart(curve: dict[str, Any]) -> str:
     """The losses of all paths as SVG."""
-    from report.charts import Series, line_chart
+    from foundation.charts import Series, line_chart
 
     series = [
         Series(name, list(range(1, len(losses) + 1)), losses) for name, losses in reversed(curve["losses"].items())

@@ -70,8 +70,8 @@ def cells(variant: str, figures: dict[str, Any], result: dict[str, Any]) -> str:
 
 def planned_bytes(recipe: dict[str, Any]) -> float:
     """What the planner says that the step allocates: without CUDA's own context."""
+    from foundation.recipe import Recipe
     from nanotron_ext.plan.memory import peak_memory
-    from nanotron_ext.recipe import Recipe
 
     return peak_memory(Recipe.model_validate(recipe), runtime_bytes=0.0).total
 

@@ -35,7 +35,7 @@ class Work:
 
     def recipe(self, tp: int = 1, dp: int = 1, overrides: tuple[str, ...] = ()) -> Any:
         """The trainer's recipe; with replicas, each takes its share of the micro-batches."""
-        from nanotron_ext.recipe import load_recipe
+        from foundation.recipe import load_recipe
 
         shape = dict(SIZES[self.size])
         heads, kv_heads = shape.pop("heads")  # type: ignore[misc]

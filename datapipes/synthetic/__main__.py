@@ -8,7 +8,7 @@ from rich.table import Table
 
 from datapipes.synthetic.build import Report, build
 from datapipes.synthetic.recipe import load_recipe
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from datapipes.registry import Files, Hub
-from nanotron_ext.recipe import Problem, Section, load_as
+from foundation.recipe import Problem, Section, load_as
 
 
 class Teacher(Section):
@@ -50,7 +50,7 @@ class SyntheticRecipe(Section):
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> SyntheticRecipe:
-    """Read, resolve and validate a recipe; see `nanotron_ext.recipe.load_as`.
+    """Read, resolve and validate a recipe; see `foundation.recipe.load_as`.
 
     Raises:
         RecipeError: naming every wrong key with file, line and fix.

@@ -7,7 +7,7 @@ from eval.benchmarks import Benchmark
 from eval.engine import Doc
 from eval.recipe import Task
 from eval.tasks.common import Row, TaskPlan, answer_metric
-from nanotron_ext.replies import cut_out, json_object
+from foundation.replies import cut_out, json_object
 
 
 def bfcl(benchmark: Benchmark, task: Task) -> TaskPlan:

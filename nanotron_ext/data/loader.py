@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foundation.recipe import Recipe
+from foundation.shards.errors import DataError
+from foundation.shards.manifest import open_sources
+from foundation.shards.reader import ShardSet
 from nanotron_ext.checkpoint import MANIFEST, resolve_checkpoint
-from nanotron_ext.data.errors import DataError
-from nanotron_ext.data.manifest import open_sources
 from nanotron_ext.data.mixture import Mixture, Stage
 from nanotron_ext.data.order import TokenOrder
 from nanotron_ext.data.permutation import source_key
-from nanotron_ext.data.shards import ShardSet
-from nanotron_ext.recipe import Recipe
 
 PREFETCHED_STEPS = 2
 DRAWN_TOGETHER = 512

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from nanotron_ext.data.errors import DataError
+from foundation.shards.errors import DataError
 
 MAX_PERIOD = 2**20
 """Longest schedule, in samples (6 MB, about a second). Shares with a larger common denominator are rounded to it."""

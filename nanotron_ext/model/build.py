@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.engine import (
     ParallelContext,
     PipelineBlock,
@@ -19,7 +20,6 @@ from nanotron_ext.model.elementwise import Elementwise
 from nanotron_ext.model.init import initialize
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining, TensorParallel
 from nanotron_ext.model.stages import balanced_stages
-from nanotron_ext.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -14,8 +14,8 @@ import math
 
 import torch
 
-from nanotron_ext.recipe import ModelConfig
-from nanotron_ext.recipe.schema import RopeScaling
+from foundation.recipe import ModelConfig
+from foundation.recipe.schema import RopeScaling
 
 
 def rotary_frequencies(config: ModelConfig) -> tuple[torch.Tensor, float]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from foundation.recipe.schema import BLOCKS_PER_RANK
 from nanotron_ext.engine import dist
-from nanotron_ext.recipe.schema import BLOCKS_PER_RANK
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from foundation.recipe import ModelConfig
+from foundation.recipe.schema import Parallelism
 from nanotron_ext.engine import (
     NanotronModel,
     ParallelContext,
@@ -33,8 +35,6 @@ from nanotron_ext.model.linear import RowLinear
 from nanotron_ext.model.loss import linear_cross_entropy
 from nanotron_ext.model.rotary import rotary_tables
 from nanotron_ext.model.sharding import gather_tokens
-from nanotron_ext.recipe import ModelConfig
-from nanotron_ext.recipe.schema import Parallelism
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which decoder layers lie on which pipeline stage. No torch is needed here: the planner reads it too."""
 
-from nanotron_ext.recipe import ModelConfig
+from foundation.recipe import ModelConfig
 
 
 def balanced_stages(config: ModelConfig, pp: int) -> list[int]:

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanotron_ext.check import loader_for
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from foundation.recipe import Recipe, load_recipe
+from foundation.recipe.phases import phase_of
 from nanotron_ext.plan import devices
 from nanotron_ext.plan.calibration import calibrated
 from nanotron_ext.plan.estimate import Estimate, Target, estimate, memory_by_recomputation
@@ -23,7 +24,6 @@ from nanotron_ext.plan.memory import Trainer
 from nanotron_ext.plan.report import layouts_table, report
 from nanotron_ext.plan.search import layouts, with_layout
 from nanotron_ext.plan.speed import Machine
-from nanotron_ext.recipe import Recipe, load_recipe
 
 
 def gpu_target(recipe: Recipe, name: str, measured: Path | None = None) -> Target:
@@ -82,7 +82,7 @@ def load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[Recipe
         UserError: for a wrong recipe, or one of another phase.
     """
     for path in paths:
-        if loader_for(path) is not load_recipe:
+        if phase_of(path) not in ("pretrain", "long_context"):
             raise UserError(f"{path}: only pretraining and long-context recipes can be planned.")
     return [load_recipe(path, overrides) for path in paths]
 

@@ -9,9 +9,9 @@ import json
 import statistics
 from pathlib import Path
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
+from foundation.recipe import Recipe
 from nanotron_ext.plan.speed import Machine, step_time
-from nanotron_ext.recipe import Recipe
 
 VARIANT = "this trainer"
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from foundation.loopback import stay_on_loopback
+from foundation.recipe import Recipe
 from nanotron_ext.engine import dist, initialize_distributed
-from nanotron_ext.loopback import stay_on_loopback
 from nanotron_ext.model.attention import attend
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.model.elementwise import Elementwise
 from nanotron_ext.model.loss import linear_cross_entropy
 from nanotron_ext.plan.speed import Machine
-from nanotron_ext.recipe import Recipe
 
 _SECONDS_PER_KERNEL = 0.15
 _MESSAGE_BYTES = (64 * 1024, 4 * 1024 * 1024)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanotron_ext.errors import UserError
+from foundation.errors import UserError
 from nanotron_ext.flops import PEAK_FLOPS_PER_SECOND
 
 # Shares of the data sheet. None was measured with this project's code; each says where it is from.

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from foundation.recipe import Recipe
 from nanotron_ext.flops import step_flops
 from nanotron_ext.plan.layout import BYTES_PER_ELEMENT
 from nanotron_ext.plan.memory import Memory, Trainer, peak_memory
 from nanotron_ext.plan.search import RECOMPUTATION, with_layout
 from nanotron_ext.plan.speed import Machine, StepTime, step_time
-from nanotron_ext.recipe import Recipe
 
 SECONDS_PER_DAY = 86_400
 STATE_BYTES_PER_PARAMETER = 12  # a checkpoint: float32 masters and Adam's two moments

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from foundation.recipe import Recipe
 from nanotron_ext.model.stages import balanced_stages
-from nanotron_ext.recipe import Recipe
 
 BYTES_PER_ELEMENT = {"bfloat16": 2, "float32": 4}
 

@@ -23,6 +23,7 @@ micro-batch at 2.66 times their float32 size (measured).
 from dataclasses import dataclass
 from typing import Literal
 
+from foundation.recipe import Recipe
 from nanotron_ext.plan.layout import (
     BYTES_PER_ELEMENT,
     StageShard,
@@ -31,7 +32,6 @@ from nanotron_ext.plan.layout import (
     stage_shards,
     tokens_per_micro_batch,
 )
-from nanotron_ext.recipe import Recipe
 
 Trainer = Literal["ours", "nanotron"]
 NANOTRON_LOGITS_FACTOR = 2.66

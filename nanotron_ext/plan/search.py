@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Iterator
 
-from nanotron_ext.recipe import Recipe, RecipeError
-from nanotron_ext.recipe.checks import check_recipe
+from foundation.recipe import Recipe, RecipeError
+from foundation.recipe.checks import check_recipe
 
 RECOMPUTATION: dict[str, dict[str, bool]] = {
     "none": {"recompute_mlp": False, "recompute_layer": False},

@@ -9,6 +9,7 @@ layer's eight gathers and scatters the two of the forward row layers stay expose
 
 from dataclasses import dataclass
 
+from foundation.recipe import Recipe
 from nanotron_ext.plan.kernels import Kernels, Links
 from nanotron_ext.plan.layout import (
     BYTES_PER_ELEMENT,
@@ -18,7 +19,6 @@ from nanotron_ext.plan.layout import (
     stage_shards,
     tokens_per_micro_batch,
 )
-from nanotron_ext.recipe import Recipe
 
 
 @dataclass(frozen=True)

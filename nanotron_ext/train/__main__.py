@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import load_recipe
+from foundation.errors import UserError
+from foundation.recipe import load_recipe
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         level = recipe.logging.log_level.upper() if is_first else "ERROR"
         logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        from nanotron_ext.train.outcome import EXIT_CODES
+        from foundation.outcome import EXIT_CODES
         from nanotron_ext.train.run import run  # seconds of imports, which a wrong recipe should not cost
 
         return EXIT_CODES[run(recipe).outcome]

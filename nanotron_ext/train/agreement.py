@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from foundation.errors import UserError
+from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointError, CheckpointReader
 from nanotron_ext.engine import node_name
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.changes import differences
 from nanotron_ext.train.startup import Preflight, StartupError, examine
 

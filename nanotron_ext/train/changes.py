@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointError
-from nanotron_ext.recipe import Recipe
 
 _SHOWN = 12
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from nanotron_ext.checkpoint import MANIFEST, CheckpointError, list_checkpoints, parse_manifest, write_atomically
-from nanotron_ext.paths import inside
-from nanotron_ext.recipe import Recipe
+from foundation.files import write_atomically
+from foundation.paths import inside
+from foundation.recipe import Recipe
+from nanotron_ext.checkpoint import MANIFEST, CheckpointError, list_checkpoints, parse_manifest
 
 CHUNK_BYTES = 1 << 26
 COMPLETED_AT_MOST = 2  # the newest, and one to fall back on when it is damaged

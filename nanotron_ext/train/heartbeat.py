@@ -37,12 +37,12 @@ from types import TracebackType
 
 import torch.distributed
 
+from foundation import outcome
+from foundation.errors import UserError
+from foundation.outcome import Outcome
+from foundation.progress import Work
+from foundation.recipe import Recipe
 from nanotron_ext.engine import Launch, node_name
-from nanotron_ext.errors import UserError
-from nanotron_ext.progress import Work
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.train import outcome
-from nanotron_ext.train.outcome import Outcome
 
 logger = logging.getLogger("nanotron_ext.train")
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import torch
 
+from foundation.recipe.schema import Optimizer as OptimizerSection
 from nanotron_ext.engine import ParallelContext, dist
 from nanotron_ext.model.naming import GlobalParameter, global_parameters
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining
-from nanotron_ext.recipe.schema import Optimizer as OptimizerSection
 from nanotron_ext.train.buckets import FlatGroup, GradientCollector, Slot
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from foundation.progress import Work, unwatched
 from nanotron_ext.checkpoint import (
     STATE_KINDS,
     Advance,
@@ -22,7 +23,6 @@ from nanotron_ext.checkpoint import (
 )
 from nanotron_ext.engine import dist, node_name
 from nanotron_ext.ledger import Samples
-from nanotron_ext.progress import Work, unwatched
 from nanotron_ext.retention import prune_checkpoints
 from nanotron_ext.storage import Uploader, not_uploaded
 from nanotron_ext.train.exchange import keeps_files

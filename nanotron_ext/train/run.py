@@ -9,27 +9,30 @@ from typing import Any
 
 import torch
 
+from foundation import outcome
+from foundation.errors import UserError
+from foundation.journal import METRICS_FILE, SAMPLES_FILE, StepLog
+from foundation.outcome import Outcome, StopSignal
+from foundation.progress import Work
+from foundation.recipe import Recipe
+from foundation.shards.remote import DOWNLOADS
+from foundation.wandb_run import Wandb
 from nanotron_ext import ledger
 from nanotron_ext.checkpoint import CheckpointError, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
-from nanotron_ext.data.remote import DOWNLOADS
 from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distributed
-from nanotron_ext.errors import UserError
 from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
-from nanotron_ext.progress import Work
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.train import outcome, startup
+from nanotron_ext.train import startup
 from nanotron_ext.train.agreement import agree, newest_of_all
+from nanotron_ext.train.console import Console
 from nanotron_ext.train.exchange import complete_checkpoints
 from nanotron_ext.train.heartbeat import Heartbeat
-from nanotron_ext.train.outcome import Outcome, StopSignal
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
 from nanotron_ext.train.spikes import SpikeDetector, SpikeError
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths
-from nanotron_ext.train.tracking import METRICS_FILE, SAMPLES_FILE, Console, StepLog, Wandb
 from nanotron_ext.train.validation import Validation
 
 logger = logging.getLogger("nanotron_ext.train")

@@ -2,8 +2,8 @@
 
 import math
 
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.recipe.schema import LearningRateScheduler
+from foundation.recipe import Recipe
+from foundation.recipe.schema import LearningRateScheduler
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

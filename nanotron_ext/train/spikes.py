@@ -4,8 +4,8 @@ import math
 import statistics
 from collections import deque
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe.schema import Spikes
+from foundation.errors import UserError
+from foundation.recipe.schema import Spikes
 
 MIN_SPREAD = 0.005  # of the median: late in a run losses scatter by less, and a rise of that kind is no spike
 

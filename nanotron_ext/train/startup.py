@@ -16,6 +16,10 @@ from typing import Any, TextIO
 
 import yaml
 
+from foundation.errors import UserError
+from foundation.files import write_atomically
+from foundation.recipe import Recipe, load_recipe
+from foundation.wandb_run import wandb_mode
 from nanotron_ext.checkpoint import (
     RECIPE_FILE,
     STATE_KINDS,
@@ -24,16 +28,12 @@ from nanotron_ext.checkpoint import (
     list_checkpoints,
     resolve_checkpoint,
     versions,
-    write_atomically,
 )
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.engine import node_name
-from nanotron_ext.errors import UserError
 from nanotron_ext.ledger import Samples, skipped_samples
-from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.storage import fetch_newest
 from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines
-from nanotron_ext.train.tracking import wandb_mode
 
 logger = logging.getLogger("nanotron_ext.train")
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from foundation.errors import UserError
+from foundation.recipe import Recipe
 from nanotron_ext.data.loader import MicroBatch, StepBatch
 from nanotron_ext.engine import ParallelContext, TensorPointer, clear_pipeline_queues, dist, pipeline_engine
-from nanotron_ext.errors import UserError
 from nanotron_ext.model.build import build_model
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.model.transfer import to_device
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.optimizer import Optimizer
 from nanotron_ext.train.schedule import learning_rate
 from nanotron_ext.train.stragglers import WorkTimer

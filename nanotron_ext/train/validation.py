@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.data.loader import MicroBatch, validation_batches
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.step import TrainState
 
 

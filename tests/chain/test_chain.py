@@ -15,8 +15,8 @@ from chain.runner import StepFailed, only_one, pending, run_step
 from chain.state import ChainState, read_state, reason_to_run, step_keys
 from chain.steps import ChainError, Step, select, steps_of
 from eval.recipe import load_eval_recipe
-from nanotron_ext.recipe import load_recipe
-from slurm.jobs import Profile
+from foundation.recipe import load_recipe
+from jobs.profile import Profile
 
 REPOSITORY = Path(__file__).parents[2]
 MAKEFILE = """

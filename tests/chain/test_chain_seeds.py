@@ -12,9 +12,9 @@ import yaml
 import chain.seeds
 from chain.seeds import run_seeds, write_recipes
 from chain.steps import ChainError
-from nanotron_ext.recipe import load_recipe
+from foundation.recipe import load_recipe
+from jobs.profile import Profile
 from posttrain.recipe import load_recipe as load_posttraining_recipe
-from slurm.jobs import Profile
 from tests.report.run_folder import summary, write_capabilities, write_stage
 
 RECIPES = Path("recipes/tiny")

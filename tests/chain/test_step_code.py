@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from chain.steps import steps_of
-from nanotron_ext.code import Code
-from slurm.jobs import Profile
+from foundation.code import Code
+from jobs.profile import Profile
 
 
 def test_steps_of_the_demo_see_the_code_that_they_run_and_no_other() -> None:
@@ -19,7 +19,7 @@ def test_steps_of_the_demo_see_the_code_that_they_run_and_no_other() -> None:
     assert {"posttrain/training.py", "posttrain/data.py"} <= seen["sft"]
     assert {"eval/tasks/base.py", "eval/ruler.py", "eval/helmet.py", "eval/sandbox_inside.py"} <= seen["eval_base"]
     for step, others in {
-        "data": ("datapipes/audit.py", "datapipes/synthetic/build.py", "nanotron_ext/train/step.py"),
+        "data": ("check/audit.py", "datapipes/synthetic/build.py", "nanotron_ext/train/step.py"),
         "pretrain_stage1": (
             "nanotron_ext/plan/speed.py",
             "nanotron_ext/rewind.py",
@@ -27,6 +27,6 @@ def test_steps_of_the_demo_see_the_code_that_they_run_and_no_other() -> None:
             "eval/runner.py",
         ),
         "sft": ("posttrain/evaluate.py", "posttrain/chat.py", "nanotron_ext/train/step.py"),
-        "merge": ("eval/runner.py", "report/charts.py"),
+        "merge": ("eval/runner.py", "foundation/charts.py"),
     }.items():
         assert not seen[step] & set(others), step

@@ -16,20 +16,20 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tests.nanotron_ext.test_hf_folder import yarn_by_hand
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from foundation.hf_folder import meaning
+from foundation.recipe import ModelConfig
 from merge.average import Average, write_average
 from merge.checkpoint import Checkpoint
 from nanotron_ext.checkpoint import CheckpointReader
 from nanotron_ext.export import export
-from nanotron_ext.hf_folder import meaning
 from nanotron_ext.hf_format import parameter_shapes
 from nanotron_ext.import_hf import import_hf
-from nanotron_ext.recipe import ModelConfig
 from posttrain import train as train_command
 from posttrain.tiny_data import write_sets
 from tests.compat.environments import python_with_transformers
-from tests.nanotron_ext.test_hf_folder import yarn_by_hand
 from tests.posttrain.template_cases import CASES
 from tests.posttrain.tiny_model import write_model
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from datapipes.errors import DataError
 from datapipes.tokenizer import MARKUP_TOKENS, SPECIAL_TOKENS, LoadedTokenizer, load_tokenizer, train_tokenizer
-from nanotron_ext.recipe import Recipe, load_recipe
+from foundation.recipe import Recipe, load_recipe
 from tests.datapipes.helpers import make_tokenizer, random_text
 
 TRAIN = """

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from fractions import Fraction
 
-from datapipes.draws import Draws
 from datapipes.math_problems import KINDS, draw_problem, is_held_out, math_document
+from foundation.draws import Draws
 
 NUMBER = r"(-?\d+(?:/\d+)?)"
 # Not the inner part of a longer expression such as (3 + 4) * 5 = 35.

@@ -18,9 +18,9 @@ from datapipes.pipeline import SourceBuild
 from datapipes.registry import Files, Source
 from datapipes.state import state_of
 from datapipes.tokenizer import LoadedTokenizer
-from nanotron_ext.data import DataError as UnusableData
-from nanotron_ext.data import MixtureLoader
-from nanotron_ext.recipe import Recipe
+from foundation.recipe import Recipe
+from foundation.shards.errors import DataError as UnusableData
+from nanotron_ext.data.loader import MixtureLoader
 from tests.datapipes.helpers import is_done, random_text, shard_bytes
 from tests.nanotron_ext.data.prepared_data import make_recipe, random_documents, write_source
 

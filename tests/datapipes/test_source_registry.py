@@ -5,7 +5,7 @@ import pytest
 from datapipes.errors import DataError
 from datapipes.prepare import sources_of
 from datapipes.registry import CORPUS_FOLDER, Corpus, find_source, load_registry
-from nanotron_ext.recipe import load_recipe
+from foundation.recipe import load_recipe
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes/tiny").glob("pretrain*.yaml")), ids=str)

@@ -16,8 +16,8 @@ from datapipes.record import hash_before_records
 from datapipes.registry import Source, find_source
 from datapipes.state import State, state_of
 from datapipes.tokenizer import EOS, LoadedTokenizer
-from nanotron_ext.data import DataError as UnusableData
-from nanotron_ext.data import MixtureLoader
+from foundation.shards.errors import DataError as UnusableData
+from nanotron_ext.data.loader import MixtureLoader
 from tests.datapipes import hub_server
 from tests.datapipes.helpers import make_tokenizer, shard_bytes
 from tests.nanotron_ext.data.prepared_data import make_recipe

@@ -13,8 +13,8 @@ from datapipes.errors import DataError
 from datapipes.math_problems import VERSION
 from datapipes.registry import Source, find_source
 from datapipes.trained_tokenizer import train_tokenizer_once
-from nanotron_ext.recipe import Recipe, load_recipe
-from nanotron_ext.recipe.schema import TrainTokenizer
+from foundation.recipe import Recipe, load_recipe
+from foundation.recipe.schema import TrainTokenizer
 
 TEXTS = [f"letter {number} about water and stone" for number in range(40)]
 TRAIN = TrainTokenizer(vocab_size=280, sources=["letters"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chain.steps import steps_of
-from slurm.jobs import Profile
+from jobs.profile import Profile
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

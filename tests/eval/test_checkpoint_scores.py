@@ -11,8 +11,8 @@ from wandb.proto import wandb_internal_pb2
 
 from eval.checkpoint import main
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
-from nanotron_ext.recipe import load_recipe
-from nanotron_ext.train.tracking import Wandb
+from foundation.recipe import load_recipe
+from foundation.wandb_run import Wandb
 
 
 def suite(score: float) -> SuiteResult:

@@ -13,7 +13,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import BENCHMARKS
-from eval.data import EvalError, main, read_dataset, write_dataset, write_small_edition
+from eval.data import main, write_small_edition
+from eval.errors import EvalError
+from eval.local_data import read_dataset, write_dataset
 from eval.planning import inspect_model, plan_suite
 from eval.recipe import load_eval_recipe
 from eval.results import SuiteResult, read_suite

@@ -7,7 +7,8 @@ import yaml
 
 from eval import curve
 from eval.curve import below_band, follow, main
-from eval.data import EvalError, write_small_edition
+from eval.data import write_small_edition
+from eval.errors import EvalError
 from eval.recipe import load_eval_recipe
 from eval.results import Curve, CurvePoint, Score
 

@@ -79,7 +79,7 @@ def test_generators_backends_and_judges_redo_what_uses_them(root):
         ("eval/benchmarks.py", '"gsm8k", "base"', '"gsm9k", "base"'),
         ("eval/recipe.py", "seed: int = Field(0", "another: int = 0\n    seed: int = Field(0"),
         ("eval/report.py", "Percent ", "Per cent "),
-        ("nanotron_ext/errors.py", "class UserError", "class Another:\n    pass\n\n\nclass UserError"),
+        ("foundation/errors.py", "class UserError", "class Another:\n    pass\n\n\nclass UserError"),
     ],
 )
 def test_remarks_and_other_tasks_settings_redo_nothing(root, file, old, new):

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from eval.benchmarks import BENCHMARKS, Dataset
-from eval.data import EvalError, main, read_dataset
+from eval.data import main
+from eval.errors import EvalError
 from eval.hub import CONVERTED, Hub
+from eval.local_data import read_dataset
 from eval.planning import inspect_model, plan_suite
 from eval.recipe import load_eval_recipe
 from eval.results import read_suite

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from eval.data import EvalError
 from eval.engine import Doc
+from eval.errors import EvalError
 from eval.judge import check_judge, judge_score
 from eval.planning import inspect_model, plan_suite
 from eval.recipe import Judge

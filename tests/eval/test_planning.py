@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from eval.planning import inspect_model
-from nanotron_ext.finite import NotFiniteError
-from nanotron_ext.hf_folder import ModelFolderError
+from foundation.finite import NotFiniteError
+from foundation.hf_folder import ModelFolderError
 
 
 @pytest.fixture

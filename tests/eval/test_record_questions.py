@@ -5,8 +5,8 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
-from datapipes.facts import KINDS
 from eval.facts import generate
+from foundation.facts import KINDS
 
 
 def test_the_record_and_only_the_record_answers(model_folder) -> None:

@@ -5,16 +5,18 @@ import json
 import pytest
 
 from eval.benchmarks import BENCHMARKS, Dataset
-from eval.data import EvalError, read_dataset, write_dataset, write_full_edition, write_small_edition
+from eval.data import write_full_edition, write_small_edition
 from eval.editions import small_rows
 from eval.engine import Doc
+from eval.errors import EvalError
+from eval.local_data import read_dataset, write_dataset
 from eval.reasoning import split_answer
 from eval.recipe import load_eval_recipe
 from eval.tasks.base import last_boxed
 from eval.tasks.code import contest_tests, extract_code
 from eval.tasks.common import letter_score, math_score
 from eval.tasks.tools import call_score
-from nanotron_ext.recipe import RecipeError
+from foundation.recipe import RecipeError
 
 
 @pytest.mark.parametrize("profile", ["tiny", "smollm3-3b"])

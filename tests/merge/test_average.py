@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from foundation.finite import NotFiniteError
+from foundation.hf_folder import ModelFolderError
 from merge.average import MANIFEST_NAME, Average, write_average
 from merge.checkpoint import Checkpoint, MergeError
 from merge.verify import verify_average
-from nanotron_ext.finite import NotFiniteError
-from nanotron_ext.hf_folder import ModelFolderError
 
 
 def plan(
@@ -112,7 +112,7 @@ def test_models_that_differ_are_refused_before_work(make_checkpoint, tmp_path, c
 
 
 def spell_as_4_57(folder: Path, **rope_scaling: object) -> None:
-    """Rewrite a config.json as transformers 4.57 saves it; see tests/nanotron_ext/test_hf_folder.py."""
+    """Rewrite a config.json as transformers 4.57 saves it; see tests/foundation/test_hf_folder.py."""
     config = json.loads((folder / "config.json").read_text())
     config |= {"rope_theta": config.pop("rope_parameters")["rope_theta"], "rope_scaling": rope_scaling or None}
     assert config.pop("tie_word_embeddings") is True
@@ -230,7 +230,7 @@ def test_bad_weights_folders_files_and_disks_are_refused(make_checkpoint, tmp_pa
 @pytest.mark.parametrize("block", [10**6, 500])
 def test_verification_reads_every_element(make_checkpoint, tmp_path, monkeypatch, block):
     """One wrong element, wherever it stands: in blocks of whole tensors, and of a few rows."""
-    monkeypatch.setattr("nanotron_ext.finite.BLOCK_VALUES", block)
+    monkeypatch.setattr("foundation.finite.BLOCK_VALUES", block)
     folders = [make_checkpoint("a", 1), make_checkpoint("b", 2)]
     average = plan(folders, [0.5, 0.5], shard=10**9)
     manifest = write_average(average, tmp_path / "out", "soup", quiet=True)

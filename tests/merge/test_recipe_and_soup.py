@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from eval.data import write_small_edition
 from eval.recipe import load_eval_recipe
 from eval.results import read_suite
+from foundation.recipe import RecipeError
 from merge.__main__ import main
 from merge.checkpoint import Checkpoint, MergeError
 from merge.evaluate import suite_scores
 from merge.recipe import Evaluation, Ingredient, Soup, load_merge_recipe
 from merge.soup import choose_parent, find_checkpoints, greedy_selection
 from merge.sweep import run_sweep
-from nanotron_ext.recipe import RecipeError
 
 REPOSITORY = Path(__file__).parents[2]
 

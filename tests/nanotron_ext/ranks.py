@@ -52,7 +52,7 @@ def set_rank(rank: int, world_size: int, port: int) -> None:
     """Make this process a rank, as torchrun does."""
     import torch
 
-    from nanotron_ext.loopback import become_rank
+    from foundation.loopback import become_rank
 
     torch.set_num_threads(1)
     become_rank(rank, world_size, port)

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.data.loader import MicroBatch, StepBatch
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.step import TrainState
 

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from foundation.progress import Work
+from foundation.recipe import Recipe
 from nanotron_ext import checkpoint
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, resolve_checkpoint
 from nanotron_ext.engine import ParallelContext, initialize_distributed
-from nanotron_ext.progress import Work
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import buckets
 from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foundation.journal import read_metrics, read_samples
+from foundation.recipe import Recipe
+from foundation.recipe.schema import Spikes
 from nanotron_ext import ledger, rewind
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.recipe.schema import Spikes
 from nanotron_ext.train.run import run
 from nanotron_ext.train.spikes import SpikeDetector
-from nanotron_ext.train.tracking import read_metrics, read_samples
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from foundation.journal import read_metrics
+from foundation.outcome import Outcome
 from nanotron_ext.checkpoint import CheckpointReader
 from nanotron_ext.storage import RemoteCheckpoints
-from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.run import run
-from nanotron_ext.train.tracking import read_metrics
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.test_storage import remote_recipe, run_and_listen, steps
 from tests.nanotron_ext.tiny_run import prepare

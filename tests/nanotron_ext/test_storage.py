@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from foundation.journal import read_metrics
+from foundation.outcome import Outcome
+from foundation.progress import Work
+from foundation.recipe import Recipe
 from nanotron_ext import storage
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints
-from nanotron_ext.progress import Work
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.storage import UPLOADED, RemoteCheckpoints, StorageError, not_uploaded
-from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.run import run
-from nanotron_ext.train.tracking import read_metrics
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 

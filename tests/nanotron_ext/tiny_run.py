@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanotron_ext.recipe import Recipe, load_recipe
+from foundation.recipe import Recipe, load_recipe
 from tests.nanotron_ext.data.prepared_data import random_documents, write_source
 
 VOCAB_SIZE = 4096

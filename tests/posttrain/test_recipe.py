@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nanotron_ext.recipe import RecipeError
+from foundation.recipe import RecipeError
 from posttrain import launch
 from posttrain.launch import process_count
 from posttrain.recipe import load_recipe
@@ -119,4 +119,4 @@ def test_absent_inputs_are_named_before_any_process_starts(
         (tmp_path / "posttrain_data" / name / "train.jsonl").touch()
     launch.main([midtrain, sft])  # the second starts from the model of the first
     assert started and started[0][-2:] == [midtrain, sft]
-    assert started[0][1:3] == ["-m", "nanotron_ext.torchrun"]  # which other machines cannot reach
+    assert started[0][1:3] == ["-m", "foundation.torchrun"]  # which other machines cannot reach

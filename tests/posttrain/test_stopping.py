@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nanotron_ext.launch import torchrun_command
+from foundation.launch import torchrun_command
 from posttrain import train as train_command
 from posttrain import training
 from posttrain.training import RunError, train
@@ -151,7 +151,7 @@ def test_a_run_that_diverges_says_so_to_its_launcher(run: Path) -> None:
 
 BLOCKED = """
 import datetime, sys, threading, time
-from nanotron_ext.loopback import host_store
+from foundation.loopback import host_store
 from transformers import TrainerControl
 from posttrain.stopping import StopBehindStep, StopRequest
 store = host_store()

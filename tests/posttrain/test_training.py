@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Trainer
 
-from nanotron_ext.launch import torchrun_command
+from foundation.launch import torchrun_command
 from posttrain import train as train_command
 from posttrain.data import DataError, prepare_data
 from posttrain.progress import TrainingFailure

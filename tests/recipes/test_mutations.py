@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nanotron_ext.check import check
-from nanotron_ext.errors import UserError
+from check import check
+from foundation.errors import UserError
 from tests.nanotron_ext import tiny_run
 
 RECIPES = Path("recipes")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datapipes.registry import find_source, load_registry
-from nanotron_ext.recipe import DataStage, Recipe, load_recipe
+from foundation.recipe import DataStage, Recipe, load_recipe
 from nanotron_ext.train.schedule import learning_rate
 
 FOLDER = Path("recipes/smollm3-3b")

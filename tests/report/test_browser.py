@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.profile import Profile
 from report.collect import collect
 from report.html import to_html
 from report.sections import build_sections
-from slurm.jobs import Profile
 from tests.report.run_folder import summary, write_capabilities, write_retrieval, write_stage
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

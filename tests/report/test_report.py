@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs.profile import Profile
 from report.blocks import Chart, Details
 from report.collect import ReportError, collect
 from report.html import to_html
 from report.markdown import write_markdown
 from report.sections import build_sections
-from slurm.jobs import Profile
 from tests.report.run_folder import summary, write, write_capabilities, write_stage
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from jobs.profile import Profile
 from report.blocks import Finding
 from report.collect import collect
 from report.story import findings
-from slurm.jobs import Profile
 from tests.report.run_folder import WINDOW, summary, write, write_capabilities, write_retrieval, write_stage
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"

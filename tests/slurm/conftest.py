@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nanotron_ext.launch import torchrun_command
+from foundation.launch import torchrun_command
 from tests.slurm.small_profile import write_profile
 
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"

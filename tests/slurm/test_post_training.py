@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanotron_ext.launch import torchrun_command
+from foundation.launch import torchrun_command
 from posttrain.tiny_data import write_sets
 from slurm.attempts import read_attempts
 from tests.posttrain.runs import FAST, SIZES, assert_same_training, metrics_of

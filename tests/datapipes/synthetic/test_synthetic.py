@@ -15,7 +15,7 @@ from datapipes.synthetic.__main__ import main
 from datapipes.synthetic.answers import AnswerLog, Unusable, parse_answer, repeats_itself
 from datapipes.synthetic.build import Report, build
 from datapipes.synthetic.recipe import load_recipe
-from nanotron_ext.recipe import RecipeError
+from foundation.recipe import RecipeError
 from tests.datapipes.synthetic.fake_server import serving
 
 THINK = "<think>\nLet me see: {0}\n</think>\nThe answer to {0}"

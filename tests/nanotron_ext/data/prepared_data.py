@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nanotron_ext.recipe import Recipe, load_recipe
+from foundation.recipe import Recipe, load_recipe
 
 EOS = 1
 SHA = "0" * 64

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanotron_ext.data.errors import DataError
+from foundation.shards.errors import DataError
 from nanotron_ext.data.mixture import MAX_PERIOD, Mixture, Stage, earliest_deadline_first, integer_quotas
 
 

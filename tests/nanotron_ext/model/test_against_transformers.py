@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
+from foundation.recipe import ModelConfig, Recipe
 from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
 from nanotron_ext.data.loader import MicroBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
@@ -16,7 +17,6 @@ from nanotron_ext.export import export
 from nanotron_ext.hf_format import hf_config, parameter_shapes
 from nanotron_ext.import_hf import import_hf
 from nanotron_ext.model.documents import Documents
-from nanotron_ext.recipe import ModelConfig, Recipe
 from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks

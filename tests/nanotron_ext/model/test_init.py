@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.model.build import balanced_stages, build_model
 from nanotron_ext.model.naming import global_parameters
-from nanotron_ext.recipe import Recipe
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import small_recipe
 

@@ -9,16 +9,16 @@ import torch
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3RotaryEmbedding
 
+from foundation.errors import UserError
+from foundation.recipe import ModelConfig, Recipe, RecipeError, load_recipe
+from foundation.recipe.schema import RopeScaling
 from nanotron_ext.engine import ParallelContext, initialize_distributed
-from nanotron_ext.errors import UserError
 from nanotron_ext.export import ExportError, stretched
 from nanotron_ext.hf_format import hf_config, model_config_from_hf, to_hf
 from nanotron_ext.model.build import build_model
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.model.naming import global_parameters
 from nanotron_ext.model.rotary import rotary_frequencies, rotary_tables
-from nanotron_ext.recipe import ModelConfig, Recipe, RecipeError, load_recipe
-from nanotron_ext.recipe.schema import RopeScaling
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import small_recipe
 

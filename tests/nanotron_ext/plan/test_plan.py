@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from bench.live_bytes import peak_of_step
+from foundation.errors import UserError
+from foundation.recipe import Recipe, load_recipe
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
-from nanotron_ext.errors import UserError
 from nanotron_ext.plan import Estimate, cpu, estimate, memory
 from nanotron_ext.plan.__main__ import best_layouts, gpu_target, main, on_nodes
 from nanotron_ext.plan.layout import stage_shards
 from nanotron_ext.plan.search import layouts
-from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import random_batch, small_recipe

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from foundation.journal import read_metrics
+from foundation.outcome import Outcome
+from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import startup
-from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
-from nanotron_ext.train.tracking import read_metrics
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.tiny_run import damage, prepare, tiny_recipe
 

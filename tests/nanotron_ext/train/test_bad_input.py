@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from foundation.recipe import load_recipe
 from nanotron_ext import launch
-from nanotron_ext.recipe import load_recipe
 from nanotron_ext.train.startup import StartupError, check_world_size, save_recipe
 from tests.nanotron_ext.tiny_run import overrides, prepare, tiny_recipe
 

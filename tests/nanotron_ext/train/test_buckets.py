@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.model.build import build_model
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.model.naming import global_parameters
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import buckets
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.data.loader import StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.model.naming import GlobalParameter
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import random_batch, small_recipe

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from nanotron_ext.errors import UserError
-from nanotron_ext.recipe import Recipe
+from foundation.errors import UserError
+from foundation.recipe import Recipe
 from nanotron_ext.train.heartbeat import EXIT_CODE
 from tests.nanotron_ext.ranks import CONTEXT, free_port, set_rank
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe

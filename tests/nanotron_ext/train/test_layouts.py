@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from foundation.recipe import Recipe
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train import buckets
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks

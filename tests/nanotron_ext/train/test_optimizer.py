@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
+from foundation.recipe import Recipe
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.hf_format import hf_config, parameter_shapes, to_hf
 from nanotron_ext.model.init import initial_tensor
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.train.schedule import learning_rate
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks

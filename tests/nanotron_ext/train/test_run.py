@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 import torch
 
+from foundation.journal import read_metrics
+from foundation.outcome import Outcome
+from foundation.recipe import Recipe, load_recipe
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import export
 from nanotron_ext.import_hf import import_hf
-from nanotron_ext.recipe import Recipe, load_recipe
 from nanotron_ext.train import persistence, startup
-from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
 from nanotron_ext.train.step import NonFiniteError, TrainState
-from nanotron_ext.train.tracking import read_metrics
 from nanotron_ext.train.validation import token_bytes
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import random_batch, small_recipe

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from foundation.journal import read_metrics
+from foundation.launch import torchrun_command
+from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints
-from nanotron_ext.launch import torchrun_command
-from nanotron_ext.recipe import Recipe
-from nanotron_ext.train.tracking import read_metrics
 from tests.nanotron_ext.tiny_run import RECIPE_PATH, overrides, prepare, tiny_recipe
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="a slow disk needs a C compiler")

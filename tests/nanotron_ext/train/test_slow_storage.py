@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
+from foundation.journal import StepLog
+from foundation.outcome import Outcome
+from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining
-from nanotron_ext.recipe import Recipe
 from nanotron_ext.storage import RemoteCheckpoints
 from nanotron_ext.train import heartbeat
-from nanotron_ext.train.outcome import Outcome
 from nanotron_ext.train.run import Journal, run
 from nanotron_ext.train.step import StepResult, TrainState
-from nanotron_ext.train.tracking import StepLog
 from tests.nanotron_ext.ranks import CONTEXT, free_port, run_ranks, set_rank
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 

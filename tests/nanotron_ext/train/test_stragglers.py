@@ -51,9 +51,9 @@ SLOW_SECONDS = 0.05
 
 def _train_with_a_slow_rank(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """On each rank: metrics rows and warnings of a run on which rank 1 computes SLOW_SECONDS longer."""
+    from foundation.journal import read_metrics
     from nanotron_ext.train import run as training
     from nanotron_ext.train import step, stragglers
-    from nanotron_ext.train.tracking import read_metrics
 
     def slow_engine(name: str) -> Any:
         engine = pipeline_engine(name)

@@ -1,0 +1,87 @@
+"""Compare two recipes key by key: `python -m check.diff A B [--json]`.
+
+A and B are recipes of any phase, or configurations in nanotron's own schema, whose keys and names of sources are
+translated: what SmolLM3's team published, for example. Values that only one side has come after those that differ. The
+exit code is 0 where nothing differs, 1 where something does.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from check.loaders import loader_for
+from datapipes.registry import load_registry
+from foundation.errors import UserError
+from foundation.recipe import compare
+from foundation.recipe.compare import ABSENT, Difference
+from foundation.recipe.loading import read_tree
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m check.diff", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("left", type=Path, metavar="A")
+    parser.add_argument("right", type=Path, metavar="B")
+    parser.add_argument("--json", action="store_true", help="a list of {key, left, right}")
+    arguments = parser.parse_args()
+    try:
+        found = compare.differences(resolved(arguments.left), resolved(arguments.right))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps([_as_json(difference) for difference in found], indent=1))
+    else:
+        print(_as_text(arguments.left, arguments.right, found))
+    return 1 if found else 0
+
+
+def resolved(path: Path) -> compare.Tree:
+    """All keys of a recipe with bases, variables and defaults, or of a nanotron configuration under our names.
+
+    Raises:
+        UserError: when the file is neither.
+    """
+    tree = read_tree(path)
+    if compare.is_nanotron(tree):
+        return compare.from_nanotron(tree, _source_name)
+    recipe: Any = loader_for(path)(path)
+    dumped: compare.Tree = recipe.model_dump(mode="json", by_alias=True)
+    return dumped
+
+
+def _source_name(published: str) -> str:
+    """Our name of a source that a published mixture calls so; its own where we have none."""
+    names = {name: source.name for source in load_registry().values() for name in source.published_as}
+    return names.get(published, published)
+
+
+def _as_text(left: Path, right: Path, found: list[Difference]) -> str:
+    if not found:
+        return f"{left} and {right} say the same."
+    differ = [difference for difference in found if ABSENT not in (difference.left, difference.right)]
+    lines = [f"{len(differ)} keys differ between A = {left} and B = {right}"] if differ else []
+    lines += [f"  {one.key}\n    A {_text(one.left)}\n    B {_text(one.right)}" for one in differ]
+    for name, side in (("A", "left"), ("B", "right")):
+        only = [
+            (one.key, getattr(one, side)) for one in found if one not in differ and getattr(one, side) is not ABSENT
+        ]
+        if only:
+            lines += [f"only in {name}: {len(only)} keys", *(f"  {key}: {_text(value)}" for key, value in only)]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _as_json(difference: Difference) -> dict[str, Any]:
+    sides = {"left": difference.left, "right": difference.right}
+    return {"key": difference.key, **{side: value for side, value in sides.items() if value is not ABSENT}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

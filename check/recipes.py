@@ -1,0 +1,142 @@
+"""What can be said of a recipe without a GPU, and of the data that it will find."""
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from check.loaders import loader_for
+from datapipes.errors import DataError
+from datapipes.registry import find_source
+from foundation.errors import UserError
+from foundation.recipe import Problem, Recipe, load_as, load_recipe
+from foundation.recipe.checks import check_recipe
+from foundation.recipe.compare import differences
+from jobs.profile import KINDS, Profile
+from nanotron_ext.flops import step_flops
+from nanotron_ext.plan.estimate import STATE_BYTES_PER_PARAMETER, checkpoints_kept, steps_before
+from slurm.checks import processes_per_node
+from slurm.cluster import load_cluster_settings, requested_resources
+
+_TRAINING = ("pretrain", "long_context", "midtrain", "sft", "apo")  # phases that torchrun starts on all nodes
+_SHAPES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+)  # of the architecture: what a checkpoint's tensors must agree in
+
+
+def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) -> str:
+    """One line on what the recipe says.
+
+    Raises:
+        UserError: when it cannot be used.
+    """
+    load = loader_for(path)
+    if load is not load_recipe:
+        load(path, overrides)
+        check_slurm(path, overrides)
+        return "ok"
+
+    def problems(recipe: Recipe) -> list[Problem]:
+        return check_recipe(recipe) or [*_check_surroundings(recipe, path), *_check_layout(path, overrides)]
+
+    recipe = load_as(Recipe, path, overrides, problems)
+    if not with_data:
+        return _summary(recipe)
+    from nanotron_ext.train.startup import free_disk_bytes, preflight  # imports torch
+
+    preflight(recipe, recipe.parallelism.world_size)
+    return f"{_summary(recipe)}, {free_disk_bytes(recipe) / 1e9:,.0f} GB free for them"
+
+
+def check_slurm(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Raises UserError when the job that runs this recipe asks for other nodes and GPUs than its layout needs."""
+    name = path.stem
+    if name not in KINDS or not name.startswith(_TRAINING):
+        return
+    profile = Profile(path.parent, Path(os.environ.get("RUN", f"runs/{path.parent.name}")))
+    settings = load_cluster_settings(profile)
+    resources = requested_resources(name, settings.options(name))
+    processes_per_node(profile.plan(name, overrides), resources, settings.device)
+
+
+def _check_layout(path: Path, overrides: Sequence[str]) -> Iterator[Problem]:
+    try:
+        check_slurm(path, overrides)
+    except UserError as error:
+        yield Problem(("parallelism",), str(error))
+
+
+def _check_surroundings(recipe: Recipe, path: Path) -> Iterator[Problem]:
+    """What lies outside of a recipe, but needs no data: the registry of sources, and the recipe that it starts from."""
+    mixtures = [
+        (("data_stages", number, "mixture", name), name)
+        for number, stage in enumerate(recipe.data_stages)
+        for name in stage.mixture
+    ]
+    validation = [(("data", "validation", number), name) for number, name in enumerate(recipe.data.validation)]
+    for key, name in [*mixtures, *validation]:
+        if (Path(recipe.data.path) / name / "manifest.json").is_file():  # prepared, by whatever means
+            continue
+        try:
+            find_source(name)
+        except DataError as error:
+            yield Problem(key, str(error))
+    checkpoints = recipe.checkpoints
+    if checkpoints.resume_checkpoint_path is not None:
+        key = ("checkpoints", "resume_checkpoint_path")
+        for other in _recipes_of_run(path.parent, checkpoints.resume_checkpoint_path):
+            if other.hash() != recipe.hash():
+                found = ", ".join(one.key for one in differences(other.identity(), recipe.identity())[:5])
+                yield Problem(key, f"The run that this one continues trains other weights; it differs in {found}.")
+            elif other.last_step >= recipe.last_step:
+                message = (
+                    f"The run that this one continues ends at step {other.last_step}, this one at {recipe.last_step}."
+                )
+                yield Problem(key, f"{message} Correct tokens.stop_step of one of them.")
+    if checkpoints.load_weights_path is not None:
+        for other in _recipes_of_run(path.parent, checkpoints.load_weights_path):
+            for name in _SHAPES:
+                theirs, ours = (getattr(model, name) for model in (other.architecture, recipe.architecture))
+                if theirs != ours:
+                    message = f"The weights that this run starts from have {name} {theirs}, its own model {ours}."
+                    yield Problem(("model", "model_config", name), f"{message} Give both the same.")
+
+
+_loaded = functools.cache(load_recipe)
+
+
+def _recipes_of_run(folder: Path, run_folder: str) -> Iterator[Recipe]:
+    """The pretraining recipes of a profile that write this run folder."""
+    for path in sorted(folder.glob("*.yaml")):
+        if path.stem.startswith(("pretrain", "long_context")):
+            try:
+                recipe = _loaded(path)
+            except UserError:  # reported where it is checked itself
+                continue
+            if recipe.run_folder == Path(run_folder):
+                yield recipe
+
+
+def _summary(recipe: Recipe) -> str:
+    first, last = steps_before(recipe) + 1, recipe.last_step
+    ends = [stage.start_training_step - 1 for stage in recipe.data_stages[1:]] + [last]
+    parts = [
+        f"{stage.name} {(min(end, last) - max(stage.start_training_step, first) + 1) * recipe.tokens_per_step:.4g}"
+        for stage, end in zip(recipe.data_stages, ends, strict=True)
+        if min(end, last) >= max(stage.start_training_step, first)
+    ]
+    steps = last - first + 1
+    tokens = steps * recipe.tokens_per_step
+    flops = step_flops(recipe.architecture, tokens, tokens * recipe.tokens.sequence_length)
+    checkpoint_gb = STATE_BYTES_PER_PARAMETER * recipe.architecture.num_parameters() / 1e9
+    return (
+        f"ok: {recipe.architecture.num_parameters():,} parameters, {recipe.parallelism.world_size} processes, "
+        f"{recipe.tokens_per_step:,} tokens x {steps:,} steps = {tokens:.4g} ({', '.join(parts)}), {flops:.3g} FLOPs, "
+        f"stops at step {last:,}, keeps {checkpoints_kept(recipe, steps):,} checkpoints of {checkpoint_gb:.4g} GB"
+    )

@@ -1,0 +1,68 @@
+"""How a run ends: the request to stop, and the file that tells whoever started the run what became of it.
+
+torchrun's exit code does not carry its workers', so a launcher reads `<run>/outcome.json`; without that file the run
+was killed.
+"""
+
+import dataclasses
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from foundation.files import write_atomically
+from foundation.journal import read_metrics
+
+OUTCOME_FILE = "outcome.json"
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+# 75 is EX_TEMPFAIL of sysexits.h: try again later. 2 is for errors that a user has to mend.
+EXIT_CODES = {"finished": 0, "stopped": 75}
+
+
+class Run(Protocol):
+    """A recipe, of pretraining or of post-training."""
+
+    @property
+    def run_folder(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """finished: the last step is done; stopped: on request, with a checkpoint; failed: an error that a user mends;
+    crashed: a rank died or hung, which another attempt may not.
+    """
+
+    outcome: Literal["finished", "stopped", "failed", "crashed"]
+    step: int  # the last one done
+    message: str = ""
+
+
+class StopSignal:
+    """Remembers SIGUSR1 (Slurm's warning before the time limit) and SIGTERM (preemption)."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.requested = True
+
+
+def clear(recipe: Run) -> None:
+    """Forget how an earlier attempt ended."""
+    (recipe.run_folder / OUTCOME_FILE).unlink(missing_ok=True)
+
+
+def write(recipe: Run, outcome: Outcome) -> None:
+    """Leave the outcome in the run folder, if there is one."""
+    if recipe.run_folder.is_dir():
+        write_atomically(recipe.run_folder / OUTCOME_FILE, json.dumps(dataclasses.asdict(outcome)) + "\n")
+
+
+def last_recorded_step(recipe: Run) -> int:
+    """The last step of metrics.jsonl, 0 before the first."""
+    rows = read_metrics(recipe.run_folder)
+    return rows[-1]["step"] if rows else 0

@@ -1,0 +1,13 @@
+"""Recipes: the one typed source of truth for every run.
+
+`load_recipe` reads a YAML file (with `extends:` and `${VAR:-default}`), applies `section.key=value` overrides,
+validates everything in one place and returns a frozen `Recipe`; `load_as` does the same for other schemas. This
+package needs neither torch nor nanotron, so that a preflight takes a fraction of a second and every room of the house
+may import it.
+"""
+
+from foundation.recipe.errors import Problem, RecipeError
+from foundation.recipe.loading import load_as, load_recipe
+from foundation.recipe.schema import DataStage, ModelConfig, Recipe, Section
+
+__all__ = ["DataStage", "ModelConfig", "Problem", "Recipe", "RecipeError", "Section", "load_as", "load_recipe"]

@@ -1,0 +1,83 @@
+"""torchrun for one machine, reachable from this machine only: `python -m foundation.torchrun --nproc-per-node N ...`.
+
+torchrun's own rendezvous, --standalone or none, opens a store on all network interfaces without authentication, and
+unpickles its state from it: whoever reaches the port runs code as the user. Here the store listens on 127.0.0.1, holds
+addresses and JSON, and the ranks' connections stay on the loopback interface. Everything else is torchrun's: its
+options, restarts, logs, summary of failures and exit codes.
+"""
+
+import sys
+
+import torch.distributed.run
+from torch.distributed import Store
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    rendezvous_handler_registry,
+)
+
+from foundation.loopback import ADDRESS, host_store, stay_on_loopback
+
+BACKEND = "loopback"
+
+
+class LoopbackRendezvous(RendezvousHandler):
+    """This machine is the only node; each attempt of its workers gets a store of its own."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._store: Store | None = None
+
+    def get_backend(self) -> str:
+        return BACKEND
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True  # the workers connect to the same store
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        self._store = store = host_store()
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(ADDRESS, store.port))
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Nothing to do: nobody else could join."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        self._store = None
+        return True
+
+
+def _create(parameters: RendezvousParameters) -> RendezvousHandler:
+    return LoopbackRendezvous(parameters.run_id)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs torchrun; returns 2 when it is asked for more than one machine or for another rendezvous."""
+    arguments = [f"--rdzv-backend={BACKEND}", f"--rdzv-endpoint={ADDRESS}:0", *arguments]
+    options = torch.distributed.run.parse_args(arguments)
+    if options.standalone or options.rdzv_backend != BACKEND or options.nnodes not in ("1", "1:1"):
+        print(
+            "error: foundation.torchrun starts processes on this machine only and has a rendezvous of its own. Leave "
+            "out --standalone, --nnodes and --rdzv-backend; for several machines use slurm/submit, or torchrun itself.",
+            file=sys.stderr,
+        )
+        return 2
+    stay_on_loopback()
+    rendezvous_handler_registry.register(BACKEND, _create)
+    torch.distributed.run.main(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

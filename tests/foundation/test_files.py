@@ -1,0 +1,73 @@
+"""A finished folder takes the place of another: killed at any call to the file system, one of the two is whole."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundation.files import put_in_place, restore
+
+OLD, NEW = {"a": "old", "sub/b": "old"}, {"a": "new", "c": "new"}
+
+
+class Killed(BaseException):
+    """Not caught by anything, like the end of a process."""
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def read(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_new_folder_has_the_place_and_the_old_one_is_gone(tmp_path: Path) -> None:
+    place = write(tmp_path / "place", OLD)
+    put_in_place(write(tmp_path / "new", NEW), place)
+    assert read(place) == NEW and [path.name for path in tmp_path.iterdir()] == ["place"]
+    put_in_place(write(tmp_path / "new", OLD), tmp_path / "free")
+    assert read(tmp_path / "free") == OLD
+
+
+@pytest.mark.parametrize("killed_at", range(8))
+def test_a_kill_leaves_one_of_the_two_whole(killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after every rename and deletion, deletions being cut off half-way too."""
+    place, new = write(tmp_path / "place", OLD), write(tmp_path / "new", NEW)
+    moments, remove = iter(range(100)), shutil.rmtree
+
+    def killing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe(*arguments: Any, **options: Any) -> Any:
+            if next(moments) == killed_at:
+                raise Killed
+            if call is remove:
+                (Path(arguments[0]) / "a").unlink()
+                if next(moments) == killed_at:
+                    raise Killed
+            found = call(*arguments, **options)
+            if next(moments) == killed_at:
+                raise Killed
+            return found
+
+        return maybe
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killing(Path.rename))
+        patch.setattr(shutil, "rmtree", killing(remove))
+        try:
+            put_in_place(new, place)
+        except Killed:
+            assert killed_at < 7
+        else:
+            assert killed_at == 7  # all moments were tried
+    restore(place)
+    was_moved = killed_at >= 3
+    assert read(place) == (NEW if was_moved else OLD)
+    assert was_moved or read(new) == NEW  # nothing of the work is lost either
+    put_in_place(new if new.exists() else write(tmp_path / "newer", NEW), place)
+    assert read(place) == NEW and [path.name for path in tmp_path.iterdir()] == ["place"]
