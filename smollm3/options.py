@@ -1,0 +1,146 @@
+"""What the verbs' parameters have in common: profile and run folder, recipes and overrides, JSON."""
+
+import difflib
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from foundation.errors import UserError
+from jobs.profile import Profile
+
+PROFILES = Path("recipes")  # the folder of profiles
+DEFAULT_PROFILE = "tiny"
+Function = Callable[..., Any]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+class ArgumentError(UserError):
+    """Arguments that cannot be understood; nothing was done."""
+
+
+def takes_profile(function: Function) -> Function:
+    """Adds --profile and --run; the function is given `profile`, a Profile. See `choose_profile`."""
+
+    @_profile_options
+    @functools.wraps(function)
+    def command(*, profile: str, run: Path | None, **options: Any) -> Any:
+        return function(profile=choose_profile(profile_folder(profile), run), **options)
+
+    return command
+
+
+def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], Function]:
+    """Adds recipes and overrides as arguments, beside --profile and --run.
+
+    The function is given `profile`, `recipes` (list of files) and `overrides` (list of strings for `load_recipe`).
+    Without a recipe on the command line it gets the profile's recipes that match `defaults`, patterns such as
+    "pretrain_stage*.yaml", in that order; without `defaults` one must be given. The profile of a recipe that is given
+    as a file is its folder, unless --profile says otherwise.
+    """
+
+    def decorate(function: Function) -> Function:
+        recipe = "RECIPE..." if several else "RECIPE"
+        metavar = f"[{recipe}] [section.key=value ...]" if defaults else f"{recipe} [section.key=value ...]"
+
+        @click.argument("arguments", nargs=-1, metavar=metavar)
+        @click.option(
+            "--with", "overlays", multiple=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+            help="YAML file whose keys replace the recipe's; may be repeated.",
+        )  # fmt: skip
+        @_profile_options
+        @functools.wraps(function)
+        def command(
+            *, profile: str, run: Path | None, arguments: tuple[str, ...], overlays: tuple[str, ...], **options: Any
+        ) -> Any:
+            overrides = [*overlays, *(argument for argument in arguments if "=" in argument)]
+            named = [argument for argument in arguments if "=" not in argument]
+            folder = _folder_of(named) or profile_folder(profile)
+            chosen = choose_profile(folder, run)
+            recipes = [recipe_file(folder, name) for name in named]
+            if not recipes:
+                recipes = [file for pattern in defaults for file in sorted(folder.glob(pattern))]
+            _check_number(folder, recipes, defaults, several)
+            return function(profile=chosen, recipes=recipes, overrides=overrides, **options)
+
+        return command
+
+    return decorate
+
+
+def choose_profile(recipes: Path, run: Path | None) -> Profile:
+    """The profile of this folder of recipes; says so on stderr, because variables may have chosen it.
+
+    The environment's RUN, which recipes write as ${RUN}, becomes the run folder (default: runs/<name of the folder>).
+    """
+    profile = Profile(recipes, run or Path("runs") / recipes.name)
+    os.environ["RUN"] = str(profile.run)
+    click.echo(f"profile {profile.recipes}, results in {profile.run}", err=True)
+    return profile
+
+
+def profile_folder(profile: str) -> Path:
+    """The folder of recipes called `profile`, or at that path.
+
+    Raises:
+        ArgumentError: when there is none.
+    """
+    for folder in (PROFILES / profile, Path(profile)):
+        if folder.is_dir():
+            return folder
+    known = sorted(folder.name for folder in PROFILES.glob("*/") if any(folder.glob("*.yaml")))
+    close = difflib.get_close_matches(profile, known, 1)
+    raise ArgumentError(
+        f"There is no profile {profile!r}: neither a folder of {PROFILES} nor a folder of its own. "
+        + (f"Did you mean {close[0]}?" if close else f"Profiles: {', '.join(known)}.")
+    )
+
+
+def recipe_file(folder: Path, name: str) -> Path:
+    """The file `name`, or the recipe of that name in the profile's folder (`pretrain_stage1`).
+
+    Raises:
+        ArgumentError: when there is neither.
+    """
+    for file in (Path(name), folder / f"{name}.yaml"):
+        if file.is_file():
+            return file
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(Path(name).stem, known, 1)
+    raise ArgumentError(
+        f"There is no recipe {name}: neither a file nor a recipe of {folder}. "
+        + (f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}.")
+    )
+
+
+def _profile_options(function: Function) -> Function:
+    profile = click.option(
+        "--profile", envvar="PROFILE", default=DEFAULT_PROFILE, show_default=True, metavar="NAME",
+        help="Folder of recipes/, or any folder of recipes; the variable PROFILE does the same.",
+    )  # fmt: skip
+    run = click.option(
+        "--run", envvar="RUN", type=click.Path(path_type=Path), metavar="FOLDER",
+        help="Where results go; default: runs/NAME. The variable RUN does the same.",
+    )  # fmt: skip
+    return profile(run(function))
+
+
+def _folder_of(names: Sequence[str]) -> Path | None:
+    """The folder of the first recipe that is given as a file, if the command line names no profile."""
+    if click.get_current_context().get_parameter_source("profile") == ParameterSource.COMMANDLINE:
+        return None
+    return next((Path(name).parent for name in names if Path(name).is_file()), None)
+
+
+def _check_number(folder: Path, recipes: Sequence[Path], defaults: Sequence[str], several: bool) -> None:
+    if not recipes and not defaults:
+        raise click.UsageError("No recipe given.")
+    if not recipes:
+        raise ArgumentError(f"{folder} has no {' or '.join(defaults)}. Give a recipe, or another --profile.")
+    if len(recipes) > 1 and not several:
+        raise click.UsageError(f"One recipe at a time; {len(recipes)} were given: {', '.join(map(str, recipes))}.")
