@@ -13,6 +13,7 @@ PHASE ?= midtrain sft apo
 GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
 RECIPES ?= recipes/$(PROFILE)
+SMOLLM3 = PROFILE=$(RECIPES) $(VENV)/bin/smollm3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
@@ -39,24 +40,23 @@ demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its ef
 	@$(PY) -m chain.seeds recipes/tiny --seeds $(or $(SEEDS),42 43 44)
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests (REBUILD="source ..." or all may be replaced)
-	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml) $(REBUILD:%=--rebuild %)
+	$(SMOLLM3) data $(REBUILD:%=--rebuild %)
 
 audit: setup ## The mixture as a tree, with decoded samples and a lint of the windows
-	$(PY) -m check.audit $(RECIPES)/pretrain.yaml
+	$(SMOLLM3) audit
 
 pretrain: setup ## Pretrain the stages in STAGE (1 2 3, long context: 32k 64k), each from its predecessor's last checkpoint
 	@set -e; for stage in $(STAGE); do \
 	  echo "== pretrain stage $$stage"; \
 	  case $$stage in *k) recipe=long_context_$$stage ;; *) recipe=pretrain_stage$$stage ;; esac; \
-	  $(PY) -m nanotron_ext.launch $(RECIPES)/$$recipe.yaml; \
+	  $(SMOLLM3) train $$recipe; \
 	done
 
 export: setup ## Write the model of run FROM (default: the last pretraining stage) as the folder MODEL (REPLACE=1 overwrites)
-	$(PY) -m nanotron_ext.export $(if $(FROM),$(REPLACE:%=--replace),--replace) $(or $(FROM),$(RUN)/stage3) $(if $(FROM),$(MODEL),$(RUN)/hf/stage3)
+	$(SMOLLM3) export $(if $(FROM),$(REPLACE:%=--replace),--replace) $(or $(FROM),$(RUN)/stage3) $(if $(FROM),$(MODEL),$(RUN)/hf/stage3)
 
 summary: setup ## Losses, held-out bits per byte against baselines, and a sample of text
-	$(PY) -m eval.pretraining $(RUN)/stage1 $(RUN)/stage2 $(RUN)/stage3 --model $(RUN)/hf/stage3 \
-	  --out $(RUN)/eval/pretraining.json
+	$(SMOLLM3) summary
 
 posttrain-data: setup ## Generate the tiny profile's conversations, pairs and held-out prompts (REPLACE=1 overwrites)
 	$(PY) -m posttrain.tiny_data $(RUN)/posttrain_data $(REPLACE:%=--replace)
@@ -117,11 +117,11 @@ cluster-status: setup ## Where the profile's chain is: stage, step, tokens/s, ET
 	$(PY) -m slurm.cluster_status
 
 plan: setup ## Predict memory, speed, days and storage of the stages in STAGE on GPU (h100, ...; tiny: this machine)
-	$(PY) -m nanotron_ext.plan $(patsubst %,$(RECIPES)/pretrain_stage%.yaml,$(filter-out %k,$(STAGE))) \
-	  $(patsubst %,$(RECIPES)/long_context_%.yaml,$(filter %k,$(STAGE))) --gpu $(GPU) --out $(RUN)/plan
+	$(SMOLLM3) plan $(patsubst %,pretrain_stage%,$(filter-out %k,$(STAGE))) $(patsubst %,long_context_%,$(filter %k,$(STAGE))) \
+	  --gpu $(GPU) --out $(RUN)/plan
 
 check: setup ## Validate all recipes of the profile
-	$(PY) -m check $(filter-out %/cluster.yaml,$(wildcard $(RECIPES)/*.yaml))
+	$(SMOLLM3) check
 
 bench-data: setup ## The mixture loader beside other loaders, and tokenisation beside the tokenizers library
 	$(PY) bench/data.py

@@ -185,7 +185,7 @@ def predict(campaign: Campaign, folder: Path, found: dict[str, Any]) -> str:
     gpu = "h100" if campaign.device == "cpu" else next((key for key in GPUS if key in named), named)
     documents = found[best]["results"][size]["document_tokens"]
     options = ["--gpu", gpu, "--measured", f"{folder / best}.json", "--document-tokens", str(documents)]
-    command = ["-m", "nanotron_ext.plan", RECIPE, *architecture(size), *options, "--layouts", "0"]
+    command = ["-m", "smollm3", "plan", RECIPE, *architecture(size), *options, "--layouts", "0"]
     print(f"== prediction, from {best}", flush=True)
     return run([*command, "--out", str((folder / PREDICTION).parent)], {}, folder / "prediction.log")
 

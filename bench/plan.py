@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def row(recipe: str, overrides: list[str], seconds: float, document_tokens: int, gpu: str) -> str:
-    command = [sys.executable, "-m", "nanotron_ext.plan", recipe, *overrides, "--gpu", gpu, "--json"]
+    command = [sys.executable, "-m", "smollm3", "plan", recipe, *overrides, "--gpu", gpu, "--json"]
     command += ["--document-tokens", str(document_tokens)]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     layout = plan["layout"]

@@ -82,7 +82,7 @@ def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequen
     run = f"{variant}-{seed}"
     arguments = [str(OVERLAYS / f"{variant}.yaml")] if variant != BASE else []
     arguments += [f"general.seed={seed}", f"data.seed={seed}", f"general.runs_path={folder}", f"general.run={run}"]
-    command = [sys.executable, "-m", "nanotron_ext.launch", str(recipe), *arguments, *overrides]
+    command = [sys.executable, "-m", "smollm3", "train", str(recipe), *arguments, *overrides]
     if subprocess.run(command).returncode:
         raise ChainError(f"{run} failed: {' '.join(command[1:])}")
     rows = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

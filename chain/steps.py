@@ -144,7 +144,7 @@ def _sources(profile: Profile) -> set[str]:
 def _plan_step(profile: Profile) -> Step:
     """The three stages, whose layouts differ; it runs first, as people would."""
     recipes = tuple(profile.recipes / f"{job}.yaml" for job in GROUPS["pretrain"] if job in profile.jobs)
-    code = ("nanotron_ext/plan/__main__.py",)
+    code = ("nanotron_ext/plan/recipes.py",)
     return Step("plan", (("plan",),), recipes, code, (), (profile.run / "plan",), _SECONDS["plan"])
 
 

@@ -1,19 +1,10 @@
-"""Audit what a recipe trains on: the mixture as a tree, samples as the model sees them, lint of a sample of windows.
+"""Audit what a recipe trains on: the mixture as a tree, samples as the model sees them, lint of a sample of windows."""
 
-    python -m check.audit recipes/tiny/pretrain.yaml [section.key=value ...]
-
-Exits with 2 if the data cannot be trained on; warnings leave the exit code alone.
-"""
-
-import argparse
 import bisect
-import json
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -25,14 +16,11 @@ from tokenizers import Tokenizer
 from check.lint import Findings, Window, WindowReader, lint
 from datapipes.registry import find_source
 from datapipes.tokenizer import load_tokenizer
-from foundation.errors import UserError
-from foundation.recipe import Recipe, load_recipe
+from foundation.recipe import Recipe
 from foundation.shards.errors import DataError as UnusableData
 from nanotron_ext.data.loader import MixtureLoader
 
 WHOLE_RUN = "whole run"
-MAX_EPOCHS = 4.0  # up to here, repeated data is worth almost as much as new data (Muennighoff et al. 2023)
-LINT_WINDOWS = 64
 # Of a source's windows; more is worth a warning. Sound text repeats itself too: tables, lists, listings of code.
 MAX_FINDINGS = {"empty": 0.02, "duplicated": 0.02, "boilerplate": 0.2}
 MIN_WIDTH = 100  # in narrower terminals lines run on, rather than lose digits
@@ -136,7 +124,7 @@ class Plan:
         ]
 
 
-def audit(recipe: Recipe, lint_windows: int = LINT_WINDOWS, max_epochs: float = MAX_EPOCHS) -> Audit:
+def audit(recipe: Recipe, lint_windows: int, max_epochs: float) -> Audit:
     """The mixture, and lint of so many windows per source. Without prepared data: the mixture alone.
 
     Raises:
@@ -265,37 +253,3 @@ def print_samples(recipe: Recipe, samples: int, console: Console) -> None:
         documents = f"{len(window.pieces())} pieces of documents"
         console.rule(f"step {step}: {window.source}, window {window.number}, {documents}", align="left")
         console.print(coloured(window, tokenizer), soft_wrap=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
-    parser.add_argument("--samples", type=int, default=0, help="decoded training samples to print")
-    parser.add_argument("--max-epochs", type=float, default=MAX_EPOCHS, help="warn about more repetitions than that")
-    parser.add_argument("--lint-windows", type=int, default=LINT_WINDOWS, help="windows per source to judge; 0: none")
-    parser.add_argument("--json", action="store_true", help="print the audit as JSON, without samples")
-    arguments = parser.parse_args()
-    console = Console()
-    console.width = max(console.width, MIN_WIDTH)
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        result = audit(recipe, arguments.lint_windows, arguments.max_epochs)
-        if arguments.json:
-            json.dump(asdict(result), sys.stdout, indent=2)
-            print()
-        else:
-            print_audit(result, arguments.max_epochs, console)
-            if not result.problems:
-                print_samples(recipe, arguments.samples, console)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if result.problems:
-        print(f"error: {UnusableData(result.problems)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

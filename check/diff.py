@@ -1,42 +1,23 @@
-"""Compare two recipes key by key: `python -m check.diff A B [--json]`.
+"""Compare two recipes key by key.
 
-A and B are recipes of any phase, or configurations in nanotron's own schema, whose keys and names of sources are
-translated: what SmolLM3's team published, for example. Values that only one side has come after those that differ. The
-exit code is 0 where nothing differs, 1 where something does.
+They are recipes of any phase, or configurations in nanotron's own schema, whose keys and names of sources are
+translated: what SmolLM3's team published, for example. Values that only one side has come after those that differ.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from check.loaders import loader_for
 from datapipes.registry import load_registry
-from foundation.errors import UserError
 from foundation.recipe import compare
 from foundation.recipe.compare import ABSENT, Difference
 from foundation.recipe.loading import read_tree
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m check.diff", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("left", type=Path, metavar="A")
-    parser.add_argument("right", type=Path, metavar="B")
-    parser.add_argument("--json", action="store_true", help="a list of {key, left, right}")
-    arguments = parser.parse_args()
-    try:
-        found = compare.differences(resolved(arguments.left), resolved(arguments.right))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps([_as_json(difference) for difference in found], indent=1))
-    else:
-        print(_as_text(arguments.left, arguments.right, found))
-    return 1 if found else 0
+def differences(left: Path, right: Path) -> list[Difference]:
+    """Raises UserError when a file is neither a recipe nor nanotron's configuration."""
+    return compare.differences(resolved(left), resolved(right))
 
 
 def resolved(path: Path) -> compare.Tree:
@@ -59,7 +40,7 @@ def _source_name(published: str) -> str:
     return names.get(published, published)
 
 
-def _as_text(left: Path, right: Path, found: list[Difference]) -> str:
+def as_text(left: Path, right: Path, found: list[Difference]) -> str:
     if not found:
         return f"{left} and {right} say the same."
     differ = [difference for difference in found if ABSENT not in (difference.left, difference.right)]
@@ -78,10 +59,6 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _as_json(difference: Difference) -> dict[str, Any]:
+def as_json(difference: Difference) -> dict[str, Any]:
     sides = {"left": difference.left, "right": difference.right}
     return {"key": difference.key, **{side: value for side, value in sides.items() if value is not ABSENT}}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,26 +1,20 @@
 """Prepare everything that recipes train on: their tokenizer and the token shards of all their sources.
 
-    python -m datapipes.prepare recipes/tiny/pretrain.yaml [RECIPE ...] [section.key=value ...]
-
 Shards hold documents end to end, so recipes of different sequence lengths read the same ones.
 
 Running it again does only what is missing. What is prepared already and no longer what the recipe asks for is kept, and
 the command refuses with what changed, until --rebuild names the source.
 """
 
-import argparse
 import fcntl
 import os
 import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from datatrove.utils.logging import logger as datatrove_logger
 from rich import box
 from rich.console import Console, JustifyMethod
 from rich.progress import (
@@ -39,12 +33,11 @@ from datapipes.errors import DataError
 from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild, Summary
 from datapipes.registry import find_source
-from datapipes.state import ALL, check_names, look, show, take_note, to_build
+from datapipes.state import check_names, look, show, take_note, to_build
 from datapipes.tokenizer import load_tokenizer
 from datapipes.trained_tokenizer import train_tokenizer_once
-from foundation.errors import UserError
 from foundation.files import restore
-from foundation.recipe import Recipe, load_recipe
+from foundation.recipe import Recipe
 from foundation.shards.remote import is_remote
 
 LOCK_FILE = ".lock"
@@ -202,83 +195,3 @@ def summary_table(summaries: list[Summary]) -> Table:
             f"{row.tokens_out:,}",
         )
     return table
-
-
-def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("Slurm", "Defaults come from sbatch's own variables.")
-    environment = os.environ.get
-    group.add_argument("--executor", choices=("local", "slurm"), default="local", help="where tasks run")
-    group.add_argument("--partition", default=environment("SBATCH_PARTITION"), help="default: $SBATCH_PARTITION")
-    group.add_argument(
-        "--time", default=environment("SBATCH_TIMELIMIT", "1-00:00:00"), help="per task; default: $SBATCH_TIMELIMIT"
-    )
-    group.add_argument("--qos", default=environment("SBATCH_QOS", ""), help="default: $SBATCH_QOS")
-    group.add_argument("--cpus-per-task", type=int, default=1, help="more than one only for their memory")
-    group.add_argument("--mem-per-cpu", type=int, default=4, metavar="GB")
-
-
-def _slurm_settings(arguments: argparse.Namespace) -> SlurmSettings:
-    if arguments.partition is None:
-        raise DataError("--executor slurm needs --partition (or SBATCH_PARTITION): `sinfo` lists the cluster's.")
-    return SlurmSettings(
-        arguments.partition, arguments.time, arguments.cpus_per_task, arguments.mem_per_cpu, arguments.qos
-    )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "arguments", nargs="+", metavar="RECIPE or section.key=value", help="recipes, and values to replace in them"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="tasks that run at the same time")
-    parser.add_argument("--verify", action="store_true", help="read prepared shards again and check them in full")
-    parser.add_argument("--raw", type=Path, help="folder with copies of hub datasets, as RAW/<owner>/<name>")
-    parser.add_argument("--benchmarks", type=Path, help="folder with evaluation sets, as <benchmark>.jsonl")
-    parser.add_argument(
-        "--rebuild",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help=f"replace it if it is no longer what is asked for (may be repeated); {ALL}: every such source",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say of each source what is done and what is not, stop")
-    _add_slurm_arguments(parser)
-    arguments = parser.parse_args()
-    console = Console()
-    datatrove_logger.remove()  # its lines go to the tasks' log files
-    start = time.monotonic()
-    try:
-        overrides = [argument for argument in arguments.arguments if "=" in argument]
-        paths = [argument for argument in arguments.arguments if "=" not in argument]
-        if not paths:
-            raise DataError("No recipe was given; name at least one, for example recipes/tiny/pretrain.yaml.")
-        recipes = [load_recipe(path, overrides) for path in paths]
-        slurm = _slurm_settings(arguments) if arguments.executor == "slurm" else None
-        summaries = prepare(
-            recipes,
-            console,
-            arguments.workers,
-            arguments.verify,
-            arguments.raw,
-            arguments.benchmarks,
-            slurm,
-            arguments.rebuild,
-            arguments.dry_run,
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        message = "Interrupted. The same command goes on where it stopped; jobs that Slurm has run on meanwhile."
-        print(message, file=sys.stderr)
-        return 130
-    if arguments.dry_run:
-        return 0
-    console.print(summary_table(summaries))
-    tokens = sum(row.tokens_out for row in summaries)
-    console.print(f"{tokens:,} tokens in {recipes[0].data.path} ({time.monotonic() - start:.1f} s)")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -116,7 +116,7 @@ def _evaluate_checkpoint(
     name = f"{run.name}-{step}"
     model = folder / "models" / name
     # Its own process: nothing here may import nanotron, which breaks lighteval.
-    export = [sys.executable, "-m", "nanotron_ext.export", str(checkpoint), str(model), "--replace"]
+    export = [sys.executable, "-m", "smollm3", "export", str(checkpoint), str(model), "--replace"]
     if subprocess.run(export, check=False, stdout=subprocess.DEVNULL).returncode != 0:
         raise EvalError(f"{checkpoint} could not be exported (command: {' '.join(export)}).")
     here = recipe.model_copy(update={"output": str(folder / "results")})

@@ -1,15 +1,14 @@
-"""Summary of a pretraining run: `python -m eval.pretraining RUN_FOLDER... --model FOLDER`.
+"""Summary of a pretraining run, printed and as JSON.
 
-Prints, and writes as JSON, what each stage did (steps, tokens, loss at start and end), held-out bits per byte of the
-final model beside two baselines that know no grammar, and a few lines that the exported model writes.
+What each stage did (steps, tokens, loss at start and end), held-out bits per byte of the final model beside two
+baselines that know no grammar, and a few lines that the exported model writes.
 """
 
-import argparse
 import gzip
 import json
 import math
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -157,26 +156,17 @@ def show(stages: list[StageSummary], results: list[HeldOut], texts: list[str]) -
         console.print(f"> {text}\n", highlight=False, markup=False)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.pretraining", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders of the stages, in order")
-    parser.add_argument("--model", type=Path, required=True, help="exported transformers folder of the last stage")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    arguments = parser.parse_args()
-    try:
-        stages = [summarise_stage(run) for run in arguments.runs]
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-        results = held_out(arguments.runs[-1], tokenizer)
-        texts = samples(arguments.model, tokenizer)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def summarise(runs: Sequence[Path], model: Path, out: Path) -> None:
+    """Write the summary of the stages `runs`, whose last one was exported as `model`, to `out`, and print it.
+
+    Raises:
+        SummaryError: for a run folder that has trained nothing.
+    """
+    stages = [summarise_stage(run) for run in runs]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    results = held_out(runs[-1], tokenizer)
+    texts = samples(model, tokenizer)
     content = {"stages": [asdict(s) for s in stages], "held_out": [asdict(r) for r in results], "samples": texts}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     show(stages, results, texts)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

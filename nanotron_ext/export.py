@@ -1,11 +1,9 @@
-"""Export a checkpoint to a transformers folder: `python -m nanotron_ext.export CHECKPOINT OUT`.
+"""Export a checkpoint to a transformers folder.
 
 Streams: at most one output shard is in memory at a time.
 """
 
-import argparse
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,32 +130,3 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]]) ->
         weight_map.update(dict.fromkeys(names, file_name))
     index_content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     write_json(folder / "model.safetensors.index.json", index_content)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m nanotron_ext.export", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder, or run folder (its newest checkpoint)")
-    parser.add_argument("out", type=Path, help="transformers folder to write")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the run's")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the model's training dtype")
-    parser.add_argument("--yarn-factor", type=float, help="declare the model for so many times its trained length")
-    parser.add_argument("--replace", action="store_true", help="overwrite the model that OUT holds")
-    arguments = parser.parse_args()
-    try:
-        out = export(
-            arguments.checkpoint,
-            arguments.out,
-            arguments.tokenizer,
-            arguments.dtype,
-            arguments.replace,
-            arguments.yarn_factor,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {out}. Load it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}).")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,11 @@
-"""Import a transformers SmolLM3 as a checkpoint: `python -m nanotron_ext.import_hf MODEL OUT`.
+"""Import a transformers SmolLM3 as a checkpoint.
 
 The checkpoint holds weights and no optimizer state: a run that continues it starts Adam afresh. Streams: one parameter
 is in memory at a time, and one layer's worth is written per file.
 """
 
-import argparse
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +106,7 @@ def _read(path: Path, name: str) -> torch.Tensor:
     return tensor
 
 
-def _local_folder(model: str) -> Path:
+def local_folder(model: str) -> Path:
     """`model` itself when it is a folder, else the snapshot of that hub model.
 
     Raises:
@@ -127,21 +125,3 @@ def _local_folder(model: str) -> Path:
             f"{model} is not a local folder, and the hub gave nothing ({type(error).__name__}). Without a network, "
             f"give a folder."
         ) from None
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m nanotron_ext.import_hf", description=__doc__)
-    parser.add_argument("model", help="transformers folder, or hub name")
-    parser.add_argument("out", type=Path, help="run folder to write the checkpoint into")
-    arguments = parser.parse_args()
-    try:
-        folder = import_hf(_local_folder(arguments.model), arguments.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {folder}.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,11 @@
 """Continue a run from an earlier step, leaving out a range of samples: the remedy for a loss spike.
 
-    python -m nanotron_ext.rewind RUN_FOLDER --to-step 400 [--skip-samples 1024-1279]
-
 Samples are counted over the whole run, as messages about spikes and failed steps give them; the range grows to whole
 global batches. Nothing is trained here: the next start of the run continues from that step. Later checkpoints and the
 metrics so far move to <run>/rewound/<n>/, also in object storage, and the ledger keeps account.
 """
 
-import argparse
-import re
 import shutil
-import sys
 from pathlib import Path
 
 from foundation.errors import UserError
@@ -89,33 +84,3 @@ def _whole_batches(
             f"up to {border - 1}."
         )
     return first, last - first + 1
-
-
-def _range(text: str) -> tuple[int, int]:
-    if not (match := re.fullmatch(r"(\d+)-(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range like 1024-1279")
-    return int(match[1]), int(match[2])
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m nanotron_ext.rewind",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_folder", type=Path, help="for example runs/tiny/stage1; nothing may train in it now")
-    parser.add_argument("--to-step", type=int, required=True, help="step of the checkpoint to continue from")
-    parser.add_argument("--skip-samples", type=_range, metavar="FIRST-LAST", help="samples to leave out")
-    arguments = parser.parse_args()
-    try:
-        skipped = rewind(arguments.run_folder, arguments.to_step, arguments.skip_samples)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    without = f" without samples {skipped[0]} to {skipped[0] + skipped[1] - 1}" if skipped else ""
-    print(f"The next start continues from step {arguments.to_step}{without}.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

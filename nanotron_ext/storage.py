@@ -197,7 +197,7 @@ class Uploader:
         self._wishes.join()
         if left := not_uploaded(self._run_folder):
             logger.error(
-                f"{len(left)} checkpoints are not in {self._remote.url}; `python -m nanotron_ext.checkpoints upload "
+                f"{len(left)} checkpoints are not in {self._remote.url}; `smollm3 checkpoints upload "
                 f"{self._run_folder}` tries again."
             )
 

@@ -14,7 +14,7 @@ begin data "$@"
 shopt -s nullglob # a profile need not have long-context phases
 rebuild=() # REBUILD="source ...", or all: prepared sources that may be replaced where they are not what is asked for
 for source in ${REBUILD:-}; do rebuild+=(--rebuild "$source"); done
-on_one_node "$PYTHON" -m datapipes.prepare "$JOB_RECIPE" "$RECIPES"/long_context_*.yaml "${rebuild[@]}" "$@"
+on_one_node "$PYTHON" -m smollm3 data "$JOB_RECIPE" "$RECIPES"/long_context_*.yaml "${rebuild[@]}" "$@"
 edition=full # the real sets, which needs a network
 if [[ $PROFILE == tiny ]]; then
   edition=small

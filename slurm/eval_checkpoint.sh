@@ -13,7 +13,7 @@
 source slurm/lib.sh || exit
 # CHECKPOINT: <run>/evaluations/<step>, from slurm/checkpoint_evaluations.py
 begin eval_checkpoint "$@"
-on_one_node "$PYTHON" -m nanotron_ext.export --replace "$CHECKPOINT/checkpoint" "$JOB_MODEL"
+on_one_node "$PYTHON" -m smollm3 export --replace "$CHECKPOINT/checkpoint" "$JOB_MODEL"
 suites=()
 for suite in $JOB_SUITES; do
   suites+=(--suite "$suite")

@@ -234,7 +234,7 @@ export_model() {
   STEP_STATUS=0
   # shellcheck disable=SC2016 # expanded on the node
   [[ -z $JOB_EXPORT_FROM ]] || on_one_node bash -c '
-    "$PYTHON" -m nanotron_ext.export --replace "$1" "$2.$3" && { mv -T "$2.$3" "$2" || [[ -f $2/config.json ]]; }
+    "$PYTHON" -m smollm3 export --replace "$1" "$2.$3" && { mv -T "$2.$3" "$2" || [[ -f $2/config.json ]]; }
     status=$?
     rm -rf "$2.$3"
     exit $status' export "$JOB_EXPORT_FROM" "$JOB_MODEL" "$ATTEMPT"

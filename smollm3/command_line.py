@@ -26,9 +26,24 @@ class Verb:
 # In the order of the chain; each section is a heading of the help.
 VERBS: dict[str, tuple[Verb, ...]] = {
     "The whole chain": (),
-    "Data": (),
-    "Recipes": (),
-    "Pretraining": (),
+    "Data": (
+        Verb("data", "data:data", "Prepare the tokenizer and the token shards that recipes train on."),
+        Verb("audit", "data:audit", "Show what a recipe trains on: mixture, samples, a lint of windows."),
+        Verb("synthesize", "data:synthesize", "Have a teacher model answer the prompts of a recipe."),
+    ),
+    "Recipes": (
+        Verb("check", "recipes:check", "Validate recipes of every phase, without a GPU."),
+        Verb("plan", "recipes:plan", "Predict memory, speed, days, cost and storage."),
+        Verb("diff", "recipes:diff", "Compare two recipes, or one with nanotron's own configuration."),
+    ),
+    "Pretraining": (
+        Verb("train", "pretraining:train", "Pretrain a stage, or extend its context, on this machine."),
+        Verb("checkpoints", "pretraining:checkpoints", "List, verify, prune or upload the checkpoints of a run."),
+        Verb("rewind", "pretraining:rewind", "Continue a run from an earlier step, leaving out samples."),
+        Verb("export", "pretraining:export", "Write a checkpoint as a transformers folder."),
+        Verb("import", "pretraining:import_model", "Write a transformers SmolLM3 as a checkpoint to go on from."),
+        Verb("summary", "pretraining:summary", "Losses, held-out bits per byte against baselines, a sample of text."),
+    ),
     "Post-training": (),
     "Merge": (),
     "Evaluation": (),

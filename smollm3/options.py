@@ -60,8 +60,9 @@ def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], 
         ) -> Any:
             overrides = [*overlays, *(argument for argument in arguments if "=" in argument)]
             named = [argument for argument in arguments if "=" not in argument]
-            folder = _folder_of(named) or profile_folder(profile)
-            chosen = choose_profile(folder, run)
+            folder = _folder_of(named)
+            chosen = choose_profile(folder or profile_folder(profile), run, says_so=folder is None)
+            folder = chosen.recipes
             recipes = [recipe_file(folder, name) for name in named]
             if not recipes:
                 recipes = [file for pattern in defaults for file in sorted(folder.glob(pattern))]
@@ -73,14 +74,15 @@ def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], 
     return decorate
 
 
-def choose_profile(recipes: Path, run: Path | None) -> Profile:
-    """The profile of this folder of recipes; says so on stderr, because variables may have chosen it.
+def choose_profile(recipes: Path, run: Path | None, *, says_so: bool = True) -> Profile:
+    """The profile of this folder of recipes, named on stderr where variables may have chosen it.
 
     The environment's RUN, which recipes write as ${RUN}, becomes the run folder (default: runs/<name of the folder>).
     """
     profile = Profile(recipes, run or Path("runs") / recipes.name)
     os.environ["RUN"] = str(profile.run)
-    click.echo(f"profile {profile.recipes}, results in {profile.run}", err=True)
+    if says_so:
+        click.echo(f"profile {profile.recipes}, results in {profile.run}", err=True)
     return profile
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 from datatrove.data import Document
+from rich.console import Console
+from rich.table import Table
 
 from datapipes.decontaminate import BenchmarkIndex, build_index
 from datapipes.errors import DataError
@@ -160,3 +162,13 @@ def _write(rows: Iterator[dict[str, Any]], recipe: SyntheticRecipe, report: Repo
             f"{recipe.max_lost_fraction:g}. Look into {folder / 'answers'}, correct the request, or raise the limit."
         )
     part.replace(folder / "train.jsonl")
+
+
+def print_report(report: Report, console: Console) -> None:
+    """How many of the prompts became conversations, and why the others did not."""
+    table = Table("prompts", "conversations", "share")
+    table.add_row("all", str(report.prompts), "")
+    table.add_row("kept", str(report.rows), f"{report.rows / report.prompts:.1%}")
+    for reason, count in report.lost.most_common():
+        table.add_row(f"lost: {reason}", str(count), f"{count / report.prompts:.1%}")
+    console.print(table)

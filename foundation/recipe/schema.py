@@ -261,7 +261,7 @@ class Spikes(Section):
     """What to do about a loss that jumps up."""
 
     action: Literal["off", "warn", "stop"] = Field(
-        "warn", description="stop: end the run before its next checkpoint; `python -m nanotron_ext.rewind` goes on."
+        "warn", description="stop: end the run before its next checkpoint; `smollm3 rewind` goes on."
     )
     window_steps: int = Field(100, ge=10, description="Steps before that a loss is compared with.")
     sigmas: float = Field(8.0, gt=0, description="Robust standard deviations above their median that make a spike.")

@@ -21,11 +21,11 @@ from foundation.tokenizer_json import content_sha256
 
 MANIFEST_NAME = "manifest.json"
 INDEX_ENTRY_BYTES = 8
-_PREPARE = "run `python -m datapipes.prepare RECIPE`"
+_PREPARE = "run `smollm3 data RECIPE`"
 
 
 def _rebuild(source: str) -> str:
-    return f"run `python -m datapipes.prepare RECIPE --rebuild {source}`"
+    return f"run `smollm3 data RECIPE --rebuild {source}`"
 
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

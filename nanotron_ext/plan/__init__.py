@@ -1,6 +1,6 @@
 """The planner: what a pretraining recipe needs and costs, before a device is booked.
 
-`python -m nanotron_ext.plan RECIPE` prints it; docs/planning.md compares its predictions with measurements.
+`smollm3 plan RECIPE` prints it; docs/planning.md compares its predictions with measurements.
 """
 
 from nanotron_ext.plan.estimate import Estimate, Target, estimate

@@ -208,7 +208,7 @@ def _report_spike(state: TrainState, batch: StepBatch, spike: str) -> None:
         return
     before = [path.name for path in list_checkpoints(run_folder)]
     raise SpikeError(
-        f"{message} Look at them; to go on without them, run `python -m nanotron_ext.rewind {run_folder} --to-step "
+        f"{message} Look at them; to go on without them, run `smollm3 rewind {run_folder} --to-step "
         f"{before[-1] if before else 'S'} --skip-samples {first}-{last}` and start again, or to go on as it is, set "
         f"spikes.action to warn."
     )

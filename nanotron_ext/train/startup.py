@@ -114,7 +114,7 @@ def check_world_size(recipe: Recipe, world_size: int) -> None:
     if world_size != parallelism.world_size:
         raise StartupError(
             f"The recipe's layout {parallelism} needs {parallelism.world_size} processes, but {world_size} were "
-            f"started. Use `python -m nanotron_ext.launch` on one machine, or a launcher of which nodes x processes is "
+            f"started. Use `smollm3 train` on one machine, or a launcher of which nodes x processes is "
             f"{parallelism.world_size}, or change the parallelism section."
         )
 

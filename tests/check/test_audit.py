@@ -58,7 +58,7 @@ def test_steps_tokens_and_epochs_are_those_of_all_samples_counted_one_by_one(rec
         name: (np.fromfile(Path(recipe.data.path) / name / "000.ds", "<u2").size - 1) // 64
         for name in ("tiny-web-en", "tiny-math", "tiny-web-fra")
     }
-    uses = audit(recipe, lint_windows=0).uses
+    uses = audit(recipe, 0, 4.0).uses
     assert [use.source for use in uses if use.stage == "stage30"] == ["tiny-math", "tiny-web-en", "tiny-web-fra"]
     parts = {"stage1": range(1, 30), "stage30": range(30, 61), WHOLE_RUN: range(1, 61)}
     for use in uses:
@@ -70,7 +70,7 @@ def test_steps_tokens_and_epochs_are_those_of_all_samples_counted_one_by_one(rec
 
 
 def test_repeated_sources_are_warned_about(recipe: Recipe) -> None:
-    epochs = {use.source: use.epochs for use in audit(recipe, 0).uses if use.stage == WHOLE_RUN}
+    epochs = {use.source: use.epochs for use in audit(recipe, 0, 4.0).uses if use.stage == WHOLE_RUN}
     most = max(epochs, key=lambda name: epochs[name] or 0)
     second = sorted(epoch for epoch in epochs.values() if epoch)[-2]
     (warning,) = audit(recipe, 0, max_epochs=second).warnings
@@ -82,11 +82,11 @@ def test_without_data_the_plan_is_that_of_the_shares_and_what_is_missing_is_name
     def planned(uses: list[SourceUse]) -> dict[tuple[str, str], int]:
         return {(use.stage, use.source): use.planned_tokens for use in uses}
 
-    prepared = planned(audit(recipe, 0).uses)
+    prepared = planned(audit(recipe, 0, 4.0).uses)
     (Path(recipe.data.path) / "tiny-math" / "manifest.json").unlink()
-    result = audit(recipe)
+    result = audit(recipe, 64, 4.0)
     (problem,) = result.problems
-    assert "tiny-math/manifest.json" in problem and "datapipes.prepare" in problem
+    assert "tiny-math/manifest.json" in problem and "smollm3 data" in problem
     assert all(use.available_tokens is use.epochs is None for use in result.uses)
     for key, tokens in planned(result.uses).items():
         assert abs(tokens - prepared[key]) <= 2 * 64  # less than a sample per stage
@@ -135,7 +135,7 @@ def test_lint_finds_what_was_planted(tmp_path: Path, tokenizer: LoadedTokenizer)
 
 def command(*arguments: str, run: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "check.audit", *arguments],
+        [sys.executable, "-m", "smollm3", "audit", *arguments],
         env={**os.environ, "RUN": str(run), "PYTHONPATH": ".", "COLUMNS": "100"},
         capture_output=True,
         text=True,

@@ -1,4 +1,3 @@
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +5,8 @@ from typing import NamedTuple
 
 import pytest
 
-from datapipes import prepare
+from datapipes.prepare import sole_preparation
+from smollm3.command_line import main
 from tests.datapipes.helpers import shard_bytes
 
 SMALL = [  # two sources and a tokenizer that trains in a second
@@ -27,13 +27,12 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`python -m datapipes.prepare recipes/tiny/pretrain.yaml ...` in this process, which has everything imported."""
+    """`smollm3 data recipes/tiny/pretrain.yaml ...` in this process, which has everything imported."""
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["prepare", "recipes/tiny/pretrain.yaml", *arguments])
-        return Result(prepare.main(), *capsys.readouterr())
+        return Result(main(["data", "recipes/tiny/pretrain.yaml", *arguments]), *capsys.readouterr())
 
     return run
 
@@ -89,10 +88,10 @@ def test_bad_input_is_one_screen_without_traceback_and_writes_nothing(
 
 
 def test_a_second_preparation_of_the_same_folder_is_refused(command: Command, tmp_path: Path) -> None:
-    with prepare.sole_preparation(tmp_path / "run/data"):
+    with sole_preparation(tmp_path / "run/data"):
         result = command(*SMALL)
     assert result.code == 2
     assert f"is preparing {tmp_path}/run/data already. Wait for its end" in result.err
     assert not (tmp_path / "run/tokenizer").exists()
-    with prepare.sole_preparation(tmp_path / "run/data"):  # the lock went with its holder
+    with sole_preparation(tmp_path / "run/data"):  # the lock went with its holder
         pass

@@ -1,4 +1,4 @@
-"""`python -m datapipes.prepare` when something changed: nothing finished is replaced unasked, and nothing is lost."""
+"""`smollm3 data` when something changed: nothing finished is replaced unasked, and nothing is lost."""
 
 import io
 import json
@@ -17,11 +17,13 @@ import pyarrow.parquet
 import pytest
 from datatrove.data import Document
 
-from datapipes import prepare, registry
+from datapipes import registry
 from datapipes.clean import Clean
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Source
 from datapipes.state import ALL
+from datapipes.tokenizer import load_tokenizer
+from foundation.recipe import Recipe, load_recipe
 from tests.datapipes import hub_server
 from tests.datapipes.helpers import make_tokenizer, read_documents, shard_bytes
 from tests.datapipes.test_prepare import Command, command  # noqa: F401 (a fixture)
@@ -251,12 +253,12 @@ def test_all_that_changed_is_named_and_only_what_is_named_is_replaced(
     assert (rebuilt.code, rebuilt.out.count("built"), rebuilt.out.count("unchanged")) == (0, 1, 1)
     kept = {name: file for name, file in before.items() if name.startswith(f"{data}/two/")}
     assert kept and {name: file for name, file in snapshot(tmp_path / "run").items() if name in kept} == kept
-    decode = prepare.load_tokenizer(recipe_of(tmp_path)).tokenizer.decode
+    decode = load_tokenizer(recipe_of(tmp_path)).tokenizer.decode
     assert any("metal" in decode(document[:-1]) for document in read_documents(data / "one"))
 
 
-def recipe_of(tmp_path: Path) -> prepare.Recipe:
-    return prepare.load_recipe("recipes/tiny/pretrain.yaml", [mixture("one", "two"), *ARGUMENTS[:3]])
+def recipe_of(tmp_path: Path) -> Recipe:
+    return load_recipe("recipes/tiny/pretrain.yaml", [mixture("one", "two"), *ARGUMENTS[:3]])
 
 
 def test_damage_is_not_repaired_unasked(letters: list[Source], prepare_letters: Command, tmp_path: Path) -> None:

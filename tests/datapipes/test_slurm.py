@@ -2,18 +2,18 @@
 
 import os
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from datapipes import executors, prepare
+from datapipes import executors
 from datapipes.errors import DataError
 from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Source
 from datapipes.tokenizer import LoadedTokenizer
+from smollm3.command_line import main
 from tests.datapipes.helpers import is_done, random_text, shard_bytes
 
 SETTINGS = SlurmSettings(partition="cpu", time="01:00:00", cpus_per_task=2, qos="low")
@@ -136,7 +136,6 @@ def test_without_slurm_or_partition_the_error_says_so(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DataError, match=r"sbatch failed for letters: .* login node"):
         build.submit(SETTINGS)
-    monkeypatch.setattr(sys, "argv", ["prepare", "recipes/tiny/pretrain.yaml", "--executor", "slurm"])
     monkeypatch.delenv("SBATCH_PARTITION", raising=False)
-    assert prepare.main() == 2
+    assert main(["data", "recipes/tiny/pretrain.yaml", "--executor", "slurm"]) == 2
     assert "error: --executor slurm needs --partition" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_a_training_run_listens_on_the_loopback_interface_only(tmp_path: Path) -
     prepare(tmp_path)
     steps = "{sequence_length: 16, train_steps: 100000, micro_batch_size: 2}"
     values = overrides(tmp_path, tokens=steps, wandb__mode="offline")  # wandb starts a service of its own
-    command = [sys.executable, "-m", "nanotron_ext.launch", RECIPE_PATH, *values]
+    command = [sys.executable, "-m", "smollm3", "train", RECIPE_PATH, *values]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True)
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 from foundation.journal import read_metrics, read_samples
 from foundation.recipe import Recipe
 from foundation.recipe.schema import Spikes
-from nanotron_ext import ledger, rewind
+from nanotron_ext import ledger
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.train.run import run
 from nanotron_ext.train.spikes import SpikeDetector
+from smollm3.command_line import main
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 
@@ -27,9 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["rewind", *map(str, arguments)])
-    return rewind.main()
+def command(*arguments: object) -> int:
+    return main(["rewind", *map(str, arguments)])
 
 
 def staged(root: Path, second_stage: int, steps: int) -> Recipe:
@@ -56,7 +55,7 @@ def test_what_is_left_out_is_all_that_is_missing(root: Path) -> None:
     assert [loaders[0].data_position(step) for step in (0, 2, 3, 20)] == [0, 8, 20, 104]
 
 
-def test_rewind(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rewind(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny_recipe(root, checkpoints__checkpoint_interval=2, logging__log_samples="true")
     folder = recipe.run_folder
     run_ranks(run, 2, recipe)
@@ -66,11 +65,11 @@ def test_rewind(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (("--to-step", 6, "--skip-samples", "18-20"), "which has seen samples up to 23. Rewind further back"),
         (("--to-step", 2, "--skip-samples", "15-16"), "belong to two data stages"),
     ]:
-        assert command(monkeypatch, folder, *arguments) == 2
+        assert command(folder, *arguments) == 2
         assert message in capsys.readouterr().err
     assert [path.name for path in list_checkpoints(folder)] == ["2", "4", "6", "8"]
 
-    assert command(monkeypatch, folder, "--to-step", 4, "--skip-samples", "17-18") == 0
+    assert command(folder, "--to-step", 4, "--skip-samples", "17-18") == 0
     assert "continues from step 4 without samples 16 to 19" in capsys.readouterr().out
     assert [path.name for path in list_checkpoints(folder)] == ["2", "4"]
     assert [path.name for path in list_checkpoints(folder / "rewound" / "1")] == ["6", "8"]
@@ -115,7 +114,7 @@ def test_a_spike_stops_the_run_and_the_message_says_how_to_go_on(root: Path) -> 
     with pytest.raises(RuntimeError, match=r"Step 7: loss 9 .*--to-step 4 --skip-samples 24-27"):
         run_ranks(run_into_a_spike, 2, recipe)
     outcome = json.loads((recipe.run_folder / "outcome.json").read_text())
-    assert outcome["outcome"] == "failed" and "nanotron_ext.rewind" in outcome["message"]
+    assert outcome["outcome"] == "failed" and "smollm3 rewind" in outcome["message"]
     warned = tiny_recipe(root, general__run="spike")
     assert run_ranks(run, 2, warned)[0].outcome == "finished"
 

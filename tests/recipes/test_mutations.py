@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from check import check
+from check.recipes import check
 from foundation.errors import UserError
 from tests.nanotron_ext import tiny_run
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from datapipes.errors import DataError
-from datapipes.synthetic.__main__ import main
 from datapipes.synthetic.answers import AnswerLog, Unusable, parse_answer, repeats_itself
 from datapipes.synthetic.build import Report, build
 from datapipes.synthetic.recipe import load_recipe
 from foundation.recipe import RecipeError
+from smollm3.command_line import main
 from tests.datapipes.synthetic.fake_server import serving
 
 THINK = "<think>\nLet me see: {0}\n</think>\nThe answer to {0}"
@@ -304,7 +304,7 @@ def test_a_teacher_that_is_down(tmp_path: Path, capsys: pytest.CaptureFixture[st
         url = server.url
     with pytest.raises(DataError, match=f"no server at {url} for the teacher teacher"):
         make(tmp_path, url)
-    assert main([str(tmp_path / "synthetic.yaml")]) == 2
+    assert main(["synthesize", str(tmp_path / "synthetic.yaml")]) == 2
     assert capsys.readouterr().err.startswith(f"error: There is no server at {url}")
 
 

@@ -57,8 +57,8 @@ def list_twice(source: Path) -> None:
     edit(source / "manifest.json", files=[first, first], documents=2 * first["documents"], tokens=200)
 
 
-PREPARE = "run `python -m datapipes.prepare RECIPE`"
-REBUILD = "run `python -m datapipes.prepare RECIPE --rebuild b`"
+PREPARE = "run `smollm3 data RECIPE`"
+REBUILD = "run `smollm3 data RECIPE --rebuild b`"
 DAMAGES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "missing folder": (shutil.rmtree, "b/manifest.json", "There is no manifest", PREPARE),
     "unfinished": (lambda s: (s / "manifest.json").unlink(), "b/manifest.json", "shards but no manifest", REBUILD),

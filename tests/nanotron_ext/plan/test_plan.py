@@ -12,10 +12,11 @@ from foundation.errors import UserError
 from foundation.recipe import Recipe, load_recipe
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.plan import Estimate, cpu, estimate, memory
-from nanotron_ext.plan.__main__ import best_layouts, gpu_target, main, on_nodes
 from nanotron_ext.plan.layout import stage_shards
+from nanotron_ext.plan.recipes import best_layouts, gpu_target, on_nodes
 from nanotron_ext.plan.search import layouts
 from nanotron_ext.train.step import TrainState
+from smollm3.command_line import main
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import random_batch, small_recipe
 
@@ -148,14 +149,9 @@ def test_more_nodes_are_more_replicas() -> None:
     assert recipe.hash() == load_recipe(PRETRAIN).hash()
 
 
-def test_several_recipes_are_planned_as_each_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_recipes_are_planned_as_each_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipes = [f"recipes/smollm3-3b/{name}.yaml" for name in ("pretrain_stage1", "long_context_64k")]
-    monkeypatch.setattr(
-        "sys.argv", ["plan", *recipes, "--layouts", "0", "parallelism.recompute_layer=true", "--out", str(tmp_path)]
-    )
-    assert main() == 0
+    assert main(["plan", *recipes, "--layouts", "0", "parallelism.recompute_layer=true", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert [shown.count(recipe) for recipe in recipes] == [1, 1]
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["long_context_64k", "pretrain_stage1"]
@@ -166,10 +162,9 @@ def test_several_recipes_are_planned_as_each_alone(
 
 
 def test_recipes_of_one_name_are_not_written_over_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", PRETRAIN, "recipes/tiny/pretrain.yaml", "--out", str(tmp_path)])
-    assert main() == 2
+    assert main(["plan", PRETRAIN, "recipes/tiny/pretrain.yaml", "--out", str(tmp_path)]) == 2
     assert "Two recipes of one name" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -198,26 +193,20 @@ def test_this_machine_is_measured_once_for_all_recipes(monkeypatch: pytest.Monke
         (["tokens.sequence_lenght=1"], "Did you mean 'sequence_length'?"),
     ],
 )
-def test_wrong_arguments(
-    arguments: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", PRETRAIN, *arguments])
-    assert main() == 2
+def test_wrong_arguments(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", PRETRAIN, *arguments]) == 2
     assert expected in capsys.readouterr().err
 
 
-def test_other_phases_are_not_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", "recipes/smollm3-3b/sft.yaml"])
-    assert main() == 2
+def test_other_phases_are_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipes/smollm3-3b/sft.yaml"]) == 2
     assert "only pretraining and long-context recipes" in capsys.readouterr().err
 
 
-def test_table_and_json_agree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", PRETRAIN, "--price", "2", "--layouts", "2"])
-    assert main() == 0
+def test_table_and_json_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", PRETRAIN, "--price", "2", "--layouts", "2"]) == 0
     table = capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["plan", PRETRAIN, "--price", "2", "--layouts", "2", "--json"])
-    assert main() == 0
+    assert main(["plan", PRETRAIN, "--price", "2", "--layouts", "2", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert f"{figures['parameters']:,} parameters" in table and f"{figures['days']:.1f} days" in table
     assert f"cost {figures['cost']:,.0f}" in table and figures["cost"] == 2 * figures["device_hours"]

@@ -1,15 +1,15 @@
 """What a user can get wrong: one screen that says what to do, exit code 2, nothing written."""
 
+import os
 import socket
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from foundation.recipe import load_recipe
-from nanotron_ext import launch
 from nanotron_ext.train.startup import StartupError, check_world_size, save_recipe
+from smollm3.command_line import main
 from tests.nanotron_ext.tiny_run import overrides, prepare, tiny_recipe
 
 
@@ -21,10 +21,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(monkeypatch: pytest.MonkeyPatch, values: list[str]) -> int:
-    """`python -m nanotron_ext.launch` up to the moment when torchrun would take over (exit code 0)."""
-    monkeypatch.setattr(sys, "argv", ["launch", "recipes/tiny/pretrain.yaml", *values])
-    monkeypatch.setattr(launch, "_become_torchrun", lambda command, threads: 0)
-    return launch.main()
+    """`smollm3 train` up to the moment when torchrun would take over (exit code 0)."""
+    monkeypatch.setattr(os, "execv", lambda program, command: None)
+    return main(["train", "recipes/tiny/pretrain.yaml", *values])
 
 
 TABLE = {
@@ -32,7 +31,7 @@ TABLE = {
     "wrong type": ({"optimizer__weight_decay": "much"}, ["optimizer.weight_decay", "'much'", "command line"]),
     "heads not divisible by tp": ({"parallelism": "{tp: 3}"}, ["tp 3 does not divide num_attention_heads 8"]),
     "fewer layers than stages": ({"parallelism": "{pp: 3}"}, ["2 layers cannot fill 3 pipeline stages"]),
-    "missing data folder": ({"data__path": "/nowhere/data"}, ["/nowhere/data/a", "python -m datapipes.prepare"]),
+    "missing data folder": ({"data__path": "/nowhere/data"}, ["/nowhere/data/a", "smollm3 data"]),
     "sequence longer than the data": (
         {
             "tokens": "{sequence_length: 4096, train_steps: 8, micro_batch_size: 1}",
@@ -76,7 +75,7 @@ def test_another_tokenizer_than_the_shards(
     tokenizer = tmp_path / "tokenizer" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert start(monkeypatch, overrides(tmp_path)) == 2
-    assert_explained(capsys, ["tokenizer", str(tmp_path / "data" / "a"), "python -m datapipes.prepare"])
+    assert_explained(capsys, ["tokenizer", str(tmp_path / "data" / "a"), "smollm3 data"])
 
 
 def test_run_folder_of_another_recipe(

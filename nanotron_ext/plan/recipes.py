@@ -1,15 +1,12 @@
-"""Plan pretraining runs: `python -m nanotron_ext.plan RECIPE ... [section.key=value ...] [--gpu h100] [--nodes N]`.
+"""The plan of a recipe: parameters, FLOPs, memory per device by part, the time of a step by part, days, cost, storage.
 
-Prints for each recipe parameters, FLOPs, memory per device by part, the time of a step by part, tokens per second,
-MFU, days, device-hours, cost, checkpoints and data, for the recipe's layout; then the fastest other layouts that fit.
---gpu cpu times the kernels of this machine, each shape once for all recipes. How good the figures are:
-docs/planning.md.
+Printed for the recipe's own layout, then the fastest other layouts that fit; this machine's kernels are timed, each
+shape once for all recipes. How good the figures are: docs/planning.md.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from foundation.errors import UserError
@@ -87,16 +84,30 @@ def load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[Recipe
     return [load_recipe(path, overrides) for path in paths]
 
 
-def plan_recipes(options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What is planned for: `gpu` is a name of plan/devices.py, or cpu, which is this machine."""
+
+    gpu: str
+    measured: Path | None  # a step of bench/step.py on this GPU
+    nodes: int | None  # of 8 GPUs; None: what the recipe's layout needs
+    price: float | None  # of a device-hour
+    document_tokens: int | None  # mean length, weighted by tokens; None: the whole window
+    trainer: Trainer  # whose memory
+    layouts: int  # how many other layouts to list
+    as_json: bool
+    out: Path | None  # folder that gets <recipe>.json
+
+
+def plan_recipes(paths: Sequence[Path], overrides: Sequence[str], options: Options) -> None:
     """Print the plan of every recipe, and write it where `options` say so.
 
     Raises:
         UserError: before any figure is printed.
     """
-    paths = [Path(argument) for argument in options.recipes if "=" not in argument]
     if options.out and len({path.stem for path in paths}) < len(paths):
         raise UserError("Two recipes of one name would write one file of --out. Plan them one at a time.")
-    recipes = load_recipes(paths, [argument for argument in options.recipes if "=" in argument])
+    recipes = load_recipes(paths, overrides)
     # All of them before the first estimate: that times kernels, after which memory is not that of a fresh process.
     targets = [
         cpu_target(recipe) if options.gpu == "cpu" else gpu_target(recipe, options.gpu, options.measured)
@@ -111,8 +122,8 @@ def plan_recipes(options: argparse.Namespace) -> None:
         plan_recipe(path, recipe, target, options)
 
 
-def plan_recipe(path: Path, recipe: Recipe, target: Target, options: argparse.Namespace) -> None:
-    trainer: Trainer = options.trainer
+def plan_recipe(path: Path, recipe: Recipe, target: Target, options: Options) -> None:
+    trainer = options.trainer
     plan = estimate(recipe, target, options.document_tokens, options.price, trainer)
     count = 0 if options.gpu == "cpu" else options.layouts  # the search would time kernels of every shape
     others = best_layouts(recipe, target, count, trainer, options.document_tokens) if count else []
@@ -127,43 +138,6 @@ def plan_recipe(path: Path, recipe: Recipe, target: Target, options: argparse.Na
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
-    if not options.json:
+    if not options.as_json:
         text = report(str(path), target, plan, by_recomputation) + ("\n" + layouts_table(others) if others else "")
     print(text, flush=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m nanotron_ext.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "recipes",
-        nargs="+",
-        metavar="RECIPE",
-        help="pretraining or long-context recipes; section.key=value replaces a value in all of them",
-    )
-    parser.add_argument("--gpu", default="h100", help=f"{', '.join(devices.GPUS)}, or cpu (this machine); default h100")
-    parser.add_argument(
-        "--measured", type=Path, metavar="FILE", help="a step that bench/step.py --json measured on this GPU"
-    )
-    parser.add_argument("--nodes", type=int, help="nodes of 8 GPUs; default: what the recipe's layout needs")
-    parser.add_argument("--price", type=float, help="of a device-hour, in any currency")
-    parser.add_argument(
-        "--document-tokens", type=int, help="mean document length, weighted by tokens; default: the whole window"
-    )
-    parser.add_argument(
-        "--trainer", choices=("ours", "nanotron"), default="ours", help="whose memory; nanotron: the published run's"
-    )
-    parser.add_argument("--layouts", type=int, default=8, help="how many other layouts to list")
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the JSON to FOLDER/<recipe>.json as well")
-    try:
-        plan_recipes(parser.parse_intermixed_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
