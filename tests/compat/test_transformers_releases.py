@@ -16,7 +16,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from tests.nanotron_ext.test_hf_folder import yarn_by_hand
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundation.hf_folder import meaning
@@ -30,6 +29,7 @@ from nanotron_ext.import_hf import import_hf
 from posttrain import train as train_command
 from posttrain.tiny_data import write_sets
 from tests.compat.environments import python_with_transformers
+from tests.foundation.test_hf_folder import yarn_by_hand
 from tests.posttrain.template_cases import CASES
 from tests.posttrain.tiny_model import write_model
 

@@ -15,7 +15,7 @@ CODE = {name for name, benchmark in BENCHMARKS.items() if benchmark.executes_cod
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for package in ("eval", "nanotron_ext", "datapipes"):
+    for package in ("eval", "foundation"):
         shutil.copytree(package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "corpus"))
     return tmp_path
 

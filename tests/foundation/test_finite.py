@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
+from foundation import finite
 from foundation.finite import NotFiniteError, check_files_finite, check_finite
-from nanotron_ext import finite
 from nanotron_ext.checkpoint import CheckpointReader
 from nanotron_ext.export import export
 from nanotron_ext.import_hf import import_hf

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from check.diff import main
 from foundation.recipe.compare import ABSENT, Difference, differences
+from smollm3.command_line import main
 
 STAGE1, STAGE2 = (f"recipes/smollm3-3b/pretrain_stage{number}.yaml" for number in (1, 2))
 
@@ -40,8 +40,7 @@ NANOTRON = {
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
     monkeypatch.delenv("RUN", raising=False)  # recipes name their folders by it
-    monkeypatch.setattr("sys.argv", ["recipe", "diff", *arguments])
-    code = main()
+    code = main(["diff", *arguments])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 

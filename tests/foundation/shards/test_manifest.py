@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prepared_data import make_recipe, random_documents, write_source
 
 from foundation.shards.errors import DataError
 from foundation.shards.manifest import read_source
 from nanotron_ext.data.loader import MixtureLoader
+from tests.nanotron_ext.data.prepared_data import make_recipe, random_documents, write_source
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from prepared_data import make_recipe, random_documents, write_source
 
 from foundation.recipe import Recipe
 from foundation.shards.errors import DataError
 from foundation.shards.manifest import read_remote_source
 from nanotron_ext.data.loader import MixtureLoader
+from tests.nanotron_ext.data.prepared_data import make_recipe, random_documents, write_source
 
 TOKENS_PER_SHARD = 2000  # 2 bytes each
 MIXTURE = [(1, {"a": 0.7, "b": 0.3})]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepared_data import Documents, make_recipe, random_documents, write_source
 
 from foundation.errors import UserError
 from foundation.recipe import Recipe
 from foundation.shards.errors import DataError
 from nanotron_ext.data.loader import MicroBatch, MixtureLoader, StepBatch, validation_batches
 from nanotron_ext.train.startup import data_state
+from tests.nanotron_ext.data.prepared_data import Documents, make_recipe, random_documents, write_source
 
 STAGES = [(1, {"a": 0.5, "b": 0.3, "c": 0.2}), (11, {"a": 0.15, "c": 0.8, "d": 0.05})]
 TOKENS = {"a": (500, 300), "b": (90,), "c": (400, 9, 170), "d": (60, 41)}
