@@ -3,6 +3,7 @@
 PYTHON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
+SMOLLM3 := $(VENV)/bin/smollm3
 
 # PROFILE names a folder of recipes; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
 # told otherwise; everything else is the miniature.
@@ -13,6 +14,9 @@ PHASE ?= midtrain sft apo
 GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
 RECIPES ?= recipes/$(PROFILE)
+COMMA := ,
+SPACE := $() $()
+SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
@@ -59,25 +63,23 @@ summary: setup ## Losses, held-out bits per byte against baselines, and a sample
 	  --out $(RUN)/eval/pretraining.json
 
 posttrain-data: setup ## Generate the tiny profile's conversations, pairs and held-out prompts (REPLACE=1 overwrites)
-	$(PY) -m posttrain.tiny_data $(RUN)/posttrain_data $(REPLACE:%=--replace)
+	$(SMOLLM3) posttrain-data --profile $(RECIPES) $(REPLACE:%=--replace)
 
 posttrain: setup ## Post-train the phases in PHASE: midtrain, sft, apo (every apo*.yaml, for the soup)
 	@set -e; for phase in $(PHASE); do \
 	  echo "== $$phase"; \
-	  $(PY) -m posttrain.launch $(RECIPES)/$$phase*.yaml; \
+	  $(SMOLLM3) posttrain --profile $(RECIPES) $(RECIPES)/$$phase*.yaml; \
 	done
 
 .PHONY: posttrain-seeds
 posttrain-seeds: setup ## Post-training from start to finish under SEEDS (default: 42 43 44), in one table
-	$(PY) -m posttrain.seeds $(RECIPES) --seeds $(or $(SEEDS),42 43 44) --prompts $(RUN)/posttrain_data/heldout.jsonl \
-	  --json $(RUN)/eval/posttrain_seeds.json
+	$(SMOLLM3) posttrain-seeds --profile $(RECIPES) $(SEEDS_OPTION)
 
 capabilities: setup ## Mode following and the taught tasks of MODELS="folder ..." on held-out prompts
-	$(PY) -m posttrain.evaluate $(MODELS) --seeds $(or $(SEEDS),3) \
-	  --prompts $(RUN)/posttrain_data/heldout.jsonl --json $(RUN)/eval/capabilities.json
+	$(SMOLLM3) capabilities --profile $(RECIPES) $(MODELS) $(SEEDS:%=--seeds %)
 
 chat: setup ## Talk to MODEL in the terminal
-	$(PY) -m posttrain.chat $(MODEL)
+	$(SMOLLM3) chat --profile $(RECIPES) $(MODEL)
 
 merge: setup ## Average the APO checkpoints, then 0.9 of the soup + 0.1 of the mid-training model
 	$(PY) -m merge $(RECIPES)/merge.yaml

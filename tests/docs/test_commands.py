@@ -1,13 +1,15 @@
-"""What README and docs tell people to type exists: make targets, modules with their options, scripts, recipes."""
+"""What README and docs tell people to type exists: verbs, modules and their options, make targets, scripts, recipes."""
 
 import importlib.util
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from chain.steps import steps_of
 from jobs.profile import Profile
+from smollm3.command_line import smollm3
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,7 +21,7 @@ def commands(page: Path) -> list[str]:
     text = page.read_text().replace("\\\n", " ")
     blocks = [line.strip().partition(" #")[0] for line in text.splitlines() if line.startswith("    ")]
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"\n(?!\n)", " ", text))
-    starts = ("make ", "python -m ", ".venv/bin/python ", "torchrun ", "slurm/", "sbatch ", "cp ")
+    starts = ("smollm3 ", "make ", "python -m ", ".venv/bin/python ", "torchrun ", "slurm/", "sbatch ", "cp ")
     return [re.sub(r"^[A-Z_]+=\S+ ", "", line) for line in blocks + inline if line.startswith(starts) or " -m " in line]
 
 
@@ -31,8 +33,11 @@ def test_every_command_exists(page: Path) -> None:
 
 def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("    make demmo\n    python -m nanotron_ext.chek\n\n`python -m chain recipes/tny --dri-run`\n")
-    assert len([problem for command in commands(page) for problem in check(command)]) == 4
+    page.write_text(
+        "    make demmo\n    python -m nanotron_ext.chek\n    python -m posttrain.train --preview\n\n"
+        "`smollm3 posttrian sft`, `smollm3 posttrain recipes/tny/sft.yaml --previev 3`\n"
+    )
+    assert len([problem for command in commands(page) for problem in check(command)]) == 6
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -55,6 +60,8 @@ def check(command: str) -> list[str]:
     if words[0] == "make":
         targets = [word for word in re.sub(r'"[^"]*"', "x", command).split()[1:] if "=" not in word]
         problems += [f"no target {t!r}: {command}" for t in targets if re.fullmatch(r"[a-z-]+", t) and t not in TARGETS]
+    if words[0] == "smollm3" and len(words) > 1:
+        problems += check_verb(words[1:], command)
     if " -m " in command:
         module = command.partition(" -m ")[2].split()[0]
         if "." in module or (ROOT / module).is_dir():
@@ -63,6 +70,24 @@ def check(command: str) -> list[str]:
         if not list(ROOT.glob(path.rstrip("."))) and not path.startswith("slurm/site.sh"):
             problems.append(f"no file {path}: {command}")
     return problems
+
+
+def check_verb(words: list[str], command: str) -> list[str]:
+    """A verb, perhaps of a group, and its options."""
+    group: click.Command | None = smollm3
+    context = click.Context(smollm3)
+    for word in words:
+        if not isinstance(group, click.Group) or not re.fullmatch(r"[a-z-]+", word):
+            break
+        group = group.get_command(context, word)
+        if group is None:
+            return [f"no verb {word!r}: {command}"]
+    assert group is not None
+    known = {
+        option for parameter in group.get_params(context) for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    return [f"no option {option} of smollm3 {words[0]}: {command}" for option in options if option not in known]
 
 
 def check_module(module: str, words: list[str], command: str) -> list[str]:
