@@ -82,29 +82,26 @@ chat: setup ## Talk to MODEL in the terminal
 	$(SMOLLM3) chat --profile $(RECIPES) $(MODEL)
 
 merge: setup ## Average the APO checkpoints, then 0.9 of the soup + 0.1 of the mid-training model
-	$(PY) -m merge $(RECIPES)/merge.yaml
+	$(SMOLLM3) merge --profile $(RECIPES)
 
 merge-sweep: setup ## Evaluate mixing weights from 0 to 1 and draw the curve
-	$(PY) -m merge.sweep $(RECIPES)/merge.yaml
+	$(SMOLLM3) merge-sweep --profile $(RECIPES)
 
 eval-data: setup ## Write the evaluation sets of the recipe (EDITION=full needs the hub; REPLACE=1 overwrites real sets)
-	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition $(or $(EDITION),small) $(REPLACE:%=--replace)
+	$(SMOLLM3) eval-data --profile $(RECIPES) $(EDITION:%=--edition %) $(REPLACE:%=--replace)
 
 eval-prefetch: setup ## Fetch the real sets (of SUITE, default all) from the hub or MIRROR, and pack them into one file
-	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition full $(SUITE:%=--suite %) $(MIRROR:%=--mirror %) $(REPLACE:%=--replace) \
-	  --pack $(RUN)/eval_data$(SUITE:%=_%).tar
+	$(SMOLLM3) eval-data --profile $(RECIPES) --edition full $(SUITE:%=--suite %) $(MIRROR:%=--mirror %) \
+	  $(REPLACE:%=--replace) --pack $(RUN)/eval_data$(subst $(SPACE),,$(SUITE:%=_%)).tar
 
 eval: setup ## Evaluate the folders in MODEL on the recipe's suites (SUITE=name for one; SET="section.key=value ...")
-	@for model in $(MODEL); do test -d $$model || \
-	  { echo "error: there is no model folder $$model; give MODEL=<transformers folder>, or PROFILE=tiny"; exit 2; }; done
-	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || test $(PROFILE) != tiny || $(MAKE) --no-print-directory eval-data PROFILE=tiny
-	$(PY) -m eval $(RECIPES)/eval.yaml $(SET) $(MODEL:%=--model %) $(SUITE:%=--suite %)
+	$(SMOLLM3) eval --profile $(RECIPES) $(SET) $(MODEL:%=--model %) $(SUITE:%=--suite %)
 
 eval-curve: setup ## SUITE over all checkpoints of the pretraining runs, against tokens (REFERENCE=curve.json is a gate)
-	$(PY) -m eval.curve $(RECIPES)/eval.yaml $(wildcard $(RUN)/stage?) $(SUITE:%=--suite %) $(REFERENCE:%=--reference %)
+	$(SMOLLM3) eval-curve --profile $(RECIPES) $(SUITE:%=--suite %) $(REFERENCE:%=--reference %)
 
 eval-report: setup ## Table of all evaluations so far
-	$(PY) -m eval.report $(RUN)/eval
+	$(SMOLLM3) eval-report --profile $(RECIPES)
 
 report: setup ## One page about the profile's whole chain: RUN/report/index.html
 	$(PY) -m report $(RECIPES)

@@ -21,6 +21,6 @@ if [[ $PROFILE == tiny ]]; then
   and_then on_one_node "$PYTHON" -m smollm3 posttrain-data --profile "$RECIPES"
 fi
 if [[ -f $RECIPES/eval.yaml ]]; then
-  and_then on_one_node "$PYTHON" -m eval.data "$RECIPES/eval.yaml" --edition "$edition"
+  and_then on_one_node "$PYTHON" -m smollm3 eval-data --profile "$RECIPES" --edition "$edition"
 fi
 finish

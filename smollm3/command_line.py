@@ -36,9 +36,19 @@ VERBS: dict[str, tuple[Verb, ...]] = {
         Verb("capabilities", "posttraining:capabilities", "Do models keep to the mode, and know the taught tasks?"),
         Verb("chat", "posttraining:chat", "Talk to a model in the terminal."),
     ),
-    "Merge": (),
-    "Evaluation": (),
-    "Clusters": (),
+    "Merge": (
+        Verb("merge", "merging:merge", "Average the APO checkpoints, then mix in the mid-training model."),
+        Verb("merge-sweep", "merging:merge_sweep", "Evaluate mixing weights from 0 to 1, and draw the curve."),
+    ),
+    "Evaluation": (
+        Verb("eval-data", "evaluation:eval_data", "Put the evaluation sets on disk: ours, or the real ones."),
+        Verb("eval", "evaluation:evaluate", "Evaluate models on the suites of a recipe."),
+        Verb("eval-curve", "evaluation:eval_curve", "Evaluate all checkpoints of a run, against tokens."),
+        Verb("eval-report", "evaluation:eval_report", "Show all evaluations so far, beside the announced scores."),
+    ),
+    "Clusters": (
+        Verb("eval-checkpoint", "evaluation:eval_checkpoint", "Join a checkpoint's evaluation to its run (for jobs)."),
+    ),
     "This machine": (Verb("completion", "machine:completion", "Print the completion script for a shell."),),
 }
 
