@@ -36,11 +36,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## The whole chain in miniature, from text to the report; STAGES="sft merge" for a part of it
-	@$(PY) -m chain recipes/tiny $(STAGES)
+	@$(SMOLLM3) demo --profile $(RECIPES) $(STAGES)
 
 .PHONY: demo-seeds
 demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its effects with intervals (about 40 minutes)
-	@$(PY) -m chain.seeds recipes/tiny --seeds $(or $(SEEDS),42 43 44)
+	@$(SMOLLM3) demo-seeds --profile $(RECIPES) $(SEEDS_OPTION)
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests (REBUILD="source ..." or all may be replaced)
 	$(PY) -m datapipes.prepare $(RECIPES)/pretrain.yaml $(wildcard $(RECIPES)/long_context_*.yaml) $(REBUILD:%=--rebuild %)
@@ -104,10 +104,10 @@ eval-report: setup ## Table of all evaluations so far
 	$(SMOLLM3) eval-report --profile $(RECIPES)
 
 report: setup ## One page about the profile's whole chain: RUN/report/index.html
-	$(PY) -m report $(RECIPES)
+	$(SMOLLM3) report --profile $(RECIPES)
 
 ablations: setup ## Train the announcement's four ablations and their base under SEEDS, and compare
-	$(PY) -m chain.ablations $(RECIPES) --seeds $(or $(SEEDS),42 43 44)
+	$(SMOLLM3) ablations --profile $(RECIPES) $(SEEDS_OPTION)
 
 cluster-run: setup ## Submit the profile's whole chain to Slurm as one dependency graph; what is done stays done
 	$(PY) -m slurm.cluster_run

@@ -90,7 +90,7 @@ def steps_of(profile: Profile) -> list[Step]:
         steps += _evaluation_steps(profile, base_models, posttrained, steps[-1].name)
     steps.append(
         Step(
-            "report", (("report",),), (), ("report/__main__.py", "report/page.html.jinja"),
+            "report", (("report",),), (), ("report/write.py", "report/page.html.jinja"),
             tuple(step.name for step in steps), (profile.run / "report",), _SECONDS["report"],
         )
     )  # fmt: skip

@@ -25,7 +25,13 @@ class Verb:
 
 # In the order of the chain; each section is a heading of the help.
 VERBS: dict[str, tuple[Verb, ...]] = {
-    "The whole chain": (),
+    "The whole chain": (
+        Verb("demo", "whole_chain:demo", "Run the chain on this machine, from text to the report."),
+        Verb("report", "whole_chain:report", "Write one page about all that has run."),
+        Verb("demo-seeds", "whole_chain:demo_seeds", "Run the chain under several seeds, and measure its effects."),
+        Verb("report-seeds", "whole_chain:report_seeds", "Measure the effects of chains that have run."),
+        Verb("ablations", "whole_chain:ablations", "Train the announcement's ablations, and compare."),
+    ),
     "Data": (),
     "Recipes": (),
     "Pretraining": (),
