@@ -45,6 +45,7 @@ class Seeds(click.ParamType):
 
 
 def seeds_option(at_least: int) -> Callable[[Function], Function]:
+    """Adds --seeds; the function is given `seeds`, a tuple of `at_least` different ones or more."""
     return click.option(
         "--seeds", type=Seeds(at_least), default="42,43,44", show_default=True, metavar="SEED,SEED,...",
         help="Different seeds, separated by commas.",
