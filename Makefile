@@ -14,6 +14,9 @@ GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
 RECIPES ?= recipes/$(PROFILE)
 SMOLLM3 = PROFILE=$(RECIPES) $(VENV)/bin/smollm3
+COMMA := ,
+SPACE := $() $()
+SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
@@ -33,11 +36,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## The whole chain in miniature, from text to the report; STAGES="sft merge" for a part of it
-	@$(PY) -m chain recipes/tiny $(STAGES)
+	@$(SMOLLM3) demo $(STAGES)
 
 .PHONY: demo-seeds
 demo-seeds: setup ## The whole chain under SEEDS (default: 42 43 44), and its effects with intervals (about 40 minutes)
-	@$(PY) -m chain.seeds recipes/tiny --seeds $(or $(SEEDS),42 43 44)
+	@$(SMOLLM3) demo-seeds $(SEEDS_OPTION)
 
 data: setup ## Prepare the profile's data: tokenizer, shards, manifests (REBUILD="source ..." or all may be replaced)
 	$(SMOLLM3) data $(REBUILD:%=--rebuild %)
@@ -59,56 +62,51 @@ summary: setup ## Losses, held-out bits per byte against baselines, and a sample
 	$(SMOLLM3) summary
 
 posttrain-data: setup ## Generate the tiny profile's conversations, pairs and held-out prompts (REPLACE=1 overwrites)
-	$(PY) -m posttrain.tiny_data $(RUN)/posttrain_data $(REPLACE:%=--replace)
+	$(SMOLLM3) posttrain-data $(REPLACE:%=--replace)
 
 posttrain: setup ## Post-train the phases in PHASE: midtrain, sft, apo (every apo*.yaml, for the soup)
 	@set -e; for phase in $(PHASE); do \
 	  echo "== $$phase"; \
-	  $(PY) -m posttrain.launch $(RECIPES)/$$phase*.yaml; \
+	  $(SMOLLM3) posttrain $(RECIPES)/$$phase*.yaml; \
 	done
 
 .PHONY: posttrain-seeds
 posttrain-seeds: setup ## Post-training from start to finish under SEEDS (default: 42 43 44), in one table
-	$(PY) -m posttrain.seeds $(RECIPES) --seeds $(or $(SEEDS),42 43 44) --prompts $(RUN)/posttrain_data/heldout.jsonl \
-	  --json $(RUN)/eval/posttrain_seeds.json
+	$(SMOLLM3) posttrain-seeds $(SEEDS_OPTION)
 
 capabilities: setup ## Mode following and the taught tasks of MODELS="folder ..." on held-out prompts
-	$(PY) -m posttrain.evaluate $(MODELS) --seeds $(or $(SEEDS),3) \
-	  --prompts $(RUN)/posttrain_data/heldout.jsonl --json $(RUN)/eval/capabilities.json
+	$(SMOLLM3) capabilities $(MODELS) $(SEEDS:%=--seeds %)
 
 chat: setup ## Talk to MODEL in the terminal
-	$(PY) -m posttrain.chat $(MODEL)
+	$(SMOLLM3) chat $(MODEL)
 
 merge: setup ## Average the APO checkpoints, then 0.9 of the soup + 0.1 of the mid-training model
-	$(PY) -m merge $(RECIPES)/merge.yaml
+	$(SMOLLM3) merge
 
 merge-sweep: setup ## Evaluate mixing weights from 0 to 1 and draw the curve
-	$(PY) -m merge.sweep $(RECIPES)/merge.yaml
+	$(SMOLLM3) merge-sweep
 
 eval-data: setup ## Write the evaluation sets of the recipe (EDITION=full needs the hub; REPLACE=1 overwrites real sets)
-	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition $(or $(EDITION),small) $(REPLACE:%=--replace)
+	$(SMOLLM3) eval-data $(EDITION:%=--edition %) $(REPLACE:%=--replace)
 
 eval-prefetch: setup ## Fetch the real sets (of SUITE, default all) from the hub or MIRROR, and pack them into one file
-	$(PY) -m eval.data $(RECIPES)/eval.yaml --edition full $(SUITE:%=--suite %) $(MIRROR:%=--mirror %) $(REPLACE:%=--replace) \
-	  --pack $(RUN)/eval_data$(SUITE:%=_%).tar
+	$(SMOLLM3) eval-data --edition full $(SUITE:%=--suite %) $(MIRROR:%=--mirror %) \
+	  $(REPLACE:%=--replace) --pack $(RUN)/eval_data$(subst $(SPACE),,$(SUITE:%=_%)).tar
 
 eval: setup ## Evaluate the folders in MODEL on the recipe's suites (SUITE=name for one; SET="section.key=value ...")
-	@for model in $(MODEL); do test -d $$model || \
-	  { echo "error: there is no model folder $$model; give MODEL=<transformers folder>, or PROFILE=tiny"; exit 2; }; done
-	@test -n "$$(ls $(RUN)/eval_data 2>/dev/null)" || test $(PROFILE) != tiny || $(MAKE) --no-print-directory eval-data PROFILE=tiny
-	$(PY) -m eval $(RECIPES)/eval.yaml $(SET) $(MODEL:%=--model %) $(SUITE:%=--suite %)
+	$(SMOLLM3) eval $(SET) $(MODEL:%=--model %) $(SUITE:%=--suite %)
 
 eval-curve: setup ## SUITE over all checkpoints of the pretraining runs, against tokens (REFERENCE=curve.json is a gate)
-	$(PY) -m eval.curve $(RECIPES)/eval.yaml $(wildcard $(RUN)/stage?) $(SUITE:%=--suite %) $(REFERENCE:%=--reference %)
+	$(SMOLLM3) eval-curve $(SUITE:%=--suite %) $(REFERENCE:%=--reference %)
 
 eval-report: setup ## Table of all evaluations so far
-	$(PY) -m eval.report $(RUN)/eval
+	$(SMOLLM3) eval-report
 
 report: setup ## One page about the profile's whole chain: RUN/report/index.html
-	$(PY) -m report $(RECIPES)
+	$(SMOLLM3) report
 
 ablations: setup ## Train the announcement's four ablations and their base under SEEDS, and compare
-	$(PY) -m chain.ablations $(RECIPES) --seeds $(or $(SEEDS),42 43 44)
+	$(SMOLLM3) ablations $(SEEDS_OPTION)
 
 cluster-run: setup ## Submit the profile's whole chain to Slurm as one dependency graph; what is done stays done
 	$(PY) -m slurm.cluster_run

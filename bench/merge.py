@@ -45,7 +45,7 @@ def main() -> int:
         }  # fmt: skip
         (folder / "merge.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         started = time.monotonic()
-        subprocess.run([sys.executable, "-m", "merge", str(folder / "merge.yaml")], check=True)
+        subprocess.run([sys.executable, "-m", "smollm3", "merge", str(folder / "merge.yaml")], check=True)
         seconds = time.monotonic() - started
         # Linux gives the largest resident set of the children in KiB: pages of mapped weight files are in it.
         peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9

@@ -1,1 +1,1 @@
-"""The whole chain of a profile on this machine, from text to the report: `python -m chain recipes/tiny`."""
+"""The whole chain of a profile on this machine, from text to the report."""

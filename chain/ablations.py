@@ -1,12 +1,11 @@
-"""The ablations of the announcement: `python -m chain.ablations recipes/tiny`.
+"""The ablations of the announcement.
 
 Trains `pretrain_ablation.yaml` of the profile as it is and with each overlay of recipes/ablations/, all under several
 seeds, and compares each overlay with the base, seed by seed. Finished runs are not repeated; see RUN/ablations.
 """
 
-import argparse
+import difflib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from chain.steps import ChainError
-from foundation.errors import UserError
 from foundation.intervals import t_interval
 from foundation.recipe import load_recipe
 
@@ -66,7 +64,7 @@ def effect_of(variant: str, measure: str, outcomes: Sequence[Outcome]) -> Effect
     by_run = {(outcome.variant, outcome.seed): float(getattr(outcome, measure)) for outcome in outcomes}
     seeds = sorted(seed for name, seed in by_run if name == variant)
     if len(seeds) < 2:
-        raise ChainError("An interval needs at least two seeds: --seeds 42 43 44")
+        raise ChainError("An interval needs at least two seeds: --seeds 42,43,44")
     differences = [by_run[variant, seed] - by_run[BASE, seed] for seed in seeds]
     difference = t_interval(differences)
     base = statistics.fmean(by_run[BASE, seed] for seed in seeds)
@@ -80,7 +78,7 @@ def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequen
         ChainError: when the run fails; its own words stand in the terminal.
     """
     run = f"{variant}-{seed}"
-    arguments = [str(OVERLAYS / f"{variant}.yaml")] if variant != BASE else []
+    arguments = ["--with", str(OVERLAYS / f"{variant}.yaml")] if variant != BASE else []
     arguments += [f"general.seed={seed}", f"data.seed={seed}", f"general.runs_path={folder}", f"general.run={run}"]
     command = [sys.executable, "-m", "smollm3", "train", str(recipe), *arguments, *overrides]
     if subprocess.run(command).returncode:
@@ -119,7 +117,9 @@ def run_ablations(
     known = sorted(path.stem for path in OVERLAYS.glob("*.yaml"))
     unknown = [variant for variant in variants if variant not in known]
     if unknown:
-        raise ChainError(f"There is no ablation {unknown[0]!r} in {OVERLAYS}; there are {', '.join(known)}.")
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
+        raise ChainError(f"There is no ablation {unknown[0]!r} in {OVERLAYS}. {hint}")
     recipe, folder = recipes / "pretrain_ablation.yaml", run / "ablations"
     chosen = list(variants) or known
     for variant in chosen:
@@ -138,24 +138,4 @@ def run_ablations(
     }
     (folder / "ablations.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     show(effects, seeds, Console())
-    print(f"ablations: {folder / 'ablations.json'}; `make report` draws them.")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m chain.ablations", description=__doc__)
-    parser.add_argument("recipes", type=Path, help="folder of recipes, such as recipes/tiny")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for all runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--variants", nargs="+", default=[], help="names in recipes/ablations; default: all")
-    options = parser.parse_args()
-    run = Path(os.environ.setdefault("RUN", f"runs/{options.recipes.name}"))
-    try:
-        run_ablations(options.recipes, run, options.seeds, options.variants, options.overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"ablations: {folder / 'ablations.json'}; `smollm3 report` draws them.")

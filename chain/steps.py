@@ -59,7 +59,7 @@ _TEMPLATES = ("posttrain/chat_template.jinja", "posttrain/chatml.jinja")
 _PRETRAINING_CODE = ("nanotron_ext/train/__main__.py", _VERSIONS)
 _POSTTRAINING_CODE = ("posttrain/train.py", *_TEMPLATES, _VERSIONS)
 # Task families and generators are imported by name, which no import statement shows.
-_EVALUATION_CODE = ("eval/__main__.py", "eval/tasks", "eval/ruler.py", "eval/facts.py", "eval/helmet.py", _VERSIONS)
+_EVALUATION_CODE = ("eval/evaluate.py", "eval/tasks", "eval/ruler.py", "eval/facts.py", "eval/helmet.py", _VERSIONS)
 # Measured (two cores of an AMD EPYC, 2026-11).
 _SECONDS = {
     "data": 11, "plan": 11, "pretrain_stage1": 98, "pretrain_stage2": 55, "pretrain_stage3": 68,
@@ -90,7 +90,7 @@ def steps_of(profile: Profile) -> list[Step]:
         steps += _evaluation_steps(profile, base_models, posttrained, steps[-1].name)
     steps.append(
         Step(
-            "report", (("report",),), (), ("report/__main__.py", "report/page.html.jinja"),
+            "report", (("report",),), (), ("report/write.py", "report/page.html.jinja"),
             tuple(step.name for step in steps), (profile.run / "report",), _SECONDS["report"],
         )
     )  # fmt: skip
@@ -183,7 +183,7 @@ def _export_step(profile: Profile, models: Sequence[str], needs: Sequence[str]) 
 def _merge_step(profile: Profile) -> Step:
     plan = profile.plan("merge")
     outputs = tuple(product.parent for product in plan.products)
-    code = ("merge/__main__.py", _VERSIONS)
+    code = ("merge/run.py", _VERSIONS)
     return Step("merge", (("merge",),), (plan.recipe,), code, ("midtrain", "apo"), outputs, _SECONDS["merge"])
 
 

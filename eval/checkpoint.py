@@ -1,21 +1,17 @@
-"""Join a checkpoint's evaluation to its run: `python -m eval.checkpoint <run>/evaluations/<step> --model FOLDER`.
+"""Join a checkpoint's evaluation to its run: `smollm3 eval-checkpoint <run>/evaluations/<step> --model FOLDER`.
 
 Reads <folder>/results, writes <run>/evaluations.jsonl (one object per evaluated step, as metrics.jsonl has one per
 trained step) and <folder>/scores.json, logs to wandb under the same step, and removes the copies of the weights. In
 wandb the evaluations are a run of their own in the group of the training run, so that neither waits for the other.
 """
 
-import argparse
 import json
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
 from eval.results import read_suite
-from foundation.errors import UserError
 from foundation.recipe import Recipe, load_recipe
 from foundation.wandb_run import wandb_mode
 
@@ -33,7 +29,7 @@ def read_scores(results: Path) -> dict[str, float]:
         f"evaluation/{suite.suite}/{task.task}": task.main_metric.value for suite in suites for task in suite.tasks
     }
     if not scores:
-        raise EvalError(f"There is no result in {results}. Run python -m eval with output={results} first.")
+        raise EvalError(f"There is no result in {results}. Run smollm3 eval with output={results} first.")
     return scores
 
 
@@ -72,25 +68,19 @@ def log_to_wandb(recipe: Recipe, step: int, scores: dict[str, float]) -> None:
     run.finish()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.checkpoint", description=__doc__)
-    parser.add_argument("folder", type=Path, help="<run>/evaluations/<step>, whose results/ holds the suites")
-    parser.add_argument("--model", type=Path, required=True, help="exported model, removed in the end")
-    options = parser.parse_args(arguments)
-    folder, step = options.folder, int(options.folder.name)
-    run_folder = folder.parent.parent
-    try:
-        scores = read_scores(folder / "results")
-        join(run_folder, step, scores)
-        log_to_wandb(load_recipe(run_folder / "recipe.yaml"), step, scores)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for weights in (options.model, folder / "checkpoint"):
+def join_checkpoint(folder: Path, model: Path) -> None:
+    """Join the results in `folder`, <run>/evaluations/<step>, to their run, and remove the exported `model`.
+
+    Raises:
+        EvalError: `folder` is no such folder, or holds no result; the weights are kept.
+        TrackingError: see `log_to_wandb`.
+    """
+    if not folder.name.isdigit() or folder.parent.name != "evaluations":
+        raise EvalError(f"{folder} is not the folder of a checkpoint's evaluation, RUN_FOLDER/evaluations/STEP.")
+    step, run_folder = int(folder.name), folder.parent.parent
+    scores = read_scores(folder / "results")
+    join(run_folder, step, scores)
+    log_to_wandb(load_recipe(run_folder / "recipe.yaml"), step, scores)
+    for weights in (model, folder / "checkpoint"):
         shutil.rmtree(weights, ignore_errors=True)
     (folder / "scores.json").write_text(json.dumps({"step": step, **scores}, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

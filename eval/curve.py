@@ -1,15 +1,12 @@
-"""`python -m eval.curve RECIPE RUN...`: a suite over all checkpoints of pretraining runs, plotted against tokens.
+"""Suites over all checkpoints of pretraining runs, plotted against tokens, and held against another run's curve.
 
 Each checkpoint is exported, evaluated and removed again; what is evaluated already is not repeated, so the same
-command follows a run that is still going. curve.json, curve.svg and curve.md lie in <recipe's output>_curve. With
-`--reference curve.json` of another run the exit code is 1 if a score lies below its band at the same number of tokens.
+command follows a run that is still going. curve.json, curve.svg and curve.md lie in <recipe's output>_curve.
 """
 
-import argparse
 import hashlib
 import json
 import math
-import os
 import shutil
 import statistics
 import subprocess
@@ -19,60 +16,28 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from eval.__main__ import evaluate
 from eval.benchmarks import BENCHMARKS
 from eval.data import chosen_suites
 from eval.errors import EvalError
+from eval.evaluate import evaluate
 from eval.fingerprint import fingerprint, task_settings
 from eval.local_data import read_dataset
-from eval.recipe import EvalRecipe, load_eval_recipe
+from eval.recipe import EvalRecipe
 from eval.report import percent
-from eval.results import Curve, CurvePoint, Score, read_suite, write_json
+from eval.results import Curve, CurvePoint, Score, write_json
 from foundation.charts import Series, line_chart
-from foundation.errors import UserError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", help="evaluation recipe, for example recipes/tiny/eval.yaml")
-    parser.add_argument(
-        "runs", nargs="+", help="pretraining run folders in order; section.key=value overrides the recipe"
-    )
-    parser.add_argument("--suite", action="append", help="suite to evaluate (may be repeated); default: base")
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="curve.json of the run to be held against")
-    parser.add_argument(
-        "--tolerance", type=float, default=2.0, help="width of the band, in standard errors (default 2)"
-    )
-    parsed = parser.parse_intermixed_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    overrides = [entry for entry in parsed.runs if "=" in entry]
-    try:
-        reference = _read_curve(parsed.reference) if parsed.reference else None
-        recipe = load_eval_recipe(parsed.recipe, overrides)
-        runs = [Path(entry) for entry in parsed.runs if entry not in overrides]
-        curve = follow(recipe, runs, parsed.suite or ["base"])
-        failures = below_band(curve, reference, parsed.tolerance) if reference else []
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    return 1 if failures else 0
-
-
-def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: list[str]) -> Curve:
+def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: Sequence[str]) -> Curve:
     """Evaluate every checkpoint of `runs` that has no point yet, and write the curve.
 
     Raises:
         EvalError: if a run has no checkpoint, or one cannot be exported or evaluated.
     """
-    folder = Path(f"{recipe.output}_curve")
+    suites, folder = list(suites), Path(f"{recipe.output}_curve")
     file = folder / "curve.json"
     settings = _settings_sha256(recipe, suites)
-    known = _read_curve(file) if file.is_file() else Curve(suites=suites, settings_sha256=settings, points=[])
+    known = read_curve(file) if file.is_file() else Curve(suites=suites, settings_sha256=settings, points=[])
     same = known.settings_sha256 == settings and known.suites == suites
     points = {point.checkpoint_sha256: point for point in known.points} if same else {}
     checkpoints = [checkpoint for run in runs for checkpoint in _checkpoints(run)]
@@ -120,13 +85,14 @@ def _evaluate_checkpoint(
     if subprocess.run(export, check=False, stdout=subprocess.DEVNULL).returncode != 0:
         raise EvalError(f"{checkpoint} could not be exported (command: {' '.join(export)}).")
     here = recipe.model_copy(update={"output": str(folder / "results")})
-    evaluate(here, model, name, suites, dry_run=False)
+    results = evaluate(here, model, name, suites)
     shutil.rmtree(model)
     scores = {}
-    for suite in suites:
-        for task in read_suite(folder / "results" / name / f"{suite}.json").tasks:
+    for result in results:
+        for task in result.tasks:
             value, stderr = percent(task)
-            scores[f"{suite}/{task.task}"] = Score(value=value, stderr=stderr or 0.0, edition=task.dataset.edition)
+            edition = task.dataset.edition
+            scores[f"{result.suite}/{task.task}"] = Score(value=value, stderr=stderr or 0.0, edition=edition)
     return CurvePoint(run=str(run), step=step, tokens=_tokens(run, step), checkpoint_sha256=digest, scores=scores)
 
 
@@ -140,11 +106,12 @@ def _tokens(run: Path, step: int) -> int:
     raise EvalError(f"{run / 'metrics.jsonl'} has no line of step {step}.")
 
 
-def _read_curve(file: Path) -> Curve:
+def read_curve(file: Path) -> Curve:
+    """Raises EvalError when `file` holds no curve."""
     try:
         return Curve.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        raise EvalError(f"{file} is not a curve of python -m eval.curve: {error}") from None
+        raise EvalError(f"{file} is not a curve of smollm3 eval-curve: {error}") from None
 
 
 def below_band(curve: Curve, reference: Curve, tolerance: float) -> list[str]:
@@ -200,7 +167,3 @@ def _draw(curve: Curve, folder: Path) -> None:
     ]
     text = "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
     (folder / "curve.md").write_text(f"# {title}\n\n{text}\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,25 +1,24 @@
-"""`python -m eval.data RECIPE`: put the data of a recipe's suites on disk, so that evaluating never needs a network.
+"""The data of a recipe's suites on disk, so that evaluating never needs a network.
 
-`--edition small` writes our own items in each set's schema (a few dozen, for tests, demos and miniatures; marked as
-such in every table); `--edition full` fetches the real sets from the hub and records the revision of each. A real set
-that is there is never replaced by our items or by another revision unless `--replace` says so.
+The small edition is our own items in each set's schema (a few dozen, for tests, demos and miniatures; marked as such in
+every table); the full one is the real sets from the hub, with the revision of each. A real set that is there is never
+replaced by our items or by another revision unasked.
 """
 
-import argparse
+import difflib
 import hashlib
 import json
-import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from eval.benchmarks import BENCHMARKS, Benchmark, Dataset
 from eval.editions import small_rows
 from eval.errors import EvalError
 from eval.hub import Hub
 from eval.local_data import MANIFEST_NAME, Rows, read_dataset, write_dataset
-from eval.recipe import EvalRecipe, load_eval_recipe
-from foundation.errors import UserError
+from eval.recipe import EvalRecipe
 from foundation.files import restore
 
 
@@ -46,7 +45,9 @@ def chosen_suites(recipe: EvalRecipe, suites: Sequence[str] | None) -> list[str]
     """
     unknown = [suite for suite in suites or () if suite not in recipe.suites]
     if unknown:
-        raise EvalError(f"There is no suite {unknown[0]!r} in this recipe; it has {', '.join(recipe.suites)}.")
+        close = difflib.get_close_matches(unknown[0], recipe.suites, 1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"It has {', '.join(recipe.suites)}."
+        raise EvalError(f"There is no suite {unknown[0]!r} in this recipe. {hint}")
     return list(suites or recipe.suites)
 
 
@@ -129,35 +130,29 @@ def pack(recipe: EvalRecipe, datasets: Sequence[tuple[Benchmark, str | None]], f
     partial.replace(file)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.data", description=__doc__)
-    parser.add_argument("recipe", help="evaluation recipe, for example recipes/tiny/eval.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
-    parser.add_argument("--edition", choices=["small", "full"], default="small", help="our items, or the real sets")
-    parser.add_argument("--suite", action="append", help="only this suite's data (may be repeated); default: all")
-    parser.add_argument("--mirror", type=Path, help="folder with copies of the hub's repositories, <owner>/<name>")
-    parser.add_argument("--replace", action="store_true", help="real sets that are there may be replaced")
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="also write everything into one tar file")
-    parsed = parser.parse_intermixed_args(arguments)
-    try:
-        recipe = load_eval_recipe(parsed.recipe, parsed.overrides)
-        datasets = recipe_datasets(recipe, parsed.suite)
-        if not parsed.replace:
-            check_replaceable(recipe, parsed.edition, parsed.suite)
-        if parsed.edition == "small":
-            write_small_edition(recipe, parsed.suite)
-        else:
-            write_full_edition(recipe, Hub(parsed.mirror).fetch, parsed.suite)
-        if parsed.pack:
-            pack(recipe, datasets, parsed.pack)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(datasets)} datasets, edition {parsed.edition}, in {recipe.data}")
-    if parsed.pack:
-        print(f"packed: {parsed.pack}. On a machine without network: mkdir -p DATA && tar -xf {parsed.pack} -C DATA")
-    return 0
+def write_edition(
+    recipe: EvalRecipe,
+    edition: Literal["small", "full"],
+    suites: Sequence[str] | None = None,
+    *,
+    mirror: Path | None = None,
+    replace: bool = False,
+    pack_into: Path | None = None,
+) -> int:
+    """Write the data of the suites (default: all) and, with `pack_into`, one tar file of it; returns how many sets.
 
+    `mirror` is a folder with copies of the hub's repositories, <owner>/<name>, to read in the hub's place.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        EvalError: an unknown suite; a real set would be replaced, which `replace` does not allow; or one cannot be had.
+    """
+    datasets = recipe_datasets(recipe, suites)
+    if not replace:
+        check_replaceable(recipe, edition, suites)
+    if edition == "small":
+        write_small_edition(recipe, suites)
+    else:
+        write_full_edition(recipe, Hub(mirror).fetch, suites)
+    if pack_into:
+        pack(recipe, datasets, pack_into)
+    return len(datasets)

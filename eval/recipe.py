@@ -91,7 +91,7 @@ class CheckpointSuites(Section):
 
 class EvalRecipe(Section):
     output: str = Field(description="Folder of the results, <output>/<model>/<suite>.json.")
-    data: str = Field(description="Folder of the data, written by python -m eval.data.")
+    data: str = Field(description="Folder of the data, written by smollm3 eval-data.")
     backend: Backend = Backend()
     judge: Judge | None = Field(
         None, description="Model that scores free-form answers; default: whether a reference answer occurs in them."

@@ -1,13 +1,7 @@
-"""`python -m eval.report RESULTS`: models side by side, and beside the announced scores, as Markdown and as a page.
+"""Models side by side, and beside the announced scores, as Markdown and as a page."""
 
-RESULTS is the output folder of an evaluation recipe (runs/<profile>/eval); table.md and table.html are written there.
-With `--reference MODEL` every other model is held against that one, and the exit code is 1 if a score lies more than
-`--tolerance` standard errors below it.
-"""
-
-import argparse
+import difflib
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +44,23 @@ def read_results(folder: Path) -> list[SuiteResult]:
                 f"{file} is not a result of this version ({error.errors()[0]['msg']}). Remove it or evaluate again."
             ) from None
     if not results:
-        raise ReportError(f"There are no results in {folder}. Run: python -m eval RECIPE --model FOLDER")
+        raise ReportError(f"There are no results in {folder}. Make some: smollm3 eval --model FOLDER")
     return results
+
+
+def of_models(results: Sequence[SuiteResult], names: Sequence[str]) -> list[SuiteResult]:
+    """The results of the models with these names.
+
+    Raises:
+        ReportError: there is no result of one.
+    """
+    known = sorted({result.model.name for result in results})
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {close[0]}?" if close else f"There are results of {', '.join(known)}."
+            raise ReportError(f"There is no result of a model {name}. {hint}")
+    return [result for result in results if result.model.name in names]
 
 
 def build_table(results: Sequence[SuiteResult]) -> Table:
@@ -266,29 +275,3 @@ def write_tables(folder: Path, table: Table) -> str:
     (folder / "table.md").write_text(markdown, encoding="utf-8")
     (folder / "table.html").write_text(to_html("Evaluation", sheets), encoding="utf-8")
     return markdown
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("results", type=Path, help="output folder of an evaluation recipe")
-    parser.add_argument("--model", action="append", help="only this model (may be repeated)")
-    parser.add_argument("--reference", metavar="MODEL", help="fail if another model scores below this one")
-    parser.add_argument("--tolerance", type=float, default=2.0, help="in standard errors of the difference (default 2)")
-    parsed = parser.parse_args(arguments)
-    try:
-        results = [r for r in read_results(parsed.results) if not parsed.model or r.model.name in parsed.model]
-        table = build_table(results)
-        failures = regressions(table, parsed.reference, parsed.tolerance) if parsed.reference else []
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(write_tables(parsed.results, table))
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,6 @@
 
 mergekit does the arithmetic, lazily; this package refuses what mergekit would merge wrongly (`checkpoint`), writes the
 result atomically (`average`), recomputes it in float64 (`verify`), picks the weights (`soup`, `sweep`) and says in a
-manifest what went in. `python -m merge RECIPE` runs both stages, `python -m merge.sweep RECIPE` draws the curve over
-mixing weights.
+manifest what went in. `run` does both stages, `sweep` draws the curve over mixing weights; scores come from whatever
+the caller gives (`scores`).
 """

@@ -1,47 +1,30 @@
-"""`python -m merge.sweep RECIPE`: scores over the share of the soup, as JSON and plot, to justify the weight."""
+"""Scores over the share of the soup, as JSON and plot, to justify the weight."""
 
-import argparse
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foundation.charts import Series, line_chart
-from foundation.errors import UserError
-from merge.__main__ import plan_linear
 from merge.average import write_average
 from merge.checkpoint import MergeError
-from merge.evaluate import mean_score, suite_scores
-from merge.recipe import MergeRecipe, load_merge_recipe
+from merge.recipe import MergeRecipe
+from merge.run import plan_linear
+from merge.scores import Scorer, mean_score
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m merge.sweep", description=__doc__)
-    parser.add_argument("recipe", help="merge recipe with a section sweep; its soup must have been written")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
-    parsed = parser.parse_args(arguments)
-    try:
-        recipe = load_merge_recipe(parsed.recipe, parsed.overrides)
-        if recipe.sweep is None:
-            raise MergeError(f"{parsed.recipe} has no section sweep (soup_weights, output).")
-        run_sweep(recipe)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def run_sweep(recipe: MergeRecipe) -> None:
-    """Merge, evaluate and delete one model per weight; finished weights are kept in sweep.json and not repeated.
+def run_sweep(recipe: MergeRecipe, scorer: Scorer) -> None:
+    """Merge, score and delete one model per weight; finished weights are kept in sweep.json and not repeated.
 
     Raises:
-        MergeError: see `write_average` and `suite_scores`.
+        MergeError: the recipe has no section sweep; see also `write_average`.
+        UserError: the scorer's.
     """
-    assert recipe.sweep is not None and recipe.evaluation is not None
+    if recipe.sweep is None:
+        raise MergeError("The recipe has no section sweep (soup_weights, output).")
+    assert recipe.evaluation is not None
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     output = Path(recipe.sweep.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -59,7 +42,7 @@ def run_sweep(recipe: MergeRecipe) -> None:
         model = output / f"soup-{weight:.3f}"
         shutil.rmtree(model, ignore_errors=True)
         write_average(plan_linear(recipe, weight), model, "sweep", quiet=True)
-        scores = suite_scores(model, model.name, recipe.evaluation, output / "eval")
+        scores = scorer(model, model.name, recipe.evaluation, output / "eval")
         shutil.rmtree(model)
         rows.append({"soup_weight": weight, "mean": mean_score(scores), "scores": scores})
         _write_results(output, settings, sorted(rows, key=lambda row: float(row["soup_weight"])))
@@ -89,7 +72,3 @@ def _write_results(output: Path, settings: dict[str, Any], rows: list[dict[str, 
         curves.append(Series(task, weights, [s["value"] for s in scores], [s["stderr"] for s in scores], marks=True))
     chart = line_chart(curves, "share of the soup", "score", on_white=True)
     (output / "sweep.svg").write_text(chart, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

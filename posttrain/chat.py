@@ -1,8 +1,6 @@
-"""`python -m posttrain.chat MODEL`: talk to a model in the terminal."""
+"""Talk to a model in the terminal."""
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers.utils import logging
 
-from foundation.errors import UserError
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Reply, parse_reply
 
@@ -133,40 +130,22 @@ def load_tools(path: Path | None) -> list[Any] | None:
     return tools
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m posttrain.chat", description="Chat with a post-trained model.", epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("model", help="transformers folder or hub name, e.g. runs/tiny/hf/apo")
-    parser.add_argument("--prompt", help="ask this one question, print the reply and leave")
-    parser.add_argument("--system", default="", help="system message; /think and /no_think in it switch the mode")
-    parser.add_argument("--no-think", action="store_true", help="start with reasoning off")
-    parser.add_argument("--tools", type=Path, help="JSON file with a list of function schemas")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    console = Console()
+def chat(
+    model: str, sampling: Sampling, *, thinking: bool, system: str, tools: Path | None, prompt: str | None
+) -> None:
+    """Talk until the user leaves or, with a `prompt`, print the reply to it alone.
+
+    Raises:
+        ModelError: `model` cannot chat, or `tools` is no list of function schemas.
+    """
+    console, functions = Console(), load_tools(tools)
     logging.disable_progress_bar()
-    try:
-        session = Session(
-            ChatModel.load(options.model),
-            Sampling(options.temperature, options.top_p, options.max_new_tokens),
-            console,
-            thinking=not options.no_think,
-            system=options.system,
-            tools=load_tools(options.tools),
-        )
-        if options.prompt is not None:
-            session.say(options.prompt)
-            return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console.print(f"{options.model}   /help lists the commands", style="dim")
+    session = Session(ChatModel.load(model), sampling, console, thinking=thinking, system=system, tools=functions)
+    if prompt is not None:
+        session.say(prompt)
+        return
+    console.print(f"{model}   /help lists the commands", style="dim")
     _converse(session)
-    return 0
 
 
 def _converse(session: Session) -> None:
@@ -184,7 +163,3 @@ def _converse(session: Session) -> None:
             session.say(line)
         except ModelError as error:
             session.console.print(str(error), style="red")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,10 @@
-"""`python -m posttrain.evaluate MODEL ... --prompts FILE`: mode following and taught tasks on held-out prompts.
+"""Mode following and taught tasks on held-out prompts.
 
 Every prompt runs in both modes, the mode set by the template argument for one half of the prompts and by a flag in the
 system message for the other. The prompt ends with the bare assistant header, also with reasoning off: the model itself
 has to open with an empty or a filled think block.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -19,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from foundation.errors import UserError
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Mode, parse_reply
 
@@ -153,46 +151,33 @@ def load_prompts(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m posttrain.evaluate", description=__doc__)
-    parser.add_argument("models", nargs="+", help="transformers folders; a base model is given our chat template")
-    parser.add_argument("--prompts", type=Path, required=True, help="heldout.jsonl of posttrain.tiny_data")
-    parser.add_argument("--seeds", type=int, default=3, help="sampling seeds (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.6)
-    parser.add_argument("--top-p", type=float, default=0.95)
-    parser.add_argument("--max-new-tokens", type=int, default=80)
-    parser.add_argument("--date", default="01 July 2025", help="date in the prompts (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write results and replies to this file")
-    options = parser.parse_args(arguments)
+def evaluate_models(
+    folders: Sequence[str], rows: Sequence[dict[str, Any]], *, seeds: int, sampling: Sampling, date: str
+) -> dict[str, list[Judged]]:
+    """`evaluate` for each of the transformers folders; a base model is given our chat template.
+
+    Raises:
+        ModelError: one is no model that can be asked.
+    """
     logging.disable_progress_bar()
-    sampling = Sampling(options.temperature, options.top_p, options.max_new_tokens)
     results = {}
-    try:
-        rows = load_prompts(options.prompts)
-        for folder in options.models:
-            chat_model = ChatModel.load(folder, template_if_none="dual_mode")
-            print(f"{folder}: {len(rows)} prompts x 2 modes x {options.seeds} seeds", flush=True)
-            results[folder] = evaluate(
-                chat_model, rows, seeds=range(options.seeds), sampling=sampling, date=options.date
-            )  # fmt: skip
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_table(results, Console())
-    if options.json:
-        _write_json(options.json, rows, results, options)
-    return 0
+    for folder in folders:
+        chat_model = ChatModel.load(folder, template_if_none="dual_mode")
+        print(f"{folder}: {len(rows)} prompts x 2 modes x {seeds} seeds", file=sys.stderr, flush=True)
+        results[folder] = evaluate(chat_model, rows, seeds=range(seeds), sampling=sampling, date=date)
+    return results
 
 
-def _write_json(
-    path: Path, rows: Sequence[dict[str, Any]], results: dict[str, list[Judged]], options: argparse.Namespace
-) -> None:
-    content = {
-        "prompts": str(options.prompts),
+def to_document(
+    prompts: Path, rows: Sequence[dict[str, Any]], results: dict[str, list[Judged]], seeds: int, sampling: Sampling
+) -> dict[str, Any]:
+    """The results for JSON, with every reply."""
+    return {
+        "prompts": str(prompts),
         "multi_step_tasks": list(dict.fromkeys(row["task"] for row in rows if row.get("multi_step"))),
-        "seeds": options.seeds,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
+        "seeds": seeds,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
         "models": {
             name: {
                 "summary": {
@@ -206,9 +191,3 @@ def _write_json(
             for name, judged in results.items()
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,13 @@
-"""Start phases on this machine: `python -m posttrain.launch RECIPE ... [section.key=value ...]`.
+"""Starts phases on this machine; on a cluster, slurm/ does.
 
-Becomes torchrun with one process per GPU or, without GPUs, per core, as far as the global batch can be divided. On a
-cluster, slurm/ does.
+One process per GPU or, without GPUs, per core, as far as the global batch can be divided.
 """
 
-import argparse
 import os
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from foundation.errors import UserError
 from foundation.launch import torchrun_command
 from posttrain.recipe import PostTrainingRecipe, check_inputs, load_recipe
 
@@ -20,28 +18,16 @@ def process_count(recipes: list[PostTrainingRecipe], available: int) -> int:
     return max(count for count in range(1, available + 1) if all(number % count == 0 for number in passes))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Becomes torchrun; returns only if nothing could be started."""
-    parser = argparse.ArgumentParser(prog="python -m posttrain.launch", description=__doc__)
-    parser.add_argument(
-        "arguments",
-        nargs="+",
-        metavar="RECIPE | section.key=value",
-        help="YAML files, trained one after the other, and overrides of all of them",
-    )
-    arguments = parser.parse_args(arguments).arguments
-    overrides = [argument for argument in arguments if "=" in argument]
-    paths = [argument for argument in arguments if "=" not in argument]
-    if not paths:
-        parser.error("no recipe given")
-    try:
-        recipes = [load_recipe(path, overrides) for path in paths]
-        for recipe in recipes:
-            if recipe.model.model_name_or_path not in {str(other.model_folder) for other in recipes}:
-                check_inputs(recipe)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def training_command(paths: Sequence[str | Path], overrides: Sequence[str]) -> tuple[list[str], Mapping[str, str]]:
+    """The torchrun command that trains the recipes one after the other, and its environment.
+
+    Raises:
+        UserError: a wrong recipe, or one whose model or local data is neither there nor made by one before it.
+    """
+    recipes = [load_recipe(path, overrides) for path in paths]
+    for recipe in recipes:
+        if recipe.model.model_name_or_path not in {str(other.model_folder) for other in recipes}:
+            check_inputs(recipe)
     cores = len(os.sched_getaffinity(0))
     available = cores
     if Path("/dev/nvidiactl").exists():
@@ -49,10 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         available = torch.cuda.device_count() or cores
     processes = process_count(recipes, available)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))  # torchrun alone would set 1
-    command = torchrun_command(processes, "-m", "posttrain.train", *arguments)
-    return os.execv(command[0], command)
+    threads = str(max(1, cores // processes))  # torchrun alone would set 1
+    overlays = [f"--with={override}" for override in overrides if "=" not in override]
+    values = [override for override in overrides if "=" in override]
+    command = torchrun_command(processes, "-m", "posttrain.train", *overlays, *map(str, paths), *values)
+    return command, {"OMP_NUM_THREADS": threads, **os.environ}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def launch(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> NoReturn:
+    """Become torchrun; see `training_command`."""
+    command, environment = training_command(paths, overrides)
+    os.execve(command[0], command, environment)

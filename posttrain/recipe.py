@@ -55,7 +55,7 @@ class DataSet(Section):
                 return candidate
         raise MissingInputError(
             f"There is no {' or '.join(map(str, candidates))}. Correct data.datasets.path, or write the file "
-            "(python -m posttrain.tiny_data FOLDER writes the sets of the tiny profile)."
+            "(`smollm3 posttrain-data` writes the sets of the tiny profile)."
         )
 
     @property

@@ -1,13 +1,11 @@
-"""`python -m posttrain.seeds RECIPES --seeds 42 43 44`: the whole of post-training under several seeds, in one table.
+"""The whole of post-training under several seeds, in one table.
 
 Each seed orders the data of every phase anew and goes from the base model to the aligned one in `${RUN}/seeds/<seed>`;
 the base model and all aligned ones are then evaluated on the held-out prompts.
 """
 
-import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from foundation.errors import UserError
+from foundation.files import write_atomically
 from posttrain.evaluate import MODES, Judged, Proportion, evaluate, load_prompts, summarise
 from posttrain.generate import ChatModel, Sampling
+from posttrain.launch import training_command
 from posttrain.recipe import load_recipe
 
 PHASES = ("midtrain", "sft", "apo")
@@ -36,8 +36,8 @@ def train_chain(recipes: Path, seed: int) -> tuple[Path, float]:
     for phase in PHASES:
         overrides = [f"general.runs_path={runs}", f"general.seed={seed}", f"data.seed={seed}", "wandb.mode=disabled"]
         overrides.append(f"model.model_name_or_path={source}")
-        command = [sys.executable, "-m", "posttrain.launch", str(recipes / f"{phase}.yaml"), *overrides]
-        if subprocess.run(command).returncode:
+        command, environment = training_command([recipes / f"{phase}.yaml"], overrides)
+        if subprocess.run(command, env=environment).returncode:
             raise UserError(f"Phase {phase} under seed {seed} failed; its message is above.")
         source = f"{runs}/hf/{phase}"
     return Path(source), time.monotonic() - started
@@ -58,31 +58,26 @@ def print_table(base: Sequence[Judged], chains: Sequence[Sequence[Judged]], cons
     console.print(table)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m posttrain.seeds", description=__doc__)
-    parser.add_argument("recipes", type=Path, help="folder of recipes, e.g. recipes/tiny")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--prompts", type=Path, required=True, help="heldout.jsonl of posttrain.tiny_data")
-    parser.add_argument("--json", type=Path, required=True, help="write the shares to this file")
-    options = parser.parse_args(arguments)
-    try:
-        rows = load_prompts(options.prompts)
-        first = load_recipe(options.recipes / "midtrain.yaml")
-        base = _judge(first.model.model_name_or_path, rows, first.data.date_string)
-        chains, seconds = [], []
-        for seed in options.seeds:
-            model, taken = train_chain(options.recipes, seed)
-            chains.append(_judge(str(model), rows, first.data.date_string))
-            seconds.append(taken)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run_seeds(recipes: Path, seeds: Sequence[int], prompts: Path, out: Path) -> None:
+    """Train under every seed, evaluate on `prompts`, print the shares and write them to `out`.
+
+    Raises:
+        UserError: a wrong recipe or prompt file, before anything is trained; or a phase that failed.
+    """
+    rows = load_prompts(prompts)
+    first = load_recipe(recipes / "midtrain.yaml")
+    base = _judge(first.model.model_name_or_path, rows, first.data.date_string)
+    chains, seconds = [], []
+    for number, seed in enumerate(seeds, 1):
+        print(f"== [{number}/{len(seeds)}] seed {seed}", flush=True)
+        model, taken = train_chain(recipes, seed)
+        chains.append(_judge(str(model), rows, first.data.date_string))
+        seconds.append(taken)
     print_table(base, chains, Console())
     print(f"seconds per chain, start to finish: {', '.join(f'{taken:.0f}' for taken in seconds)}")
-    content = {"seeds": options.seeds, "seconds": seconds, "base": _shares(base), "chains": [*map(_shares, chains)]}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return 0
+    content = {"seeds": list(seeds), "seconds": seconds, "base": _shares(base), "chains": [*map(_shares, chains)]}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(content, indent=1) + "\n")
 
 
 def _judge(model: str, rows: list[dict[str, object]], date: str) -> list[Judged]:
@@ -95,7 +90,3 @@ def _shares(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, dict[str,
         return {what: share.to_dict() for what, share in shares.items()}
 
     return {task: {mode: plain(shares) for mode, shares in modes.items()} for task, modes in summarise(judged).items()}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,13 @@
 """Data sets of the tiny profile: templated tasks that a model of a few million parameters can learn.
 
-`python -m posttrain.tiny_data FOLDER` writes, in the schema of smoltalk2, `<set>/train.jsonl` for mid-training, SFT and
-APO, and `heldout.jsonl` for `posttrain.evaluate`. Everything follows from the seed. A problem is held out or trained on
-in all sets alike, decided by a hash of its text.
+`smollm3 posttrain-data` writes, in the schema of smoltalk2, `<set>/train.jsonl` for mid-training, SFT and APO, and
+`heldout.jsonl` for `smollm3 capabilities`. Everything follows from the seed. A problem is held out or trained on in all
+sets alike, decided by a hash of its text.
 """
 
-import argparse
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -236,7 +234,7 @@ def preference_row(problem: Problem, mode: str, rng: random.Random) -> dict[str,
 
 
 def heldout_row(problem: Problem) -> dict[str, Any]:
-    """A prompt for `posttrain.evaluate`, which runs it in both modes."""
+    """A prompt for `smollm3 capabilities`, which runs it in both modes."""
     return {
         "task": problem.task,
         "question": problem.question,
@@ -306,28 +304,3 @@ def heldout_rows(seed: int, per_task: int) -> list[dict[str, Any]]:
                 questions[problem.question] = problem
         found |= questions
     return [heldout_row(problem) for problem in found.values()]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m posttrain.tiny_data", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--midtrain", type=int, default=5600, metavar="ROWS")
-    parser.add_argument("--sft", type=int, default=900, metavar="ROWS", help="per mode")
-    parser.add_argument("--apo", type=int, default=160, metavar="ROWS", help="per mode")
-    parser.add_argument("--heldout", type=int, default=40, metavar="ROWS", help="at most, per task")
-    parser.add_argument("--replace", action="store_true", help="files with other rows may be replaced")
-    options = parser.parse_args()
-    sizes = {name: getattr(options, name) for name in ("midtrain", "sft", "apo", "heldout")}
-    try:
-        written = write_sets(options.folder, options.seed, sizes, options.replace)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, count in written.items():
-        print(f"{options.folder / name}: {count} rows")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

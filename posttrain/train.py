@@ -1,12 +1,11 @@
-"""`python -m posttrain.train RECIPE ... [section.key=value ...]`: mid-training, SFT or APO, as each recipe says."""
+"""`python -m posttrain.train RECIPE ... [section.key=value ...]`: mid-training, SFT or APO, as each recipe says.
+
+torchrun starts it: `smollm3 posttrain` on this machine, slurm/ on a cluster.
+"""
 
 import argparse
-import os
 import sys
-import warnings
 from typing import TYPE_CHECKING
-
-from rich.console import Console
 
 if TYPE_CHECKING:  # importing torch and TRL takes seconds, which --help and a wrong recipe should not cost
     from posttrain.recipe import PostTrainingRecipe
@@ -18,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m posttrain.train",
         description="Post-train a model as a recipe says, or several one after the other. SIGUSR1 or SIGTERM ends a "
         "run behind its step, with a checkpoint. One that was interrupted goes on at its last checkpoint. Several "
-        "processes: python -m posttrain.launch RECIPE.",
+        "processes: smollm3 posttrain RECIPE.",
     )
     parser.add_argument(
         "recipes",
@@ -27,51 +26,35 @@ def main(arguments: list[str] | None = None) -> int:
         help="YAML files, and overrides of all of them: recipes/tiny/sft.yaml optimizer.learning_rate=1e-4",
     )
     parser.add_argument(
-        "--preview", type=int, metavar="N", help="print the data report and N samples coloured by role and loss; stop"
+        "--with", action="append", dest="overlays", metavar="FILE", help="YAML file whose keys replace the recipes'"
     )
     options = parser.parse_args(arguments)
-    overrides = [argument for argument in options.recipes if "=" in argument]
+    overrides = [*(options.overlays or ()), *(argument for argument in options.recipes if "=" in argument)]
     paths = [argument for argument in options.recipes if "=" not in argument]
     if not paths:
         parser.error("no recipe given")
 
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if not sys.stderr.isatty():  # progress bars would fill log files
-        os.environ |= {
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "TQDM_DISABLE": "1",
-        }
     from foundation.errors import UserError
-    from posttrain.progress import TrainingFailure
-    from posttrain.recipe import check_inputs, load_recipe
+    from posttrain.quiet import quiet_libraries
+    from posttrain.recipe import load_recipe
 
     try:
         recipes = [load_recipe(path, overrides) for path in paths]
-        if options.preview is None:
-            return _train_all(recipes)
-        for recipe in recipes:
-            check_inputs(recipe)
-            _preview(recipe, options.preview)
+        quiet_libraries()
+        return _train(recipes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _train(recipes: list["PostTrainingRecipe"]) -> int:
+    from posttrain.progress import TrainingFailure
+
+    try:
+        return _train_all(recipes)
     except (TrainingFailure, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
-
-
-def _preview(recipe: "PostTrainingRecipe", samples: int) -> None:
-    from posttrain.data import prepare_data
-    from posttrain.report import print_report, print_samples
-    from posttrain.training import load_tokenizer
-
-    console = Console()
-    tokenizer = load_tokenizer(recipe)
-    data = prepare_data(recipe, tokenizer)
-    print_samples(data.dataset, tokenizer, samples, recipe.data.max_length, console)
-    print_report(data, console)
 
 
 def _train_all(recipes: list["PostTrainingRecipe"]) -> int:

@@ -1,7 +1,7 @@
 """The effects that the recipe of SmolLM3 claims, measured in the results of one run.
 
 Every claim is one or several effects, each a number that is greater the more the claim holds, and an interval where one
-run gives one. `python -m chain.seeds` repeats the chain under several seeds and gathers the same effects of each.
+run gives one. `smollm3 demo-seeds` repeats the chain under several seeds and gathers the same effects of each.
 """
 
 from collections.abc import Mapping, Sequence

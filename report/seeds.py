@@ -1,13 +1,11 @@
-"""The effects of a chain that ran under several seeds: `python -m report.seeds RUN-seeds --seeds 42 43 44`.
+"""The effects of a chain that ran under several seeds.
 
 Reads the runs RUN-seeds/<seed> with the recipes that lie in them, and writes RUN-seeds/seeds.json: the effects that the
 report's story is about, per seed, with mean and interval. The report of RUN shows them.
 """
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from foundation.errors import UserError
+from foundation.files import write_atomically
 from foundation.intervals import t_interval
 from jobs.profile import Profile
 from report.collect import SEEDS_FILE, collect
@@ -66,24 +64,14 @@ def measure_seed(folder: Path) -> list[Claim]:
     return measure(collect(Profile(folder / "recipes", folder)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m report.seeds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="folder with a run folder per seed, such as runs/tiny-seeds")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    options = parser.parse_args(arguments)
-    try:
-        document = gather({seed: measure_seed(options.folder / str(seed)) for seed in options.seeds})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    file = options.folder / SEEDS_FILE
-    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    show(document, Console())
-    print(f"seeds: {file}; `make report` shows them.")
-    return 0
+def measure_seeds(folder: Path, seeds: Sequence[int], console: Console) -> Path:
+    """Measure the chains in `folder`, one under each seed, write seeds.json there and print it; returns the file.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        UserError: when a chain is absent, or a recipe or result cannot be read.
+    """
+    document = gather({seed: measure_seed(folder / str(seed)) for seed in seeds})
+    file = folder / SEEDS_FILE
+    write_atomically(file, json.dumps(document, indent=1) + "\n")
+    show(document, console)
+    return file

@@ -18,9 +18,9 @@ on_one_node "$PYTHON" -m smollm3 data "$JOB_RECIPE" "$RECIPES"/long_context_*.ya
 edition=full # the real sets, which needs a network
 if [[ $PROFILE == tiny ]]; then
   edition=small
-  and_then on_one_node "$PYTHON" -m posttrain.tiny_data "$RUN/posttrain_data"
+  and_then on_one_node "$PYTHON" -m smollm3 posttrain-data --profile "$RECIPES"
 fi
 if [[ -f $RECIPES/eval.yaml ]]; then
-  and_then on_one_node "$PYTHON" -m eval.data "$RECIPES/eval.yaml" --edition "$edition"
+  and_then on_one_node "$PYTHON" -m smollm3 eval-data --profile "$RECIPES" --edition "$edition"
 fi
 finish

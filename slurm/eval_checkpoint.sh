@@ -18,6 +18,7 @@ suites=()
 for suite in $JOB_SUITES; do
   suites+=(--suite "$suite")
 done
-and_then on_one_node "$PYTHON" -m eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" output="$CHECKPOINT/results"
-and_then on_one_node "$PYTHON" -m eval.checkpoint "$CHECKPOINT" --model "$JOB_MODEL"
+and_then on_one_node "$PYTHON" -m smollm3 eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" \
+  output="$CHECKPOINT/results"
+and_then on_one_node "$PYTHON" -m smollm3 eval-checkpoint "$CHECKPOINT" --model "$JOB_MODEL"
 finish

@@ -11,5 +11,5 @@
 #SBATCH --output=slurm/logs/%x-%j.out
 source slurm/lib.sh || exit
 begin merge "$@"
-on_one_node "$PYTHON" -m merge "$JOB_RECIPE" "$@"
+on_one_node "$PYTHON" -m smollm3 merge "$JOB_RECIPE" "$@"
 finish

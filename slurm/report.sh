@@ -11,5 +11,5 @@
 #SBATCH --output=slurm/logs/%x-%j.out
 source slurm/lib.sh || exit
 begin report "$@"
-on_one_node "$PYTHON" -m report "$RECIPES"
+on_one_node "$PYTHON" -m smollm3 report --profile "$RECIPES"
 finish

@@ -25,7 +25,13 @@ class Verb:
 
 # In the order of the chain; each section is a heading of the help.
 VERBS: dict[str, tuple[Verb, ...]] = {
-    "The whole chain": (),
+    "The whole chain": (
+        Verb("demo", "whole_chain:demo", "Run the chain on this machine, from text to the report."),
+        Verb("report", "whole_chain:report", "Write one page about all that has run."),
+        Verb("demo-seeds", "whole_chain:demo_seeds", "Run the chain under several seeds, and measure its effects."),
+        Verb("report-seeds", "whole_chain:report_seeds", "Measure the effects of chains that have run."),
+        Verb("ablations", "whole_chain:ablations", "Train the announcement's ablations, and compare."),
+    ),
     "Data": (
         Verb("data", "data:data", "Prepare the tokenizer and the token shards that recipes train on."),
         Verb("audit", "data:audit", "Show what a recipe trains on: mixture, samples, a lint of windows."),
@@ -44,10 +50,26 @@ VERBS: dict[str, tuple[Verb, ...]] = {
         Verb("import", "pretraining:import_model", "Write a transformers SmolLM3 as a checkpoint to go on from."),
         Verb("summary", "pretraining:summary", "Losses, held-out bits per byte against baselines, a sample of text."),
     ),
-    "Post-training": (),
-    "Merge": (),
-    "Evaluation": (),
-    "Clusters": (),
+    "Post-training": (
+        Verb("posttrain-data", "posttraining:posttrain_data", "Write the tiny profile's conversations and pairs."),
+        Verb("posttrain", "posttraining:posttrain", "Train phases on this machine: mid-training, SFT, APO."),
+        Verb("posttrain-seeds", "posttraining:posttrain_seeds", "Train all phases under several seeds, in one table."),
+        Verb("capabilities", "posttraining:capabilities", "Do models keep to the mode, and know the taught tasks?"),
+        Verb("chat", "posttraining:chat", "Talk to a model in the terminal."),
+    ),
+    "Merge": (
+        Verb("merge", "merging:merge", "Average the APO checkpoints, then mix in the mid-training model."),
+        Verb("merge-sweep", "merging:merge_sweep", "Evaluate mixing weights from 0 to 1, and draw the curve."),
+    ),
+    "Evaluation": (
+        Verb("eval-data", "evaluation:eval_data", "Put the evaluation sets on disk: ours, or the real ones."),
+        Verb("eval", "evaluation:evaluate", "Evaluate models on the suites of a recipe."),
+        Verb("eval-curve", "evaluation:eval_curve", "Evaluate all checkpoints of a run, against tokens."),
+        Verb("eval-report", "evaluation:eval_report", "Show all evaluations so far, beside the announced scores."),
+    ),
+    "Clusters": (
+        Verb("eval-checkpoint", "evaluation:eval_checkpoint", "Join a checkpoint's evaluation to its run (for jobs)."),
+    ),
     "This machine": (Verb("completion", "machine:completion", "Print the completion script for a shell."),),
 }
 

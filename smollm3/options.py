@@ -20,6 +20,38 @@ Function = Callable[..., Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
+class Seeds(click.ParamType):
+    """`42,43,44`: so many different seeds, or more."""
+
+    name = "seeds"
+
+    def __init__(self, at_least: int) -> None:
+        self.at_least = at_least
+
+    def convert(
+        self, value: str | tuple[int, ...], parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            seeds = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of seeds. Separate them by commas, without spaces: 42,43,44.")
+        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            self.fail(f"{value!r} are not different numbers from 0 on, such as 42,43,44.")
+        if len(seeds) < self.at_least:
+            self.fail(f"An interval needs at least {self.at_least} seeds, such as 42,43,44.")
+        return seeds
+
+
+def seeds_option(at_least: int) -> Callable[[Function], Function]:
+    """Adds --seeds; the function is given `seeds`, a tuple of `at_least` different ones or more."""
+    return click.option(
+        "--seeds", type=Seeds(at_least), default="42,43,44", show_default=True, metavar="SEED,SEED,...",
+        help="Different seeds, separated by commas.",
+    )  # fmt: skip
+
+
 class ArgumentError(UserError):
     """Arguments that cannot be understood; nothing was done."""
 

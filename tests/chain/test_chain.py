@@ -17,6 +17,7 @@ from chain.steps import ChainError, Step, select, steps_of
 from eval.recipe import load_eval_recipe
 from foundation.recipe import load_recipe
 from jobs.profile import Profile
+from smollm3.command_line import main
 
 REPOSITORY = Path(__file__).parents[2]
 MAKEFILE = """
@@ -154,15 +155,19 @@ def test_second_interrupt_ends_the_step_at_once(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_closed_terminal_stops_the_step_too(folder: Path, number: signal.Signals) -> None:
     script = (
-        "from tests.chain.test_chain import *\nfrom chain.__main__ import exit_status\n"
+        "from tests.chain.test_chain import *\nimport chain.run\nfrom smollm3.command_line import main\n"
         "step = Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)\n"
-        "sys.exit(exit_status(lambda: execute([step])))\n"
+        "chain.run.run_profile = lambda *_, **__: execute([step])\n"
+        f"sys.exit(main(['demo', '--profile', '{REPOSITORY}/recipes/tiny']))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
     wait_for((folder / "run" / "slow" / "began").exists)
     process.send_signal(number)
-    assert process.wait(timeout=30) == 130
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors.endswith(
+        "\nStopped in good order; the same command goes on from here.\n"
+    )
     assert (folder / "run" / "slow" / "saved").read_text() == "saved\n"
 
 
@@ -215,3 +220,19 @@ def test_damaged_state_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ChainError, match=r"chain\.json"):
         read_state(tmp_path)
     assert read_state(tmp_path / "empty") == ChainState()
+
+
+def test_the_command_says_what_would_run_and_refuses_unknown_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PROFILE", "RECIPES"):  # set for make, like RUN
+        monkeypatch.setenv(name, "")
+    arguments = ["demo", "--profile", "tiny", "--run", str(tmp_path / "run")]
+    assert main([*arguments, "--dry-run", "data"]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == f"profile recipes/tiny, results in {tmp_path / 'run'}\n"
+    assert "0 of 1 stages are done" in output and "data (" in output and not (tmp_path / "run").exists()
+    assert main([*arguments, "--dry-run", "dta"]) == 2
+    assert "There is no stage 'dta'" in capsys.readouterr().err
+    assert main([*arguments, "sft"]) == 2
+    assert "sft needs data, which is not done" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from chain.steps import ChainError
 from foundation.recipe import load_recipe
 from jobs.profile import Profile
 from posttrain.recipe import load_recipe as load_posttraining_recipe
+from smollm3.command_line import main
 from tests.report.run_folder import summary, write_capabilities, write_stage
 
 RECIPES = Path("recipes/tiny")
@@ -65,7 +66,7 @@ def test_effects_are_gathered_over_the_seeds(tmp_path: Path, monkeypatch: pytest
         write_capabilities(profile.run, {"base": base, "merged": final})
 
     monkeypatch.setattr(chain.seeds, "run_chain", fake_chain)
-    run_seeds(RECIPES, tmp_path / "tiny", [42, 43, 44])
+    assert main(["demo-seeds", "--profile", "tiny", "--run", str(tmp_path / "tiny")]) == 0
     assert [seed for seed, _, _ in ran] == [42, 43, 44]
     assert all(run == str(tmp_path / "tiny-seeds" / str(seed)) for seed, run, _ in ran)
     document = json.loads((tmp_path / "tiny-seeds" / "seeds.json").read_text())
@@ -76,6 +77,10 @@ def test_effects_are_gathered_over_the_seeds(tmp_path: Path, monkeypatch: pytest
     assert (falls["low"], falls["high"]) == pytest.approx((1.1 - 0.24841, 1.1 + 0.24841), abs=1e-4)
     assert effects["taught", "all tasks"]["values"] == pytest.approx([50.0] * 3)
     assert effects["modes", "/think"]["null"] == 95.0
+    ran.clear()
+    assert main(["report-seeds", "--run", str(tmp_path / "tiny"), "--seeds", "42,44"]) == 0
+    document = json.loads((tmp_path / "tiny-seeds" / "seeds.json").read_text())
+    assert document["seeds"] == [42, 44] and document["effects"][0]["values"] == pytest.approx([1.0, 1.2]) and not ran
 
 
 def test_one_seed_is_refused_before_anything_runs(tmp_path: Path) -> None:

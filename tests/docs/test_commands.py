@@ -1,4 +1,4 @@
-"""What README and docs tell people to type exists: make targets, modules with their options, scripts, recipes."""
+"""What README and docs tell people to type exists: verbs, modules and their options, make targets, scripts, recipes."""
 
 import importlib.util
 import re

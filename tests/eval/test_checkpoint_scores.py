@@ -9,10 +9,10 @@ import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2
 
-from eval.checkpoint import main
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
 from foundation.recipe import load_recipe
 from foundation.wandb_run import Wandb
+from smollm3.command_line import main
 
 
 def suite(score: float) -> SuiteResult:
@@ -36,7 +36,7 @@ def evaluate(run_folder: Path, step: int, score: float) -> int:
     for weights in ("checkpoint", f"stage1-{step}"):
         (folder / weights).mkdir(parents=True)
     write_json(suite(score), folder / "results" / "m" / "base.json")
-    return main([str(folder), "--model", str(folder / f"stage1-{step}")])
+    return main(["eval-checkpoint", str(folder), "--model", str(folder / f"stage1-{step}")])
 
 
 @pytest.fixture
@@ -97,6 +97,13 @@ def test_wandb_has_training_and_evaluation_under_the_same_step_in_one_group(run_
 def test_no_result_is_an_error_that_keeps_the_weights(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_folder / "evaluations" / "100"
     (folder / "checkpoint").mkdir(parents=True)
-    assert main([str(folder), "--model", str(folder / "none")]) == 2
+    assert main(["eval-checkpoint", str(folder), "--model", str(folder / "none")]) == 2
     assert "There is no result in" in capsys.readouterr().err
     assert (folder / "checkpoint").is_dir()
+
+
+def test_a_folder_that_is_no_evaluation_is_refused(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (run_folder, run_folder / "checkpoints" / "100"):
+        folder.mkdir(parents=True, exist_ok=True)
+        assert main(["eval-checkpoint", str(folder), "--model", str(folder)]) == 2
+        assert "RUN_FOLDER/evaluations/STEP" in capsys.readouterr().err and folder.is_dir()

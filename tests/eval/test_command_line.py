@@ -1,4 +1,4 @@
-"""`python -m eval` as a user runs it, with every socket blocked."""
+"""`smollm3 eval` as a user runs it, with every socket blocked."""
 
 import json
 import os
@@ -13,12 +13,13 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import BENCHMARKS
-from eval.data import main, write_small_edition
+from eval.data import write_small_edition
 from eval.errors import EvalError
 from eval.local_data import read_dataset, write_dataset
 from eval.planning import inspect_model, plan_suite
 from eval.recipe import load_eval_recipe
 from eval.results import SuiteResult, read_suite
+from smollm3.command_line import main
 
 REPOSITORY = Path(__file__).parents[2]
 BLOCKED = """
@@ -27,8 +28,8 @@ def refuse(*arguments, **options):
     print("NETWORK", arguments, file=sys.stderr)
     raise OSError("blocked")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+sys.argv[0] = "smollm3"
+runpy.run_module("smollm3", run_name="__main__", alter_sys=True)
 """
 
 
@@ -71,23 +72,23 @@ def test_real_sets_are_not_replaced_unasked(tmp_path, capsys):
     dataset = BENCHMARKS["piqa"].dataset
     folder = tmp_path / "data" / dataset.folder
     rows = {split: [{"goal": "days of fetching"}] for split in dataset.splits}
-    assert main([str(recipe), "--edition", "small"]) == main([str(recipe), "--edition", "small"]) == 0
+    assert main(["eval-data", str(recipe)]) == main(["eval-data", str(recipe), "--edition", "small"]) == 0
     write_dataset(folder, dataset, rows, "full", "abc")
     there = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     for arguments in (["--edition", "small"], []):
-        assert main([str(recipe), *arguments]) == 2
+        assert main(["eval-data", str(recipe), *arguments]) == 2
         error = capsys.readouterr().err
         assert f"The small edition would replace {folder} (full, revision abc). Nothing was written." in error
     recipe.write_text(recipe.read_text().replace("abc", "def"))
-    assert main([str(recipe), "--edition", "full", "--mirror", str(tmp_path)]) == 2
+    assert main(["eval-data", str(recipe), "--edition", "full", "--mirror", str(tmp_path)]) == 2
     assert "The full edition would replace" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == there
 
-    assert main([str(recipe), "--edition", "small", "--replace"]) == 0
+    assert main(["eval-data", str(recipe), "--edition", "small", "--replace"]) == 0
     assert read_dataset(tmp_path / "data", dataset).edition == "small"
     (folder / "dataset.json").unlink()
-    assert main([str(recipe), "--edition", "small"]) == 2 and "no readable dataset.json" in capsys.readouterr().err
+    assert main(["eval-data", str(recipe)]) == 2 and "no readable dataset.json" in capsys.readouterr().err
 
 
 def results_of(folder: Path) -> dict[str, SuiteResult]:
@@ -154,7 +155,9 @@ def test_a_killed_evaluation_goes_on_where_it_was(everything, model_folder):
     recipe_file, results = everything
     arguments = ["eval", str(recipe_file), "--model", str(model_folder), "--suite", "choices", "--name", "killed"]
     second = results / "killed" / "choices" / "arc_easy.json"
-    process = subprocess.Popen([sys.executable, "-m", *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "smollm3", *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
     while not second.is_file() and process.poll() is None:
         time.sleep(0.01)
     process.kill()
@@ -172,7 +175,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(everything, model_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "bse"], "no suite 'bse'"),
+        (["--suite", "bse"], "no suite 'bse' in this recipe. Did you mean 'base'?"),
         (["data=/nowhere"], "There is no data in /nowhere"),
         (["backend.batch=3"], "Unknown key 'batch'"),
         (["backend.engine=vllm", "--suite", "base"], "the package vllm is not installed"),
@@ -189,6 +192,30 @@ def test_code_is_refused_unless_it_is_allowed(recipe_file, model_folder):
 
 
 def test_data_command_writes_what_the_recipe_needs(recipe_file, tmp_path, capsys):
-    assert main([str(recipe_file), f"data={tmp_path}"]) == 0
+    assert main(["eval-data", str(recipe_file), f"data={tmp_path}"]) == 0
     assert "3 datasets, edition small" in capsys.readouterr().out
     assert (tmp_path / "openai__gsm8k" / "main" / "test" / "train.jsonl").is_file()
+
+
+def test_the_miniatures_data_is_written_before_its_first_evaluation(model_folder, tmp_path, capsys):
+    """As the profile tiny has a data folder in its run folder; another profile is told how to get its data."""
+    tree = {"output": "${RUN}/eval", "data": "${RUN}/eval_data", "suites": {"base": {"tasks": {"piqa": {}}}}}
+    for name in ("tiny", "real"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval.yaml").write_text(yaml.safe_dump(tree))
+    arguments = ["eval", "--run", str(tmp_path / "run"), "--model", str(model_folder), "--dry-run", "--profile"]
+    assert main([*arguments, str(tmp_path / "real")]) == 2
+    assert "Write it: smollm3 eval-data" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*arguments, str(tmp_path / "tiny")]) == 0
+    assert "1 sets of our own items" in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "tiny")]) == 0
+    assert "sets of our own items" not in capsys.readouterr().out
+
+
+def test_without_a_model_it_is_the_chains_last_one(tmp_path, capsys):
+    (tmp_path / "hf" / "apo").mkdir(parents=True)
+    (tmp_path / "hf" / "apo" / "config.json").write_text("{}")
+    assert main(["eval", "--run", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"There is no model folder {tmp_path}/hf/merged. {tmp_path}/hf has apo." in error
+    assert error.startswith(f"profile recipes/tiny, results in {tmp_path}\n")

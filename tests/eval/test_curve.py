@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from eval import curve
-from eval.curve import below_band, follow, main
+from eval.curve import below_band, follow
 from eval.data import write_small_edition
 from eval.errors import EvalError
 from eval.recipe import load_eval_recipe
 from eval.results import Curve, CurvePoint, Score
+from smollm3.command_line import main
 
 
 def make_curve(*points, stderr=1.0):
@@ -88,7 +89,7 @@ def test_every_complete_checkpoint_once_and_new_ones_later(runs):
 
 def test_the_gate_on_the_command_line(runs, capsys):
     folder, _ = runs
-    arguments = [str(folder / "eval.yaml"), str(folder / "stage1")]
+    arguments = ["eval-curve", "--recipe", str(folder / "eval.yaml"), str(folder / "stage1")]
     assert main(arguments) == 0
     reference = folder / "reference.json"
     reference.write_text((folder / "eval_curve" / "curve.json").read_text())
@@ -96,7 +97,7 @@ def test_the_gate_on_the_command_line(runs, capsys):
     reference.write_text(make_curve((80, 5.0), (160, 1.0), stderr=0.1).model_dump_json())
     assert main([*arguments, "--reference", str(reference)]) == 1
     assert "step 8 (80 tokens): base/piqa is 0.80, more than 0.28 below the reference (5.00)" in capsys.readouterr().err
-    assert main([str(folder / "eval.yaml"), str(folder / "absent")]) == 2
+    assert main([*arguments[:3], str(folder / "absent")]) == 2
     assert "no complete checkpoint" in capsys.readouterr().err
     with pytest.raises(EvalError, match="is not a curve"):
-        curve._read_curve(folder / "eval.yaml")
+        curve.read_curve(folder / "eval.yaml")

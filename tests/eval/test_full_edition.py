@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from eval.benchmarks import BENCHMARKS, Dataset
-from eval.data import main
 from eval.errors import EvalError
 from eval.hub import CONVERTED, Hub
 from eval.local_data import read_dataset
@@ -17,6 +16,7 @@ from eval.planning import inspect_model, plan_suite
 from eval.recipe import load_eval_recipe
 from eval.results import read_suite
 from eval.runner import run_suite
+from smollm3.command_line import main
 from tests.eval.real_schemas import write_mirror
 from tests.eval.test_command_line import run
 from tests.eval.test_scripted_models import Scripted, best
@@ -27,7 +27,7 @@ LEFT_OUT = re.compile(r".*_(de|es|it|pt)(_en)?|helmet_rag_(triviaqa|hotpotqa|pop
 
 @pytest.fixture(scope="module")
 def prefetched(tmp_path_factory):
-    """(recipe, mirror) after `python -m eval.data --edition full --mirror --pack`, run as a user would."""
+    """(recipe, mirror) after `smollm3 eval-data --edition full --mirror --pack`, run as a user would."""
     folder = tmp_path_factory.mktemp("full")
     chosen = [b for b in BENCHMARKS.values() if b.dataset is not None and not LEFT_OUT.fullmatch(b.name)]
     write_mirror(folder / "mirror", chosen)
@@ -40,7 +40,7 @@ def prefetched(tmp_path_factory):
         "suites": {"all": {"tasks": tasks}},
     }
     (folder / "eval.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    arguments = [str(folder / "eval.yaml"), "--edition", "full", "--mirror", str(folder / "mirror")]
+    arguments = ["eval-data", str(folder / "eval.yaml"), "--edition", "full", "--mirror", str(folder / "mirror")]
     assert main([*arguments, "--pack", str(folder / "all.tar")]) == 0
     return load_eval_recipe(folder / "eval.yaml"), folder
 
@@ -78,7 +78,7 @@ def test_the_pack_holds_the_whole_suite_and_runs_elsewhere_with_all_sockets_bloc
 
 def test_one_suite_alone_and_unknown_suites(prefetched, tmp_path, capsys):
     _, folder = prefetched
-    arguments = [str(folder / "eval.yaml"), f"data={tmp_path}", "--suite"]
+    arguments = ["eval-data", str(folder / "eval.yaml"), f"data={tmp_path}", "--suite"]
     assert main([*arguments, "all"]) == 0
     assert main([*arguments, "al"]) == 2 and "no suite 'al'" in capsys.readouterr().err
 

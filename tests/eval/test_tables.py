@@ -9,12 +9,12 @@ from eval.report import (
     base_scores,
     build_table,
     card_sheet,
-    main,
     regressions,
     task_sheets,
     win_rates,
 )
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
+from smollm3.command_line import main
 
 SETTINGS = {"max_documents": None, "formulation": "cf", "num_fewshots": 0, "temperature": 0.0}
 
@@ -41,7 +41,7 @@ def test_tables_show_values_errors_editions_and_announced_scores(tmp_path, capsy
                  task("arc_challenge", 0.4))  # fmt: skip
     write_json(ours, tmp_path / "ours" / "base.json")
     write_json(suite("small <1>", task("piqa", 0.75, edition="small")), tmp_path / "small" / "base.json")
-    assert main([str(tmp_path)]) == 0
+    assert main(["eval-report", str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text(encoding="utf-8") in table
     assert "| hellaswag | 50.00 ± 2.00 |  | 25 | acc | 50 |" in table
@@ -134,9 +134,19 @@ def test_gate_fails_below_the_band_only(tmp_path, capsys):
         regressions(table, "gone", 2.0)
     for name, value in (("ref", 0.7), ("low", 0.6)):
         write_json(suite(name, task("piqa", value)), tmp_path / name / "base.json")
-    assert main([str(tmp_path), "--reference", "ref"]) == 1
-    assert main([str(tmp_path), "--reference", "ref", "--tolerance", "9"]) == 0
-    assert main([str(tmp_path / "none")]) == 2 and "There are no results" in capsys.readouterr().err
+    assert main(["eval-report", str(tmp_path), "--reference", "ref"]) == 1
+    assert main(["eval-report", str(tmp_path), "--reference", "ref", "--tolerance", "9"]) == 0
+    assert main(["eval-report", str(tmp_path / "none")]) == 2 and "There are no results" in capsys.readouterr().err
+
+
+def test_an_unknown_model_is_refused_and_the_table_kept(tmp_path, capsys):
+    """It used to be overwritten by an empty one."""
+    write_json(suite("merged", task("piqa", 0.7)), tmp_path / "eval" / "merged" / "base.json")
+    assert main(["eval-report", "--run", str(tmp_path)]) == 0
+    before = (tmp_path / "eval" / "table.md").read_text()
+    assert main(["eval-report", "--run", str(tmp_path), "--model", "mergd"]) == 2
+    assert "There is no result of a model mergd. Did you mean merged?" in capsys.readouterr().err
+    assert (tmp_path / "eval" / "table.md").read_text() == before and "piqa" in before
 
 
 def test_scores_on_different_data_are_not_put_in_one_row():

@@ -73,7 +73,7 @@ def test_small_editions_repeat_and_share_no_item_between_splits():
 
 def test_changed_or_missing_data_is_refused(tmp_path):
     dataset = Dataset("owner/name", "default", "test")
-    with pytest.raises(EvalError, match=r"python -m eval\.data"):
+    with pytest.raises(EvalError, match="smollm3 eval-data"):
         read_dataset(tmp_path, dataset)
     write_dataset(tmp_path / dataset.folder, dataset, {"test": [{"a": 1}]}, "full", "abc")
     assert read_dataset(tmp_path, dataset).rows == {"test": [{"a": 1}]}

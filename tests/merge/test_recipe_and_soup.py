@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,12 @@ from eval.data import write_small_edition
 from eval.recipe import load_eval_recipe
 from eval.results import read_suite
 from foundation.recipe import RecipeError
-from merge.__main__ import main
 from merge.checkpoint import Checkpoint, MergeError
-from merge.evaluate import suite_scores
 from merge.recipe import Evaluation, Ingredient, Soup, load_merge_recipe
 from merge.soup import choose_parent, find_checkpoints, greedy_selection
 from merge.sweep import run_sweep
+from smollm3.command_line import main
+from smollm3.merging import ScoringError, suite_scores
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -98,13 +99,13 @@ def test_a_greedy_soup_is_written_with_its_trials_and_without_their_models(make_
         value = {1: 0.5 + 0.01 * int(model.name[-1]), 2: 0.9, 3: 0.7}[count]
         return {"base/a": {"value": value, "stderr": 0.1}}
 
-    monkeypatch.setattr("merge.__main__.suite_scores", scores)
+    monkeypatch.setattr("smollm3.merging.suite_scores", scores)
     recipe = write_recipe(
         tmp_path,
         f"soup: {{method: greedy, checkpoints: [{{path: '{tmp_path}/apo-*'}}], output: {tmp_path}/soup}}\n"
         "evaluation: {recipe: eval.yaml, suites: [base]}\n",
     )
-    assert main([str(recipe)]) == 0
+    assert main(["merge", str(recipe)]) == 0
     manifest = json.loads((tmp_path / "soup" / "merge_manifest.json").read_text())
     assert [(Path(entry["path"]), entry["weight"]) for entry in manifest["inputs"]] == [
         (folders[2], 0.5), (folders[1], 0.5),
@@ -124,13 +125,13 @@ def test_command_line_writes_soup_and_linear_merge(make_checkpoint, tmp_path, ca
         f"soup: {{checkpoints: [{{path: '{tmp_path}/apo-*'}}], output: {tmp_path}/hf/soup}}\n"
         f"linear: {{mid_training: {mid}, output: {tmp_path}/hf/merged}}\ndtype: float32\n",
     )
-    assert main([str(recipe), "--dry-run"]) == 0
+    assert main(["merge", str(recipe), "--dry-run"]) == 0
     assert "0.9000" in capsys.readouterr().out and not (tmp_path / "hf").exists()
-    assert main([str(recipe), f"linear.mid_training={tmp_path}/gone"]) == 2
+    assert main(["merge", str(recipe), f"linear.mid_training={tmp_path}/gone"]) == 2
     assert "no checkpoint folder" in capsys.readouterr().err and not (tmp_path / "hf").exists()
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "merge", str(recipe)]
+    command = [sys.executable, "-m", "smollm3", "merge", str(recipe)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     name = "model.layers.1.self_attn.q_proj.weight"
     parts = [load_file(folder / "model.safetensors")[name].double() for folder in (*apo, mid)]
@@ -150,7 +151,7 @@ def test_no_method_merges_or_evaluates_what_is_not_finite(
     tensors = load_file(file)
     tensors["model.embed_tokens.weight"][7, 5] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
-    monkeypatch.setattr("merge.__main__.suite_scores", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr("smollm3.merging.suite_scores", lambda *_: pytest.fail("evaluated"))
     weight = ", weight: 0.5" if method == "weighted" else ""
     members = ", ".join(f"{{path: {tmp_path}/apo-{index}{weight}}}" for index in range(2))
     recipe = write_recipe(
@@ -159,13 +160,13 @@ def test_no_method_merges_or_evaluates_what_is_not_finite(
         f"linear: {{mid_training: {tmp_path}/mid, output: {tmp_path}/hf/merged}}\n"
         "evaluation: {recipe: eval.yaml, suites: [base]}\n",
     )
-    for arguments in ([str(recipe), "--dry-run"], [str(recipe)]):
+    for arguments in (["merge", str(recipe), "--dry-run"], ["merge", str(recipe)]):
         assert main(arguments) == 2
         assert f"{file}: model.embed_tokens.weight holds nan in row 7." in capsys.readouterr().err
     assert not list(tmp_path.glob("hf*"))
 
 
-def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, monkeypatch):
+def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path):
     soup, mid = make_checkpoint("soup", 1), make_checkpoint("mid", 2)
     recipe = load_merge_recipe(
         write_recipe(
@@ -183,13 +184,12 @@ def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, 
         evaluated.append(weight)
         return {"base/a": {"value": 1 - (weight - 0.5) ** 2, "stderr": 0.1}}
 
-    monkeypatch.setattr("merge.sweep.suite_scores", scores)
-    run_sweep(recipe)
+    run_sweep(recipe, scores)
     document = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert document["best_soup_weight"] == 0.5 and evaluated == [0.0, 0.5, 1.0]
     assert [row["mean"] for row in document["rows"]] == [0.75, 1.0, 0.75]
     assert (tmp_path / "sweep" / "sweep.svg").is_file() and not list((tmp_path / "sweep").glob("soup-*"))
-    run_sweep(recipe)
+    run_sweep(recipe, scores)
     assert len(evaluated) == 3
 
 
@@ -202,7 +202,16 @@ def test_second_model_of_a_process_scores_as_in_its_own(make_checkpoint, tmp_pat
     models = [make_checkpoint(name, seed, initializer_range=0.3) for seed, name in enumerate(("first", "second"))]
     evaluation = Evaluation(recipe=str(file), suites=["base"])
     _, scores = (suite_scores(model, model.name, evaluation, tmp_path / "together") for model in models)
-    command = [sys.executable, "-m", "eval", str(file), "--model", str(models[1]), f"output={tmp_path}/alone"]
+    command = [
+        sys.executable,
+        "-m",
+        "smollm3",
+        "eval",
+        str(file),
+        "--model",
+        str(models[1]),
+        f"output={tmp_path}/alone",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     result = read_suite(tmp_path / "alone" / "second" / "base.json")
@@ -215,5 +224,11 @@ def test_second_model_of_a_process_scores_as_in_its_own(make_checkpoint, tmp_pat
 
 
 def test_an_evaluation_that_fails_says_how_to_repeat_it(tmp_path):
-    with pytest.raises(MergeError, match=r"The evaluation of .*python -m eval"):
+    with pytest.raises(ScoringError, match=r"(?s)There is no recipe .*To repeat it: smollm3 eval .*output=.*/eval"):
         suite_scores(tmp_path, "m", Evaluation(recipe=str(tmp_path / "no.yaml"), suites=["base"]), tmp_path / "eval")
+
+
+def test_merging_reaches_the_evaluation_by_no_import_at_all():
+    """What import-linter does not see: an import by name."""
+    for file in (REPOSITORY / "merge").glob("*.py"):
+        assert not re.search(r"import_module|__import__|runpy|from eval|import eval", file.read_text()), file

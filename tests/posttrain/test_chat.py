@@ -13,6 +13,7 @@ from posttrain import chat
 from posttrain.chat import Session
 from posttrain.generate import ChatModel, ModelError, Sampling, _CharacterStreamer
 from posttrain.training import set_chat_defaults
+from smollm3.command_line import main
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +165,11 @@ def test_a_full_conversation_is_refused_and_kept(chat_folder: Path) -> None:
 
 
 def test_one_shot_command(chat_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(chat_folder), "--prompt", "Hi", "--max-new-tokens", "5", "--temperature", "0", "--no-think"]
-    assert chat.main(arguments) == 0
+    arguments = ["chat", str(chat_folder), "--prompt=Hi", "--max-new-tokens=5", "--temperature=0", "--no-think"]
+    assert main(arguments) == 0
     first = capsys.readouterr().out
     assert len(first) > 1
-    assert chat.main(arguments) == 0
+    assert main(arguments) == 0
     assert capsys.readouterr().out == first
 
 
@@ -177,13 +178,13 @@ def test_bad_input_exits_with_one_message(
 ) -> None:
     (tmp_path / "tools.json").write_text("{}")
     table = [
-        (["/no/such/model"], "no model at /no/such/model"),
+        (["/no/such/model"], "There is no model folder /no/such/model"),
         ([str(base_model)], "has no chat template"),
         ([str(chat_folder), "--tools", "/no/tools.json"], "/no/tools.json cannot be read"),
         ([str(chat_folder), "--tools", str(tmp_path / "tools.json")], "must hold a JSON list"),
     ]
     for arguments, message in table:
-        assert chat.main([*arguments, "--prompt", "Hi"]) == 2
+        assert main(["chat", *arguments, "--prompt", "Hi"]) == 2
         assert message in capsys.readouterr().err
 
 

@@ -10,10 +10,11 @@ import pytest
 from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
-from posttrain import evaluate, tiny_data
+from posttrain import tiny_data
 from posttrain.evaluate import MODES, Proportion, bare_prompt, judge, summarise
 from posttrain.generate import ChatModel
 from posttrain.tiny_data import TASKS, Problem, exchanges, problems, sft_row, write_sets
+from smollm3.command_line import main
 
 CALL = '<tool_call>\n{"name": "get_time", "arguments": {"city": "Oslo"}}\n</tool_call>'
 
@@ -71,10 +72,13 @@ def test_the_mode_is_asked_for_but_not_given_away(base_model: Path) -> None:
 
 def test_command_writes_table_and_json(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sets(tmp_path, 0, {"midtrain": 1, "sft": 1, "apo": 1, "heldout": 1})
-    arguments = [str(base_model), "--prompts", str(tmp_path / "heldout.jsonl"), "--seeds", "2", "--max-new-tokens", "4"]
-    assert evaluate.main([*arguments, "--json", str(tmp_path / "out/result.json")]) == 0
+    arguments = ["capabilities", str(base_model), "--prompts", str(tmp_path / "heldout.jsonl"), "--seeds", "2"]
+    arguments += ["--max-new-tokens", "4", "--run", str(tmp_path)]
+    assert main(arguments) == 0
     assert "follows mode" in capsys.readouterr().out
-    content = json.loads((tmp_path / "out/result.json").read_text())
+    content = json.loads((tmp_path / "eval" / "capabilities.json").read_text())
+    assert main([*arguments, "--json", "--out", str(tmp_path / "other.json")]) == 0
+    assert json.loads(capsys.readouterr().out)["seeds"] == 2 and (tmp_path / "other.json").is_file()
     assert content["multi_step_tasks"] == ["chain"]
     result = content["models"][str(base_model)]
     assert result["summary"]["all"]["think"]["correct"]["trials"] == 2 * len(TASKS)
@@ -84,7 +88,7 @@ def test_command_writes_table_and_json(base_model: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize("content", ["", "no json\n", '{"task": "t"}\n'])
 def test_bad_prompts_exit_with_a_message(content: str, base_model: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(content)
-    assert evaluate.main([str(base_model), "--prompts", str(tmp_path / "prompts.jsonl")]) == 2
+    assert main(["capabilities", str(base_model), "--prompts", str(tmp_path / "prompts.jsonl")]) == 2
 
 
 # The tasks themselves: every taught answer is checked by computing it another way.

@@ -6,8 +6,10 @@ import pytest
 
 from foundation.recipe import RecipeError
 from posttrain import launch
+from posttrain import train as train_command
 from posttrain.launch import process_count
-from posttrain.recipe import load_recipe
+from posttrain.recipe import PostTrainingRecipe, load_recipe
+from smollm3.command_line import main
 
 RECIPES = [Path("recipes") / profile / f"{phase}.yaml" for profile in ("tiny", "smollm3-3b")
            for phase in ("midtrain", "sft", "apo", "apo_seed43")]  # fmt: skip
@@ -96,7 +98,7 @@ def test_processes_divide_every_step() -> None:
 
 
 def test_a_wrong_recipe_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main([str(SFT), "optimizer.learning_rat=1"]) == 2
+    assert main(["posttrain", str(SFT), "optimizer.learning_rat=1"]) == 2
     assert "Did you mean" in capsys.readouterr().err
 
 
@@ -104,19 +106,26 @@ def test_absent_inputs_are_named_before_any_process_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(launch.os, "execv", lambda _, arguments: started.append(arguments))
+    monkeypatch.setattr(launch.os, "execve", lambda _, arguments, environment: started.append(arguments))
     monkeypatch.setenv("RUN", str(tmp_path))
     sft, midtrain = str(SFT), "recipes/tiny/midtrain.yaml"
-    assert launch.main([sft]) == 2
+    assert main(["posttrain", sft]) == 2
     assert f"There is no model at {tmp_path}/hf/midtrain" in capsys.readouterr().err
     folder = tmp_path / "hf" / "long_context_64k"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    assert launch.main([midtrain]) == 2
+    assert main(["posttrain", midtrain]) == 2
     assert "midtrain_reasoning/train.jsonl or " in capsys.readouterr().err
     for name in ("midtrain_reasoning", "sft_think", "sft_no_think"):
         (tmp_path / "posttrain_data" / name).mkdir(parents=True)
         (tmp_path / "posttrain_data" / name / "train.jsonl").touch()
-    launch.main([midtrain, sft])  # the second starts from the model of the first
-    assert started and started[0][-2:] == [midtrain, sft]
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("optimizer: {num_train_epochs: 7}\n")
+    # The second starts from the model of the first, and is named as people name it.
+    assert main(["posttrain", midtrain, "sft", "--with", str(overlay), "data.seed=3"]) == 0
     assert started[0][1:3] == ["-m", "foundation.torchrun"]  # which other machines cannot reach
+    trained: list[PostTrainingRecipe] = []
+    monkeypatch.setattr(train_command, "_train", lambda recipes: trained.extend(recipes) or 0)
+    assert train_command.main(started[0][started[0].index("posttrain.train") + 1 :]) == 0
+    assert [recipe.phase for recipe in trained] == ["midtrain", "sft"]
+    assert {(recipe.optimizer.num_train_epochs, recipe.data.seed) for recipe in trained} == {(7, 3)}

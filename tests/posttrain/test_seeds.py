@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -9,6 +10,7 @@ import pytest
 
 from posttrain import seeds
 from posttrain.tiny_data import TASKS, write_sets
+from smollm3.command_line import main
 
 
 def test_every_seed_goes_through_all_phases(
@@ -16,24 +18,23 @@ def test_every_seed_goes_through_all_phases(
 ) -> None:
     monkeypatch.setenv("RUN", str(tmp_path))
     shutil.copytree(base_model, tmp_path / "hf/long_context_64k")
-    write_sets(tmp_path, 0, {"midtrain": 1, "sft": 1, "apo": 1, "heldout": 1})
+    write_sets(tmp_path / "posttrain_data", 0, {"midtrain": 1, "sft": 1, "apo": 1, "heldout": 1})
     started = []
 
-    def run(command: list[str]) -> CompletedProcess[str]:
+    def run(command: list[str], env: Mapping[str, str]) -> CompletedProcess[str]:
         options = dict(argument.split("=", 1) for argument in command if "=" in argument)
-        phase = Path(command[3]).stem
+        (phase,) = (Path(argument).stem for argument in command if argument.endswith(".yaml"))
         started.append((phase, options["general.seed"], options["data.seed"]))
         shutil.copytree(options["model.model_name_or_path"], f"{options['general.runs_path']}/hf/{phase}")
         return CompletedProcess(command, 0)
 
     monkeypatch.setattr(seeds.subprocess, "run", run)
-    arguments = ["recipes/tiny", "--seeds", "1", "2", "--prompts", str(tmp_path / "heldout.jsonl")]
-    assert seeds.main([*arguments, "--json", str(tmp_path / "table.json")]) == 0
+    assert main(["posttrain-seeds", "--seeds", "1,2"]) == 0
     assert started == [(phase, seed, seed) for seed in "12" for phase in ("midtrain", "sft", "apo")]
-    table = json.loads((tmp_path / "table.json").read_text())
+    table = json.loads((tmp_path / "eval" / "posttrain_seeds.json").read_text())
     assert len(table["chains"]) == 2 and table["base"]["all"]["think"]["correct"]["trials"] == len(TASKS)
     assert "per seed" in capsys.readouterr().out
 
-    monkeypatch.setattr(seeds.subprocess, "run", lambda command: CompletedProcess(command, 1))
-    assert seeds.main([*arguments, "--json", str(tmp_path / "table.json")]) == 2
+    monkeypatch.setattr(seeds.subprocess, "run", lambda command, env: CompletedProcess(command, 1))
+    assert main(["posttrain-seeds", "--seeds", "1,2"]) == 2
     assert "Phase midtrain under seed 1 failed" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from posttrain.progress import TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
 from posttrain.template import load_template
 from posttrain.training import RunError, build_trainer, load_tokenizer, save_model, train
+from smollm3.command_line import main
 from tests.posttrain.runs import FAST, from_base, metrics_of, recipe, weights
 
 
@@ -316,7 +317,7 @@ def test_bad_input_exits_with_one_message(
 
 
 def test_preview_trains_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_command.main(["recipes/tiny/apo.yaml", *FAST, from_base(run), "--preview", "1"]) == 0
+    assert main(["posttrain", "recipes/tiny/apo.yaml", *FAST, from_base(run), "--preview", "1"]) == 0
     shown = capsys.readouterr().out
     assert "Reasoning mode" in shown and "twice" in shown
     assert not (run / "apo").exists()

@@ -1,28 +1,23 @@
 """Run the whole chain of a profile on this machine: data, pretraining, post-training, merge, evaluation, report.
 
-`python -m chain recipes/tiny [STAGE ...]`. What is done and unchanged (recipe, data and code) is not done again;
-interrupted, the same command goes on. Results go to RUN (default runs/<profile>).
+What is done and unchanged (recipe, data and code) is not done again; interrupted, the same command goes on.
 """
 
-import argparse
 import os
 import shlex
 import signal
-import sys
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 from chain.runner import only_one, pending, run_step
 from chain.state import read_state, reason_to_run, step_keys
 from chain.steps import ChainError, Step, select, steps_of
 from chain.view import View, duration
-from foundation.errors import UserError
 from jobs.profile import Profile
 
 
-def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> None:
+def run_chain(profile: Profile, stages: Sequence[str], *, dry_run: bool = False) -> None:
     """Run what is not done of the profile's chain, or of its `stages`.
 
     Raises:
@@ -38,7 +33,9 @@ def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> 
     for step in todo:
         waits = [other for other in pending(chain, keys, state) if other.name in step.needs and other not in todo]
         if waits:
-            raise ChainError(f"{step.name} needs {waits[0].name}, which is not done. Add it to STAGES, or give none.")
+            raise ChainError(
+                f"{step.name} needs {waits[0].name}, which is not done. Add it to the stages, or give none."
+            )
     print(
         f"{profile.recipes} -> {profile.run}: {len(chosen) - len(todo)} of {len(chosen)} stages are done.", flush=True
     )
@@ -62,43 +59,27 @@ def shown(step: Step) -> str:
     return " && ".join(shlex.join(["make", *command]) for command in step.commands)
 
 
-def exit_status(run: Callable[[], None]) -> int:
-    """Of a command that does `run`: 0, 2 after an error of the user's, 130 when it was stopped.
+def run_profile(profile: Profile, stages: Sequence[str], *, dry_run: bool = False) -> None:
+    """`run_chain`, alone in the run folder; a dry run prints what would run, and runs nothing."""
+    os.environ |= {
+        "PROFILE": profile.recipes.name,
+        "RECIPES": str(profile.recipes),
+        "RUN": str(profile.run),
+    }  # for make
+    with nullcontext() if dry_run else only_one(profile.run):
+        run_chain(profile, stages, dry_run=dry_run)
 
-    A closed terminal and a plain kill are as good as a Ctrl-C: else the running stage would outlive the chain.
-    """
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """A closed terminal and a plain kill are as good as a Ctrl-C: else the running stage would outlive the chain."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped in good order; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m chain", description=__doc__)
-    parser.add_argument("recipes", type=Path, help="folder of recipes, such as recipes/tiny")
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="only these, such as sft or pretrain; default: all")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
-    options = parser.parse_args()
-    run = Path(os.environ.setdefault("RUN", f"runs/{options.recipes.name}"))
-    os.environ["PROFILE"], os.environ["RECIPES"] = options.recipes.name, str(options.recipes)
-
-    def run_what_is_left() -> None:
-        with nullcontext() if options.dry_run else only_one(run):
-            run_chain(Profile(options.recipes, run), options.stages, dry_run=options.dry_run)
-
-    return exit_status(run_what_is_left)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

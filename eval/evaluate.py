@@ -1,9 +1,7 @@
-"""`python -m eval RECIPE --model FOLDER`: evaluate a transformers model on the recipe's suites."""
+"""Evaluate a transformers model on the recipe's suites."""
 
-import argparse
 import functools
 import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,42 +11,26 @@ from eval.benchmarks import BENCHMARKS
 from eval.data import chosen_suites
 from eval.errors import EvalError
 from eval.local_data import read_dataset
-from eval.recipe import EvalRecipe, load_eval_recipe
-from foundation.errors import UserError
+from eval.recipe import EvalRecipe
+from eval.results import SuiteResult
 
 if TYPE_CHECKING:
     from eval.planning import PlannedTask
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
-    parser.add_argument("recipe", help="evaluation recipe, for example recipes/tiny/eval.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
-    parser.add_argument("--model", required=True, action="append", help="transformers folder (may be repeated)")
-    parser.add_argument("--name", help="name of the one model in results and tables; default: the folder's")
-    parser.add_argument("--suite", action="append", help="only this suite (may be repeated); default: all")
-    parser.add_argument("--dry-run", action="store_true", help="resolve tasks, data and prompts, load no weights")
-    parsed = parser.parse_intermixed_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    try:
-        recipe = load_eval_recipe(parsed.recipe, parsed.overrides)
-        if parsed.name and len(parsed.model) > 1:
-            raise EvalError("--name is for one --model; several are called like their folders.")
-        for model in parsed.model:
-            evaluate(recipe, Path(model), parsed.name, parsed.suite, dry_run=parsed.dry_run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def evaluate(
+    recipe: EvalRecipe, folder: Path, name: str | None, suites: Sequence[str] | None, *, dry_run: bool = False
+) -> list[SuiteResult]:
+    """Resolve all suites (default: every suite that the model can take), then run them without a network.
 
-
-def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[str] | None, *, dry_run: bool) -> None:
-    """Resolve all suites (default: every suite that the model can take), then run them.
+    What is finished is not repeated. `name`: of the model in results and tables, default the folder's. A dry run shows
+    tasks and prompts, and has no results.
 
     Raises:
         EvalError: before any weights are loaded, if a suite, its data or the model is not usable.
     """
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # read when the libraries are imported
+        os.environ.setdefault(variable, "1")
     chosen = chosen_suites(recipe, suites)
     if not folder.is_dir():
         raise EvalError(f"There is no model folder {folder}. Train or export it first.")
@@ -76,16 +58,18 @@ def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[st
     planned = {suite: plan_suite(recipe, suite, model) for suite in chosen}
     _show_plan(planned, folder, prompts=dry_run)
     if dry_run:
-        return
+        return []
 
     @functools.cache
     def get_backend() -> LocalModel:
         return (VllmModel if recipe.backend.engine == "vllm" else TransformersModel)(folder, recipe.backend)
 
+    results = []
     for suite, tasks in planned.items():
-        run_suite(recipe, suite, model, tasks, get_backend)
+        results.append(run_suite(recipe, suite, model, tasks, get_backend))
         print(f"written: {Path(recipe.output) / model.name / suite}.json", flush=True)
     _write_tables(Path(recipe.output))
+    return results
 
 
 def _show_plan(planned: "dict[str, list[PlannedTask]]", folder: Path, *, prompts: bool) -> None:
@@ -111,7 +95,3 @@ def _write_tables(output: Path) -> None:
         print(f"no table of all models: {error}", flush=True)
     else:
         print(f"written: {output / 'table.md'} and table.html, with all models evaluated so far", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,49 +1,29 @@
-"""`python -m merge RECIPE`: the soup, then the linear merge with the mid-training checkpoint."""
+"""The soup, then the linear merge with the mid-training checkpoint."""
 
-import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from foundation.errors import UserError
 from merge.average import Average, write_average
 from merge.checkpoint import Checkpoint
-from merge.evaluate import mean_score, suite_scores
-from merge.recipe import MergeRecipe, load_merge_recipe
+from merge.recipe import MergeRecipe
+from merge.scores import Scorer, mean_score
 from merge.soup import choose_parent, find_checkpoints, greedy_selection
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m merge", description=__doc__)
-    parser.add_argument("recipe", help="merge recipe, for example recipes/tiny/merge.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
-    parser.add_argument("--dry-run", action="store_true", help="check inputs, weights and disk space, then stop")
-    parsed = parser.parse_args(arguments)
-    try:
-        recipe = load_merge_recipe(parsed.recipe, parsed.overrides)
-        if parsed.dry_run:
-            _dry_run(recipe)
-        else:
-            run(recipe)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def run(recipe: MergeRecipe) -> None:
-    """Write the soup and, if the recipe has the section, the linear merge.
+def run(recipe: MergeRecipe, scorer: Scorer) -> None:
+    """Write the soup and, if the recipe has the section, the linear merge. `scorer` is asked by a greedy soup alone.
 
     Raises:
         MergeError: see `write_average`.
+        UserError: the scorer's.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if recipe.linear is not None:
         _check_linear_inputs(recipe)
-    average = plan_soup(recipe)
+    average = plan_soup(recipe, scorer)
     output = Path(recipe.soup.output)
     _report("soup", write_average(average, output, "soup"), output)
     if recipe.linear is not None:
@@ -51,14 +31,14 @@ def run(recipe: MergeRecipe) -> None:
         _report("linear", write_average(plan_linear(recipe, recipe.linear.soup_weight), output, "linear"), output)
 
 
-def plan_soup(recipe: MergeRecipe) -> Average:
+def plan_soup(recipe: MergeRecipe, scorer: Scorer) -> Average:
     """The soup of the recipe; a greedy one evaluates its candidates here and logs the trials beside its output."""
     checkpoints, weights = find_checkpoints(recipe.soup)
     parent = choose_parent(recipe.soup.parent, checkpoints)
     if recipe.soup.method == "greedy":
         # Before the hours of evaluation that choose the members.
         Average(checkpoints, weights, parent, recipe.dtype, recipe.max_shard_bytes).check(Path(recipe.soup.output))
-        checkpoints = _select_greedily(recipe, checkpoints)
+        checkpoints = _select_greedily(recipe, checkpoints, scorer)
         weights = [1 / len(checkpoints)] * len(checkpoints)
         if recipe.soup.parent is None or parent not in checkpoints:
             parent = checkpoints[0]
@@ -72,14 +52,14 @@ def plan_linear(recipe: MergeRecipe, soup_weight: float) -> Average:
     return Average([soup, mid_training], weights, soup, recipe.dtype, recipe.max_shard_bytes)
 
 
-def _select_greedily(recipe: MergeRecipe, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+def _select_greedily(recipe: MergeRecipe, checkpoints: list[Checkpoint], scorer: Scorer) -> list[Checkpoint]:
     evaluation = recipe.evaluation
     assert evaluation is not None
     scratch = Path(recipe.soup.output + ".greedy")
 
     def score(model: Path) -> float:
         name = f"{model.parent.name}-{model.name}"
-        return mean_score(suite_scores(model, name, evaluation, scratch / "eval"))
+        return mean_score(scorer(model, name, evaluation, scratch / "eval"))
 
     def write_soup(chosen: Sequence[Checkpoint]) -> Path:
         output = scratch / f"soup-{'+'.join(checkpoint.path.name for checkpoint in chosen)}"
@@ -106,7 +86,12 @@ def _check_linear_inputs(recipe: MergeRecipe) -> None:
     average.check(Path(recipe.linear.output))
 
 
-def _dry_run(recipe: MergeRecipe) -> None:
+def dry_run(recipe: MergeRecipe) -> None:
+    """Check inputs, weights and disk space, and print what would be averaged.
+
+    Raises:
+        MergeError: see `write_average`.
+    """
     checkpoints, weights = find_checkpoints(recipe.soup)
     parent = choose_parent(recipe.soup.parent, checkpoints)
     Average(checkpoints, weights, parent, recipe.dtype, recipe.max_shard_bytes).check(Path(recipe.soup.output))
@@ -127,7 +112,3 @@ def _report(stage: str, manifest: dict[str, object], output: Path) -> None:
         f"{stage}: {output} verified, {verification['tensors']} tensors, {verification['elements']:,} elements "
         f"within {verification['max_rounding_error']:.2f} roundings of the float64 average"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
