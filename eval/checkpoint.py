@@ -16,6 +16,8 @@ from typing import Any
 from eval.errors import EvalError
 from eval.results import read_suite
 from foundation.errors import UserError
+from foundation.files import write_atomically
+from foundation.journal import read_rows
 from foundation.recipe import Recipe, load_recipe
 from foundation.wandb_run import wandb_mode
 
@@ -40,11 +42,8 @@ def read_scores(results: Path) -> dict[str, float]:
 def join(run_folder: Path, step: int, scores: dict[str, float]) -> None:
     """Set the step's row in evaluations.jsonl; rows stay in the order of steps."""
     file = run_folder / EVALUATIONS_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = {row["step"]: row for row in map(json.loads, lines)} | {step: {"step": step, **scores}}
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text("".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)), encoding="utf-8")
-    partial.replace(file)
+    rows = {row["step"]: row for row in read_rows(file)} | {step: {"step": step, **scores}}
+    write_atomically(file, "".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)))
 
 
 def log_to_wandb(recipe: Recipe, step: int, scores: dict[str, float]) -> None:

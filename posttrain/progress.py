@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foundation.hf_folder import finish_folder
-from foundation.journal import METRICS_FILE, StepLog, read_metrics
+from foundation.journal import METRICS_FILE, StepLog, last_row
 
 
 class TrainingFailure(RuntimeError):
@@ -36,9 +36,18 @@ class MetricsWriter(TrainerCallback):
         self.started = self.last_step_ended = time.monotonic()
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read_metrics(self.run_folder) if line["step"] <= state.global_step]
-        self.tokens_before_resume = self.last_tokens = kept[-1]["tokens"] if kept else 0
-        self.log = StepLog(self.run_folder / METRICS_FILE, state.global_step)
+        file = self.run_folder / METRICS_FILE
+        row = last_row(file, up_to_step=state.global_step) or {"step": 0, "tokens": 0}
+        if row["step"] != state.global_step:
+            print(
+                f"{file} has no row of step {state.global_step}: tokens count on from step {row['step']}.", flush=True
+            )
+        self.tokens_before_resume = self.last_tokens = row["tokens"]
+        self.log = StepLog(file, state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.log is not None:
+            self.log.sync()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.log is not None:
