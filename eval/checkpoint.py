@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.errors import EvalError
 from eval.results import read_suite
@@ -19,7 +18,7 @@ from foundation.errors import UserError
 from foundation.files import write_atomically
 from foundation.journal import read_rows
 from foundation.recipe import Recipe, load_recipe
-from foundation.wandb_run import wandb_mode
+from foundation.wandb_run import Wandb, wandb_mode
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 
@@ -52,23 +51,9 @@ def log_to_wandb(recipe: Recipe, step: int, scores: dict[str, float]) -> None:
     Raises:
         TrackingError: when the recipe wants wandb online and it is not.
     """
-    mode = wandb_mode(recipe)
-    if mode == "disabled":
-        return
-    import wandb
-
-    run: Any = wandb.init(
-        project=recipe.general.project,
-        group=recipe.general.run,
-        name=f"{recipe.general.run}-evaluation",
-        id=f"{recipe.general.run}-{recipe.hash()[:12]}-evaluation",
-        resume="allow",
-        dir=str(recipe.run_folder),
-        mode="online" if mode == "online" else "offline",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-    )
-    run.log(scores, step=step)
-    run.finish()
+    run = Wandb(recipe, wandb_mode(recipe), last_step_kept=None)
+    run.log({"step": step, **scores})
+    run.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
