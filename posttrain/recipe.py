@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field
 
 from foundation.errors import UserError
-from foundation.recipe import Problem, load_as
-from foundation.recipe.schema import General, Section, Wandb
+from foundation.recipe import Problem, Section, load_as
+from foundation.recipe.schema import General, Wandb
 
 TemplateName: TypeAlias = Literal["dual_mode", "chatml"]
 _NOT_IDENTITY = {"general": ("project", "run", "runs_path"), "optimizer": ("micro_batch_size",), "data": ("num_proc",)}
