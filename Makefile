@@ -21,7 +21,7 @@ SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-plan bench-merge chaos layouts test test-storage test-slurm test-compat lint format
+.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-journal bench-plan bench-merge chaos layouts test test-storage test-slurm test-compat lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,6 +145,9 @@ bench-checkpoints: setup ## What saving every 20 steps costs in time and memory
 
 layouts: setup ## Load the checkpoints of 16 layouts into all 16, and compare state and losses
 	$(PY) -m tests.layouts
+
+bench-journal: setup ## Resuming behind 3.45 million rows of metrics: time and peak memory, into runs/bench-journal
+	$(PY) bench/journal.py
 
 bench-step: setup ## Our training step beside transformers' model on the same batches (minutes)
 	$(PY) bench/step.py

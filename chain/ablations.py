@@ -19,6 +19,7 @@ from rich.table import Table
 
 from chain.steps import ChainError
 from foundation.intervals import t_interval
+from foundation.journal import METRICS_FILE, last_rows
 from foundation.recipe import load_recipe
 
 OVERLAYS = Path("recipes/ablations")
@@ -83,11 +84,11 @@ def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequen
     command = [sys.executable, "-m", "smollm3", "train", str(recipe), *arguments, *overrides]
     if subprocess.run(command).returncode:
         raise ChainError(f"{run} failed: {' '.join(command[1:])}")
-    rows = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = last_rows(folder / run / METRICS_FILE, _LAST_STEPS)
     held_out = rows[-1].get("validation_bits_per_byte")
     if not held_out:
         raise ChainError(f"{recipe} does not validate at its last step; set tokens.val_check_interval so that it does.")
-    loss = statistics.fmean(row["loss"] for row in rows[-_LAST_STEPS:])
+    loss = statistics.fmean(row["loss"] for row in rows)
     return Outcome(variant, seed, loss, statistics.fmean(held_out.values()))
 
 

@@ -1,11 +1,8 @@
 """One view of the whole chain: what is done, what runs, how far it is, when all of it ends."""
 
-import json
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +11,10 @@ from rich.table import Table
 
 from chain.state import ChainState
 from chain.steps import Step, TrainingRun
+from foundation.journal import METRICS_FILE, last_rows
 
 _PLAIN_SECONDS = 20.0  # between two lines where no terminal can be redrawn
-_TAIL_BYTES = 8192
+_PACE_STEPS = 30  # whose median pace counts
 _PRIOR_SECONDS = 120.0
 _MARKS = {
     "done": "[green]✓[/green]",
@@ -24,18 +22,6 @@ _MARKS = {
     "failed": "[red]✗[/red]",
     "stopped": "[red]■[/red]",
 }
-
-
-def last_rows(run_folder: Path) -> list[dict[str, Any]]:
-    """The last whole lines of metrics.jsonl; reads the file's end only."""
-    file = run_folder / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    with file.open("rb") as stream:
-        start = max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES)
-        stream.seek(start)
-        lines = stream.read().split(b"\n")[:-1]
-    return [json.loads(line) for line in (lines[1:] if start else lines)]  # the tail may start within a line
 
 
 def duration(seconds: float) -> str:
@@ -46,7 +32,7 @@ def duration(seconds: float) -> str:
 
 def running(step: Step) -> tuple[int, list[dict[str, Any]]]:
     """(how many of the step's trainings have begun, the last rows of the latest)."""
-    begun = [rows for run in step.runs if (rows := last_rows(run.folder))]
+    begun = [rows for run in step.runs if (rows := last_rows(run.folder / METRICS_FILE, _PACE_STEPS))]
     return len(begun), begun[-1] if begun else []
 
 

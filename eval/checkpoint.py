@@ -8,12 +8,13 @@ wandb the evaluations are a run of their own in the group of the training run, s
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from eval.errors import EvalError
 from eval.results import read_suite
+from foundation.files import write_atomically
+from foundation.journal import read_rows
 from foundation.recipe import Recipe, load_recipe
-from foundation.wandb_run import wandb_mode
+from foundation.wandb_run import Wandb, wandb_mode
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 
@@ -36,11 +37,8 @@ def read_scores(results: Path) -> dict[str, float]:
 def join(run_folder: Path, step: int, scores: dict[str, float]) -> None:
     """Set the step's row in evaluations.jsonl; rows stay in the order of steps."""
     file = run_folder / EVALUATIONS_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = {row["step"]: row for row in map(json.loads, lines)} | {step: {"step": step, **scores}}
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text("".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)), encoding="utf-8")
-    partial.replace(file)
+    rows = {row["step"]: row for row in read_rows(file)} | {step: {"step": step, **scores}}
+    write_atomically(file, "".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)))
 
 
 def log_to_wandb(recipe: Recipe, step: int, scores: dict[str, float]) -> None:
@@ -49,23 +47,9 @@ def log_to_wandb(recipe: Recipe, step: int, scores: dict[str, float]) -> None:
     Raises:
         TrackingError: when the recipe wants wandb online and it is not.
     """
-    mode = wandb_mode(recipe)
-    if mode == "disabled":
-        return
-    import wandb
-
-    run: Any = wandb.init(
-        project=recipe.general.project,
-        group=recipe.general.run,
-        name=f"{recipe.general.run}-evaluation",
-        id=f"{recipe.general.run}-{recipe.hash()[:12]}-evaluation",
-        resume="allow",
-        dir=str(recipe.run_folder),
-        mode="online" if mode == "online" else "offline",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-    )
-    run.log(scores, step=step)
-    run.finish()
+    run = Wandb(recipe, wandb_mode(recipe), last_step_kept=None)
+    run.log({"step": step, **scores})
+    run.close()
 
 
 def join_checkpoint(folder: Path, model: Path) -> None:

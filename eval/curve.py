@@ -5,7 +5,6 @@ command follows a run that is still going. curve.json, curve.svg and curve.md li
 """
 
 import hashlib
-import json
 import math
 import shutil
 import statistics
@@ -26,6 +25,7 @@ from eval.recipe import EvalRecipe
 from eval.report import percent
 from eval.results import Curve, CurvePoint, Score, write_json
 from foundation.charts import Series, line_chart
+from foundation.journal import METRICS_FILE, last_row
 
 
 def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: Sequence[str]) -> Curve:
@@ -98,12 +98,11 @@ def _evaluate_checkpoint(
 
 def _tokens(run: Path, step: int) -> int:
     """Tokens trained up to `step`, from the run's own log."""
-    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            if row["step"] == step:
-                return int(row["tokens"])
-    raise EvalError(f"{run / 'metrics.jsonl'} has no line of step {step}.")
+    file = run / METRICS_FILE
+    row = last_row(file, up_to_step=step)
+    if row is None or row["step"] != step:
+        raise EvalError(f"{file} has no line of step {step}.")
+    return int(row["tokens"])
 
 
 def read_curve(file: Path) -> Curve:

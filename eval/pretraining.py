@@ -22,6 +22,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundation.errors import UserError
+from foundation.journal import METRICS_FILE, read_metrics, rows_from_end
 from foundation.paths import plain_name
 
 PROMPTS = ("The history of", "def read(self, path):\n    ", "La première", "Question: What is 12 + 30?")
@@ -55,7 +56,11 @@ class SummaryError(UserError):
 
 
 def summarise_stage(run_folder: Path) -> StageSummary:
-    rows = _metrics(run_folder)
+    rows = read_metrics(run_folder)
+    if not rows:
+        raise SummaryError(
+            f"{run_folder / METRICS_FILE} has no row; give the folders of finished stages, such as runs/tiny/stage1."
+        )
     tokens_per_step = rows[0]["tokens"] // rows[0]["step"]
     seconds = sum(tokens_per_step / row["tokens_per_second"] for row in rows)
     losses = [row["loss"] for row in rows]
@@ -71,20 +76,14 @@ def summarise_stage(run_folder: Path) -> StageSummary:
     )
 
 
-def _metrics(run_folder: Path) -> list[dict[str, Any]]:
-    path = run_folder / "metrics.jsonl"
-    if not path.is_file():
-        raise SummaryError(f"There is no {path}; give the folders of finished stages, such as runs/tiny/stage1.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def held_out(run_folder: Path, tokenizer: Any) -> list[HeldOut]:
     """The last validation of a run, beside baselines on the same held-out text.
 
     unigram: tokens drawn independently with the frequencies of the training tokens (add-one smoothed).
     gzip: level 9 over the whole held-out text.
     """
-    measured = next((r for r in reversed(_metrics(run_folder)) if "validation_bits_per_byte" in r), None)
+    rows = rows_from_end(run_folder / METRICS_FILE)
+    measured = next((row for row in rows if "validation_bits_per_byte" in row), None)
     if measured is None:
         return []
     recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text(encoding="utf-8"))

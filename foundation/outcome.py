@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from foundation.files import write_atomically
-from foundation.journal import read_metrics
+from foundation.journal import METRICS_FILE, last_row
 
 OUTCOME_FILE = "outcome.json"
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -64,5 +64,5 @@ def write(recipe: Run, outcome: Outcome) -> None:
 
 def last_recorded_step(recipe: Run) -> int:
     """The last step of metrics.jsonl, 0 before the first."""
-    rows = read_metrics(recipe.run_folder)
-    return rows[-1]["step"] if rows else 0
+    row = last_row(recipe.run_folder / METRICS_FILE)
+    return row["step"] if row else 0

@@ -15,9 +15,9 @@ from foundation.files import put_in_place, restore
 from foundation.finite import check_finite
 from foundation.hf_folder import TOKENIZER_FILES, finish_folder, write_json
 from foundation.recipe import ModelConfig
-from foundation.recipe.schema import RopeScaling
+from foundation.recipe.architecture import RopeScaling, parameters_of
 from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
-from nanotron_ext.hf_format import generation_config, hf_config, parameter_shapes, to_hf
+from nanotron_ext.hf_format import generation_config, hf_config, to_hf
 from nanotron_ext.retention import in_use
 
 MAX_SHARD_BYTES = 2 * 1024**3
@@ -94,9 +94,9 @@ def stretched(config: ModelConfig, factor: float) -> ModelConfig:
 
 
 def _tensors(reader: CheckpointReader, config: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, shape in parameter_shapes(config).items():
-        whole = reader.read("master", name, expected_shape=shape).to(dtype)
-        for hf_name, part in to_hf(name, whole, config):
+    for name, parameter in parameters_of(config).items():
+        whole = reader.read("master", name, expected_shape=parameter.shape).to(dtype)
+        for hf_name, part in to_hf(parameter, whole):
             check_finite(hf_name, part, f"{reader.folder} as {str(dtype).removeprefix('torch.')}")
             yield hf_name, part.contiguous()
 

@@ -1,9 +1,8 @@
-"""Between our parameter names and shapes and those of transformers' SmolLM3 (models/smollm3, transformers 5).
+"""Between our parameters and configuration and those of transformers' SmolLM3 (models/smollm3, transformers 5).
 
 Packed projections split by rows; nothing is permuted, because our rotary uses transformers' half-split convention.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,63 +13,12 @@ from pydantic import ValidationError
 from foundation.errors import UserError
 from foundation.hf_folder import meaning
 from foundation.recipe import ModelConfig
-from foundation.recipe.schema import RopeScaling
-
-_LAYER = re.compile(r"decoder\.(\d+)\.(.+)")
-# Our parameter within a layer -> transformers' parts of it, in row order.
-_LAYER_PARTS = {
-    "input_layernorm.weight": ("input_layernorm.weight",),
-    "attention.qkv_proj.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    "attention.o_proj.weight": ("self_attn.o_proj.weight",),
-    "post_attention_layernorm.weight": ("post_attention_layernorm.weight",),
-    "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    "mlp.down_proj.weight": ("mlp.down_proj.weight",),
-}
-_GLOBAL_NAMES = {
-    "embedding.token_embedding.weight": "model.embed_tokens.weight",
-    "head.final_layernorm.weight": "model.norm.weight",
-    "head.lm_head.weight": "lm_head.weight",
-}
+from foundation.recipe.architecture import Parameter, RopeScaling
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our global parameter names and whole shapes, in the order of the model."""
-    h, width = config.hidden_size, config.intermediate_size
-    kv = config.num_key_value_heads * config.head_dim
-    layer = {
-        "input_layernorm.weight": (h,),
-        "attention.qkv_proj.weight": (h + 2 * kv, h),
-        "attention.o_proj.weight": (h, h),
-        "post_attention_layernorm.weight": (h,),
-        "mlp.gate_up_proj.weight": (2 * width, h),
-        "mlp.down_proj.weight": (h, width),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"embedding.token_embedding.weight": (config.vocab_size, h)}
-    for index in range(config.num_hidden_layers):
-        shapes.update({f"decoder.{index}.{name}": shape for name, shape in layer.items()})
-    shapes["head.final_layernorm.weight"] = (h,)
-    if not config.tie_word_embeddings:
-        shapes["head.lm_head.weight"] = (config.vocab_size, h)
-    return shapes
-
-
-def hf_names(name: str) -> tuple[str, ...]:
-    """The transformers tensors that our parameter `name` holds, in row order."""
-    match = _LAYER.fullmatch(name)
-    if match is None:
-        return (_GLOBAL_NAMES[name],)
-    return tuple(f"model.layers.{match[1]}.{part}" for part in _LAYER_PARTS[match[2]])
-
-
-def to_hf(name: str, tensor: torch.Tensor, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def to_hf(parameter: Parameter, whole: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Split our whole parameter into transformers' named tensors."""
-    names = hf_names(name)
-    if len(names) == 3:
-        kv = config.num_key_value_heads * config.head_dim
-        parts = tensor.split([config.hidden_size, kv, kv])
-    else:
-        parts = tensor.chunk(len(names))
-    yield from zip(names, parts, strict=True)
+    yield from zip(parameter.parts, whole.split(list(parameter.parts.values())), strict=True)
 
 
 def hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from foundation.errors import UserError
 from foundation.finite import check_finite
 from foundation.hf_folder import read_config, spelled_for_all
 from foundation.paths import indexed_weight_files
+from foundation.recipe.architecture import Parameter, parameters_of
 from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, save_whole
-from nanotron_ext.hf_format import hf_names, model_config_from_hf, parameter_shapes
+from nanotron_ext.hf_format import model_config_from_hf
 
 
 class ImportModelError(UserError):
@@ -35,8 +36,8 @@ def import_hf(model: Path, out: Path) -> Path:
     hf = spelled_for_all(read_config(model), source)
     config = model_config_from_hf(hf, source)
     files = _weight_files(model)
-    shapes = parameter_shapes(config)
-    missing = [part for name in shapes for part in hf_names(name) if part not in files]
+    parameters = parameters_of(config)
+    missing = [part for parameter in parameters.values() for part in parameter.parts if part not in files]
     if missing:
         raise ImportModelError(f"{model} lacks {len(missing)} tensors, the first is {missing[0]!r}.")
     final = checkpoint_folder(out, 0)
@@ -46,9 +47,9 @@ def import_hf(model: Path, out: Path) -> Path:
     temporary.mkdir(parents=True, exist_ok=True)
     files_written: dict[str, Any] = {}
     try:
-        for position, (name, shape) in enumerate(shapes.items()):
-            whole = _whole(files, name, shape)
-            files_written |= save_whole(temporary, "master", f"import{position:05d}", name, whole)
+        for position, parameter in enumerate(parameters.values()):
+            whole = _whole(files, parameter)
+            files_written |= save_whole(temporary, "master", f"import{position:05d}", parameter.name, whole)
     except UserError:
         shutil.rmtree(temporary)
         raise
@@ -64,18 +65,16 @@ def import_hf(model: Path, out: Path) -> Path:
     return final
 
 
-def _whole(files: dict[str, Path], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Our parameter `name` in float32, put together from the folder's tensors."""
+def _whole(files: dict[str, Path], parameter: Parameter) -> torch.Tensor:
+    """Our parameter in float32, put together from the folder's tensors."""
     parts = []
-    for part in hf_names(name):
-        parts.append(_read(files[part], part))
-        check_finite(part, parts[-1], files[part])
-    whole = torch.cat(parts).float()
-    if tuple(whole.shape) != shape:
-        raise ImportModelError(
-            f"{files[part]}: {part} makes {name} {list(whole.shape)}, config.json makes it {list(shape)}."
-        )
-    return whole
+    for name, rows in parameter.parts.items():
+        part = _read(files[name], name)
+        if list(part.shape) != (expected := [rows, *parameter.shape[1:]]):
+            raise ImportModelError(f"{files[name]}: {name} is {list(part.shape)}, config.json makes it {expected}.")
+        check_finite(name, part, files[name])
+        parts.append(part)
+    return torch.cat(parts).float()
 
 
 def _weight_files(model: Path) -> dict[str, Path]:

@@ -11,24 +11,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foundation.files import flush_file
+
 LEDGER_FILE = "ledger.jsonl"
 Samples = tuple[int, int]  # first sample of a range, counted over the whole run, and their number
 
 
 def record(run_folder: Path, event: str, **content: Any) -> None:
-    """Append an entry, and have it on disk before anything follows from it."""
+    """Append an entry, and have it on disk before anything follows from it.
+
+    Nothing has followed from one that a kill cut off, so it goes.
+    """
+    path = run_folder / LEDGER_FILE
+    path.touch()
+    os.truncate(path, len(_whole_lines(path)))
     entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **content}
-    with (run_folder / LEDGER_FILE).open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+        flush_file(file)
 
 
 def read(run_folder: Path, event: str) -> list[dict[str, Any]]:
     """Entries of one kind, oldest first."""
-    path = run_folder / LEDGER_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+    entries = map(json.loads, _whole_lines(run_folder / LEDGER_FILE).splitlines())
+    return [entry for entry in entries if entry["event"] == event]
+
+
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes() if path.is_file() else b""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def skipped_samples(run_folder: Path, before: Iterable[Iterable[int]] = ()) -> list[Samples]:

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl in full precision, a console line with ETA, and its own guards."""
+"""What a run tells while it trains: metrics.jsonl in full precision, wandb, a console line with ETA, its own guards."""
 
 import math
 import time
@@ -8,7 +8,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foundation.hf_folder import finish_folder
-from foundation.journal import METRICS_FILE, StepLog, read_metrics
+from foundation.journal import METRICS_FILE, StepLog, last_row
+from foundation.wandb_run import Wandb
+from posttrain.recipe import PostTrainingRecipe
 
 
 class TrainingFailure(RuntimeError):
@@ -16,16 +18,18 @@ class TrainingFailure(RuntimeError):
 
 
 class MetricsWriter(TrainerCallback):
-    """One JSON object per step in the run folder; after a resume the steps that are trained again are written again.
+    """One JSON object per step in the run folder and in wandb; after a resume, steps trained again are written again.
 
     `tokens` counts the tokens that the forward passes saw since step 1, over all processes.
     """
 
     CONSOLE_SECONDS = 5.0
 
-    def __init__(self, run_folder: Path) -> None:
-        self.run_folder = run_folder
-        self.log: StepLog | None = None  # on the main process
+    def __init__(self, recipe: PostTrainingRecipe, tracking_mode: str = "disabled") -> None:
+        """`tracking_mode` is that of wandb."""
+        self.recipe, self.tracking_mode = recipe, tracking_mode
+        self.log: StepLog | None = None  # on the main process, as the next
+        self.wandb: Wandb | None = None
         self.tokens_before_resume = 0
         self.first_step = 0
         self.started = self.last_step_ended = self.last_printed = 0.0
@@ -36,13 +40,25 @@ class MetricsWriter(TrainerCallback):
         self.started = self.last_step_ended = time.monotonic()
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read_metrics(self.run_folder) if line["step"] <= state.global_step]
-        self.tokens_before_resume = self.last_tokens = kept[-1]["tokens"] if kept else 0
-        self.log = StepLog(self.run_folder / METRICS_FILE, state.global_step)
+        file = self.recipe.run_folder / METRICS_FILE
+        row = last_row(file, up_to_step=state.global_step) or {"step": 0, "tokens": 0}
+        if row["step"] != state.global_step:
+            print(
+                f"{file} has no row of step {state.global_step}: tokens count on from step {row['step']}.", flush=True
+            )
+        self.tokens_before_resume = self.last_tokens = row["tokens"]
+        self.log = StepLog(file, state.global_step)
+        self.wandb = Wandb(self.recipe, self.tracking_mode, state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.log is not None:
+            self.log.sync()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.log is not None:
             self.log.close()
+        if self.wandb is not None:
+            self.wandb.close()
 
     def on_log(
         self,
@@ -54,15 +70,15 @@ class MetricsWriter(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        if self.log is not None:
-            self._write(self.log, logs, state)
+        if self.log is not None and self.wandb is not None:
+            self._write(self.log, self.wandb, logs, state)
         if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):  # on all processes alike
             raise TrainingFailure(
                 f"Step {state.global_step}: loss {logs['loss']}, gradient norm {logs['grad_norm']}. "
                 "Lower optimizer.learning_rate; the last checkpoint is kept."
             )
 
-    def _write(self, log: StepLog, logs: dict[str, Any], state: TrainerState) -> None:
+    def _write(self, log: StepLog, wandb: Wandb, logs: dict[str, Any], state: TrainerState) -> None:
         now = time.monotonic()
         tokens = self.tokens_before_resume + int(logs["num_tokens"])
         line = {
@@ -77,6 +93,7 @@ class MetricsWriter(TrainerCallback):
         named = {"num_tokens", "learning_rate", "epoch"}
         line |= {key: value for key, value in logs.items() if key not in line and key not in named}
         log.write(line)
+        wandb.log(line)
         self.last_step_ended, self.last_tokens = now, tokens
         if now - self.last_printed >= self.CONSOLE_SECONDS or state.global_step == state.max_steps:
             self.last_printed = now

@@ -1,5 +1,7 @@
 """Recipes of the post-training phases: the same files, overrides and error messages as the pretraining recipes."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -7,10 +9,11 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field
 
 from foundation.errors import UserError
-from foundation.recipe import Problem, load_as
-from foundation.recipe.schema import General, Section, Wandb
+from foundation.recipe import Problem, Section, load_as
+from foundation.recipe.schema import General, Wandb
 
 TemplateName: TypeAlias = Literal["dual_mode", "chatml"]
+_NOT_IDENTITY = {"general": ("project", "run", "runs_path"), "optimizer": ("micro_batch_size",), "data": ("num_proc",)}
 
 
 class MissingInputError(UserError):
@@ -138,6 +141,25 @@ class PostTrainingRecipe(Section):
     def model_folder(self) -> Path:
         """The trained model in transformers format."""
         return Path(self.general.runs_path) / "hf" / self.general.run
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain YAML-able mapping of the resolved recipe."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """Dotted keys and values that shape the resulting weights."""
+        tree = self.model_dump(mode="json", exclude={"wandb", "checkpoints"})
+        flat = {"phase": tree.pop("phase")}
+        for section, values in tree.items():
+            for key, value in (values or {}).items():
+                if key not in _NOT_IDENTITY.get(section, ()):
+                    flat[f"{section}.{key}"] = value
+        return flat
+
+    def hash(self) -> str:
+        """Hex digest of `identity()`."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def check_inputs(recipe: PostTrainingRecipe) -> None:

@@ -1,7 +1,6 @@
 """One run of a phase: model and data into a TRL trainer, exact resume, and the finished transformers folder."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from foundation.finite import NotFiniteError, check_finite
 from foundation.hf_folder import finish_folder, spelled_for_all
 from foundation.outcome import Outcome
 from foundation.paths import indexed_weight_files
+from foundation.wandb_run import wandb_mode
 from posttrain.data import TrainingData, prepare_data
 from posttrain.progress import FinishesCheckpoints, MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
@@ -46,7 +46,6 @@ from posttrain.template import install_template
 # For the main process, which tokenizes alone. The published recipes wait as long: ddp_timeout 14,400 and 18,000 s.
 _LONGEST_WAIT = timedelta(hours=5)
 _DATA_REPORT = "data_report.json"
-_NOT_IDENTITY = {"general": ("project", "run", "runs_path"), "optimizer": ("micro_batch_size",), "data": ("num_proc",)}
 
 
 class RunError(UserError):
@@ -100,10 +99,11 @@ def train(recipe: PostTrainingRecipe, stop: StopRequest | None = None) -> Outcom
     when `stop` was asked for, on any process, there is a checkpoint of the step done.
 
     Raises:
-        RunError, DataError, MissingInputError: nothing was trained; the message says why.
+        RunError, DataError, MissingInputError, TrackingError: nothing was trained; the message says why.
         TrainingFailure: the run broke off; its last checkpoint stays.
     """
     state = processes()
+    tracking_mode = wandb_mode(recipe) if state.is_main_process else "disabled"
     _check_config(recipe)
     stop = stop or StopRequest()
     tokenizer = load_tokenizer(recipe)
@@ -117,7 +117,7 @@ def train(recipe: PostTrainingRecipe, stop: StopRequest | None = None) -> Outcom
         outcome.clear(recipe)
         _write_run_files(recipe, data)
     set_seed(recipe.general.seed)
-    trainer = build_trainer(recipe, tokenizer, data)
+    trainer = build_trainer(recipe, tokenizer, data, tracking_mode)
     trainer.add_callback(StopBehindStep(stop))
     with stop.heeded():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -171,7 +171,9 @@ def save_model(
         finish_folder(recipe.model_folder)
 
 
-def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase, data: TrainingData) -> Trainer:
+def build_trainer(
+    recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase, data: TrainingData, tracking_mode: str = "disabled"
+) -> Trainer:
     """The phase's TRL trainer, ready to train. Weights are float32 masters whatever the compute type.
 
     Raises:
@@ -190,7 +192,7 @@ def build_trainer(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase
         if not parameter.is_meta:  # with FSDP only one process holds the weights
             check_finite(name, parameter.detach(), recipe.model.model_name_or_path)
     set_chat_defaults(model, tokenizer)  # also in every checkpoint, which may become a member of a soup
-    metrics = MetricsWriter(recipe.run_folder)
+    metrics = MetricsWriter(recipe, tracking_mode)
     trainer: Trainer
     if recipe.apo is not None:
         pair_arguments = DPOConfig(
@@ -241,7 +243,6 @@ def _common_arguments(recipe: PostTrainingRecipe) -> dict[str, Any]:
         sharding = fsdp_arguments(optimizer.activation_checkpointing)
     return {
         "output_dir": str(_checkpoints(recipe)),
-        "run_name": f"{recipe.general.project}-{recipe.general.run}",
         "seed": recipe.general.seed,
         "data_seed": recipe.data.seed,
         "num_train_epochs": optimizer.num_train_epochs,
@@ -265,29 +266,10 @@ def _common_arguments(recipe: PostTrainingRecipe) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
-        "report_to": _trackers(recipe),
+        "report_to": [],  # MetricsWriter tells wandb
         "push_to_hub": False,
         **sharding,
     }
-
-
-def _trackers(recipe: PostTrainingRecipe) -> list[str]:
-    """wandb inside the run folder; `auto` is online only where somebody has logged in."""
-    mode = recipe.wandb.mode
-    if mode == "disabled":
-        return []
-    if mode == "auto":
-        netrc = Path.home() / ".netrc"
-        logged_in = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
-        mode = "online" if logged_in else "offline"
-    recipe.run_folder.mkdir(parents=True, exist_ok=True)
-    os.environ |= {
-        "WANDB_MODE": mode,
-        "WANDB_PROJECT": recipe.general.project,
-        "WANDB_DIR": str(recipe.run_folder),
-        "WANDB_SILENT": "true",
-    }
-    return ["wandb"]
 
 
 def _check_sizes(recipe: PostTrainingRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -353,8 +335,8 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _check_same_recipe(recipe: PostTrainingRecipe) -> None:
     file = recipe.run_folder / "recipe.yaml"
-    then = identity(PostTrainingRecipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))))
-    now = identity(recipe)
+    then = PostTrainingRecipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).identity()
+    now = recipe.identity()
     different = [key for key in now if now[key] != then[key]]
     if different:
         changes = "; ".join(f"{key}: {then[key]} then, {now[key]} now" for key in different[:5])
@@ -362,17 +344,6 @@ def _check_same_recipe(recipe: PostTrainingRecipe) -> None:
             f"{recipe.run_folder} holds checkpoints of another recipe ({changes}). Give this run its own general.run, "
             "or delete the folder."
         )
-
-
-def identity(recipe: PostTrainingRecipe) -> dict[str, Any]:
-    """Dotted keys and values that shape the resulting weights."""
-    tree = recipe.model_dump(mode="json", exclude={"wandb", "checkpoints"})
-    flat = {"phase": tree.pop("phase")}
-    for section, values in tree.items():
-        for key, value in (values or {}).items():
-            if key not in _NOT_IDENTITY.get(section, ()):
-                flat[f"{section}.{key}"] = value
-    return flat
 
 
 def _check_same_data(recipe: PostTrainingRecipe, data: TrainingData) -> None:
@@ -400,7 +371,7 @@ def _check_same_data(recipe: PostTrainingRecipe, data: TrainingData) -> None:
 
 def _write_run_files(recipe: PostTrainingRecipe, data: TrainingData) -> None:
     recipe.run_folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
     write_atomically(recipe.run_folder / "recipe.yaml", text)
     report = {
         "sets": [asdict(report) for report in data.reports],

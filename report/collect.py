@@ -19,6 +19,7 @@ from datapipes.registry import find_source
 from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
 from foundation.errors import UserError
+from foundation.journal import read_metrics, read_rows
 from jobs.profile import Profile
 
 SEEDS_FILE = "seeds.json"  # of the folder with a run per seed; see report/seeds.py
@@ -124,16 +125,11 @@ def collect(profile: Profile) -> Report:
 
 
 def _training(folder: Path) -> Training | None:
-    recipe, rows = folder / "recipe.yaml", _rows(folder / "metrics.jsonl")
+    recipe, rows = folder / "recipe.yaml", read_metrics(folder)
     if not rows or not recipe.is_file():
         return None
     resolved = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    return Training(folder.name, resolved, rows, _rows(folder / EVALUATIONS_FILE))
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may still grow."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]] if file.is_file() else []
+    return Training(folder.name, resolved, rows, list(read_rows(folder / EVALUATIONS_FILE)))
 
 
 def _categories(pretraining: Sequence[Training], mixtures: Mapping[str, Sequence[Source]]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from foundation.journal import METRICS_FILE, last_row
 from slurm.failures import cause_of, first_failure, may_be_chance
 from slurm.node_verdict import Verdict, read_verdict
 
@@ -161,9 +162,8 @@ def last_step(runs: Sequence[Path]) -> int:
 
 
 def _last_step(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    row = last_row(run / METRICS_FILE)
+    return int(row["step"]) if row else 0
 
 
 def last_saved_step(runs: Sequence[Path]) -> int:
@@ -178,8 +178,8 @@ def _last_saved_step(run: Path) -> int:
 
 
 def _metrics_ns(runs: Sequence[Path]) -> int:
-    """When a step was last written down. The trainer also rewrites the file before its first step."""
-    return max((file.stat().st_mtime_ns for run in runs for file in run.glob("metrics.jsonl")), default=0)
+    """When a step was last written down, or a training that is about to begin opened the file (StepLog)."""
+    return max((file.stat().st_mtime_ns for run in runs for file in run.glob(METRICS_FILE)), default=0)
 
 
 def _ended(attempt: Attempt, ending: Ending, runs: Sequence[Path]) -> Attempt:

@@ -1,35 +1,20 @@
 """Where a profile's chain is: `make cluster-status PROFILE=...`: state, step, loss, speed, ETA, attempts per job."""
 
 import argparse
-import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from foundation.errors import UserError
+from foundation.journal import METRICS_FILE, last_rows
 from jobs.profile import Plan, Profile
 from slurm.attempts import decide, read_attempts
 from slurm.checks import profile_from_environment, read_site_settings
 from slurm.cluster import QueuedJob, queued_jobs
 
-_TAIL_BYTES = 65536
 _AVERAGED_STEPS = 20
-
-
-def recent_rows(folder: Path) -> list[dict[str, Any]]:
-    """The last rows of metrics.jsonl, oldest first; reads the file's end only."""
-    file = folder / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    with file.open("rb") as stream:
-        start = max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES)
-        stream.seek(start)
-        lines = stream.read().split(b"\n")[bool(start) : -1]  # a cut first line, and a last one still being written
-    return [json.loads(line) for line in lines[-_AVERAGED_STEPS:]]
 
 
 def seconds_left(rows: list[dict[str, Any]], last_step: int) -> float:
@@ -54,7 +39,7 @@ def state_of(plan: Plan, queued: QueuedJob | None) -> str:
 
 
 def row_of(name: str, plan: Plan, queued: QueuedJob | None) -> list[str]:
-    rows = recent_rows(plan.folder)
+    rows = last_rows(plan.folder / METRICS_FILE, _AVERAGED_STEPS)
     cells = [name, state_of(plan, queued), "", "", "", ""]
     if rows:
         last = rows[-1]

@@ -52,7 +52,8 @@ def transformers_step(work: Work, variant: str, device: str) -> TakeStep:
     from torch.nn.functional import cross_entropy
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-    from nanotron_ext.hf_format import hf_config, parameter_shapes, to_hf
+    from foundation.recipe.architecture import parameters_of
+    from nanotron_ext.hf_format import hf_config, to_hf
     from nanotron_ext.model.documents import Documents
     from nanotron_ext.model.init import initial_tensor
 
@@ -61,10 +62,9 @@ def transformers_step(work: Work, variant: str, device: str) -> TakeStep:
     model = SmolLM3ForCausalLM._from_config(config, attn_implementation=variant.split()[1].strip(","))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, shape in parameter_shapes(recipe.architecture).items():
-            std = recipe.model.init_method.std
-            whole = torch.ones(shape) if "layernorm" in name else initial_tensor(name, shape, recipe.general.seed, std)
-            for hf_name, part in to_hf(name, whole, recipe.architecture):
+        for parameter in parameters_of(recipe.architecture).values():
+            whole = initial_tensor(parameter, recipe.general.seed, recipe.model.init_method.std)
+            for hf_name, part in to_hf(parameter, whole):
                 parameters[hf_name].copy_(part)
     model.to(device).train()
     embedding = parameters.pop("model.embed_tokens.weight")

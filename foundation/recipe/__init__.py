@@ -6,8 +6,10 @@ package needs neither torch nor nanotron, so that a preflight takes a fraction o
 may import it.
 """
 
+from foundation.recipe.architecture import ModelConfig
 from foundation.recipe.errors import Problem, RecipeError
 from foundation.recipe.loading import load_as, load_recipe
-from foundation.recipe.schema import DataStage, ModelConfig, Recipe, Section
+from foundation.recipe.schema import DataStage, Recipe
+from foundation.recipe.section import Section
 
 __all__ = ["DataStage", "ModelConfig", "Problem", "Recipe", "RecipeError", "Section", "load_as", "load_recipe"]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from foundation.recipe.architecture import parameters_of
 from foundation.recipe.errors import Problem
 from foundation.recipe.schema import BLOCKS_PER_RANK, Recipe
 
@@ -183,12 +184,14 @@ def _check_schedule(recipe: Recipe) -> Iterator[Problem]:
 def _check_optimizer(recipe: Recipe) -> Iterator[Problem]:
     for position, pattern in enumerate(recipe.optimizer.weight_decay_exclude_named_params):
         try:
-            re.compile(pattern)
+            matches = any(re.search(pattern, name) for name in parameters_of(recipe.architecture))
         except re.error as error:
-            yield Problem(
-                ("optimizer", "weight_decay_exclude_named_params", position),
-                f"{pattern!r} is not a regular expression: {error}.",
-            )
+            problem = f"{pattern!r} is not a regular expression: {error}."
+        else:
+            problem = f"{pattern!r} matches no parameter of this model, so it excludes nothing. Correct or remove it."
+            if matches:
+                continue
+        yield Problem(("optimizer", "weight_decay_exclude_named_params", position), problem)
 
 
 def _check_data_stages(recipe: Recipe) -> Iterator[Problem]:

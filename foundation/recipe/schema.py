@@ -2,20 +2,18 @@
 
 import hashlib
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from foundation.recipe.architecture import ModelConfig
+from foundation.recipe.section import Section
 
 # Blocks of a micro-batch that each context-parallel rank holds; model/sharding.py deals them out.
 BLOCKS_PER_RANK = 4
-
-
-class Section(BaseModel):
-    """Strict (no silent coercion), closed (unknown keys are errors) and frozen (a resolved recipe never changes)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class General(Section):
@@ -66,67 +64,6 @@ class Parallelism(Section):
     def __str__(self) -> str:
         cp = f" x cp {self.context_parallel_size}" if self.context_parallel_size > 1 else ""
         return f"dp {self.dp} x pp {self.pp} x tp {self.tp}{cp}"
-
-
-class RopeScaling(Section):
-    """YaRN: positions beyond the trained length; the keys are those of transformers' `rope_parameters`."""
-
-    rope_type: Literal["yarn"] = "yarn"
-    factor: float = Field(ge=1, description="Declared length over trained length.")
-    original_max_position_embeddings: int = Field(gt=0, description="Trained length, in tokens.")
-    beta_fast: float = Field(32.0, gt=0, description="Turns within the trained length above which nothing changes.")
-    beta_slow: float = Field(1.0, gt=0, description="Turns below which a frequency is divided by the whole factor.")
-    attention_factor: float | None = Field(
-        None, gt=0, description="Factor on rotated queries and keys; default 0.1 ln(factor) + 1."
-    )
-
-
-class ModelConfig(Section):
-    """Architecture; the field names are those of transformers' SmolLM3Config where it has the field."""
-
-    vocab_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0, description="Width of the SiLU-gated MLP.")
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(
-        gt=0, description="Grouped-query attention: key/value heads; null: as many as query heads (multi-head)."
-    )
-    max_position_embeddings: int = Field(gt=0, description="Longest position the model is declared for, in tokens.")
-    rope_theta: float = Field(gt=1, description="Base of the rotary frequencies.")
-    rope_scaling: RopeScaling | None = Field(None, description="YaRN; by default positions are not stretched.")
-    no_rope_layer_interval: int = Field(
-        4, ge=0, description="Every n-th layer has no positional encoding at all; 0 gives every layer rotary."
-    )
-    document_mask: bool = Field(True, description="Attention only within a document.")
-    rms_norm_eps: float = Field(1e-6, gt=0)
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int = Field(ge=0)
-    pad_token_id: int | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _multi_head(cls, keys: Any) -> Any:
-        if isinstance(keys, dict) and "num_key_value_heads" in keys and keys["num_key_value_heads"] is None:
-            return keys | {"num_key_value_heads": keys.get("num_attention_heads")}
-        return keys
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    def layer_has_rope(self, layer_index: int) -> bool:
-        """Whether the 0-based layer rotates queries and keys (SmolLM3: all but layers 3, 7, 11, ...)."""
-        return self.no_rope_layer_interval == 0 or (layer_index + 1) % self.no_rope_layer_interval != 0
-
-    def num_parameters(self) -> int:
-        """Exact count, a tied embedding counted once. SmolLM3-3B: 3,075,098,624."""
-        h, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
-        attention = h * h + 2 * h * kv + h * h
-        layer = attention + 3 * h * self.intermediate_size + 2 * h
-        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * layer + h
 
 
 class InitMethod(Section):
@@ -190,6 +127,10 @@ class Optimizer(Section):
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     torch_adam_is_fused: bool = Field(True, description="Use torch's fused AdamW kernel.")
     learning_rate_scheduler: LearningRateScheduler
+
+    def has_weight_decay(self, name: str) -> bool:
+        """Whether the parameter of that name decays: no exclusion matches any part of it."""
+        return not any(re.search(pattern, name) for pattern in self.weight_decay_exclude_named_params)
 
 
 class Data(Section):

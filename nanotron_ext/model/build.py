@@ -43,7 +43,7 @@ def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch
         _place_on_stages(model, stages)
     mark_tied_parameters(model, parallel_context, tp)
     sanity_check(model)
-    initialize(model, recipe.general.seed, recipe.model.init_method.std)
+    initialize(model, recipe.architecture, recipe.general.seed, recipe.model.init_method.std)
     return model
 
 

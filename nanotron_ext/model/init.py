@@ -11,21 +11,23 @@ import hashlib
 import torch
 from torch import nn
 
+from foundation.recipe import ModelConfig
+from foundation.recipe.architecture import Parameter, parameters_of
 from nanotron_ext.model.naming import global_parameters
 
 
-def initialize(model: nn.Module, seed: int, std: float) -> None:
-    """Fill all parameters on this rank in place: norms with 1, everything else normal with mean 0 and `std`."""
+def initialize(model: nn.Module, config: ModelConfig, seed: int, std: float) -> None:
+    """Fill all parameters on this rank in place, as the table of the architecture's parameters says."""
+    table = parameters_of(config)
     with torch.no_grad():
         for entry in global_parameters(model):
-            if "layernorm" in entry.name:
-                entry.parameter.fill_(1.0)
-            else:
-                entry.parameter.copy_(entry.cut(initial_tensor(entry.name, entry.shape, seed, std)))
+            entry.parameter.copy_(entry.cut(initial_tensor(table[entry.name], seed, std)))
 
 
-def initial_tensor(name: str, shape: tuple[int, ...], seed: int, std: float) -> torch.Tensor:
-    """The whole initial tensor of the named parameter, float32 on the CPU."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+def initial_tensor(parameter: Parameter, seed: int, std: float) -> torch.Tensor:
+    """The whole initial tensor, float32 on the CPU: ones, or normal with mean 0 and `std`."""
+    if parameter.init == "ones":
+        return torch.ones(parameter.shape)
+    digest = hashlib.sha256(f"{seed}/{parameter.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
-    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+    return torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.recipe.architecture import EMBEDDING, LM_HEAD
 from nanotron_ext.engine import NanotronParameter
-
-EMBEDDING = "embedding.token_embedding.weight"
-LM_HEAD = "head.lm_head.weight"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import math
 import torch
 
 from foundation.recipe import ModelConfig
-from foundation.recipe.schema import RopeScaling
+from foundation.recipe.architecture import RopeScaling
 
 
 def rotary_frequencies(config: ModelConfig) -> tuple[torch.Tensor, float]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from foundation.recipe import Recipe
+from foundation.recipe import Recipe, architecture
 from nanotron_ext.model.stages import balanced_stages
 
 BYTES_PER_ELEMENT = {"bfloat16": 2, "float32": 4}
@@ -47,23 +47,24 @@ def shared_key_bytes(recipe: Recipe) -> float:
 def stage_shards(recipe: Recipe) -> list[StageShard]:
     """The pipeline's stages, first to last."""
     model, parallelism = recipe.architecture, recipe.parallelism
-    h, tp, pp = model.hidden_size, parallelism.tp, parallelism.pp
-    kv = model.num_key_value_heads * model.head_dim
-    layer = ((2 * h + 2 * kv) * h + 3 * h * model.intermediate_size) // tp + 2 * h
-    embedding = model.vocab_size * h // tp
-    shared = model.tie_word_embeddings and pp == 1
+    tp, pp = parallelism.tp, parallelism.pp
+    of_layer = [parameter.elements_per_rank(tp) for parameter in architecture.layer(model)]
+    of_head = [parameter.elements_per_rank(tp) for parameter in architecture.head(model)]
+    embedding = architecture.embedding(model).elements_per_rank(tp)
     shards = []
     first = 0
     for number, layers in enumerate(parallelism.layers_per_stage or balanced_stages(model, pp)):
         has_embedding, has_head = number == 0, number == pp - 1
-        copies = 1 if has_embedding and has_head and shared else has_embedding + has_head
+        # A tied model's head is a copy of the embedding, on a stage that does not hold it already.
+        copies = has_embedding or (has_head and model.tie_word_embeddings)
+        held = [*of_layer * layers, *of_head * has_head, *[embedding] * copies]
         shards.append(
             StageShard(
                 number=number,
                 layers=layers,
                 rope_layers=sum(model.layer_has_rope(index) for index in range(first, first + layers)),
-                parameters=layers * layer + copies * embedding + h * has_head,
-                largest_parameter=max(embedding if copies else 0, 2 * h * model.intermediate_size // tp),
+                parameters=sum(held),
+                largest_parameter=max(held),
                 tied_elements=embedding if model.tie_word_embeddings and pp > 1 and copies else 0,
                 has_embedding=has_embedding,
                 has_head=has_head,

@@ -245,6 +245,7 @@ class Journal:
         self.samples = None
         if self.recipe.logging.log_samples:
             self.samples = StepLog(self.recipe.run_folder / SAMPLES_FILE, step_done)
+        self._logs = [log for log in (self.metrics, self.samples) if log is not None]
         self.console = Console(self.recipe)
         self.wandb = Wandb(self.recipe, found.tracking_mode, step_done)
         logger.info(
@@ -268,11 +269,13 @@ class Journal:
         if self.samples is not None:
             self.samples.write({"step": step, "samples": samples})
         self.metrics.write(row)
+        if "data" in extra:  # a checkpoint is written next
+            for log in self._logs:
+                log.sync()
         self.wandb.log(row)
         self.console.show(row, seconds)
 
     def close(self) -> None:
-        self.metrics.close()
-        if self.samples is not None:
-            self.samples.close()
+        for log in self._logs:
+            log.close()
         self.wandb.close()

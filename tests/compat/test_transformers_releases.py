@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundation.hf_folder import meaning
 from foundation.recipe import ModelConfig
+from foundation.recipe.architecture import parameters_of
 from merge.average import Average, write_average
 from merge.checkpoint import Checkpoint
 from nanotron_ext.checkpoint import CheckpointReader
 from nanotron_ext.export import export
-from nanotron_ext.hf_format import parameter_shapes
 from nanotron_ext.import_hf import import_hf
 from posttrain import train as train_command
 from posttrain.tiny_data import write_sets
@@ -212,8 +212,8 @@ def test_what_a_release_wrote_is_imported_as_what_the_installed_one_writes(pairs
         assert one.manifest["model_config"] == two.manifest["model_config"]
         assert one.manifest["dtype"] == two.manifest["dtype"] == "float32"
         assert one.manifest["model_config"]["rope_theta"] == THETA
-        for name, shape in parameter_shapes(ModelConfig(**one.manifest["model_config"])).items():
-            assert torch.equal(one.read("master", name, shape), two.read("master", name, shape)), name
+        for name, whole in parameters_of(ModelConfig(**one.manifest["model_config"])).items():
+            assert torch.equal(*(reader.read("master", name, whole.shape) for reader in (one, two))), name
 
 
 def test_what_a_release_wrote_is_merged_as_what_the_installed_one_writes(pairs: Any, tmp_path: Path) -> None:

@@ -1,18 +1,16 @@
 """A checkpoint's scores join the run's rows and wandb under the checkpoint's step."""
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from wandb.proto import wandb_internal_pb2
 
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
 from foundation.recipe import load_recipe
 from foundation.wandb_run import Wandb
 from smollm3.command_line import main
+from tests.wandb_files import offline_runs
 
 
 def suite(score: float) -> SuiteResult:
@@ -49,33 +47,6 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return recipe.run_folder
 
 
-def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Of an offline run of less than one block: 7 bytes of header, then crc (4), length (2), type (1) and record."""
-    content, position = file.read_bytes(), 7
-    assert len(content) < 32768
-    while position < len(content):
-        (length,) = struct.unpack_from("<H", content, position + 4)
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(content[position + 7 : position + 7 + length])
-        yield record
-        position += 7 + length
-
-
-def logged(run_folder: Path) -> list[dict[str, object]]:
-    """History rows of all of the folder's offline wandb runs, each with its group."""
-    rows = []
-    for file in sorted(run_folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime):
-        group = ""
-        for record in records(file):
-            group = record.run.run_group or group
-            if record.history.item:
-                items = {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-                }
-                rows.append(items | {"group": group})
-    return rows
-
-
 def test_scores_join_the_run_in_the_order_of_steps(run_folder: Path) -> None:
     assert evaluate(run_folder, 200, 0.6) == 0 and evaluate(run_folder, 100, 0.5) == 0
     rows = [json.loads(line) for line in (run_folder / "evaluations.jsonl").read_text().splitlines()]
@@ -88,10 +59,12 @@ def test_wandb_has_training_and_evaluation_under_the_same_step_in_one_group(run_
     tracker.log({"step": 100, "loss": 3.0})
     tracker.close()
     evaluate(run_folder, 100, 0.5)
-    training, evaluation = logged(run_folder)
-    assert training["_step"] == evaluation["_step"] == 100
-    assert training["loss"] == 3.0 and evaluation["evaluation/base/piqa"] == 0.5
-    assert training["group"] == evaluation["group"] == "stage1"
+    training, evaluation = offline_runs(run_folder)
+    assert (training.name, evaluation.name) == ("stage1", "stage1-evaluation")
+    assert training.group == evaluation.group == "stage1"
+    assert training.run_id != evaluation.run_id
+    assert training.rows[0]["_step"] == evaluation.rows[0]["_step"] == 100
+    assert training.rows[0]["loss"] == 3.0 and evaluation.rows[0]["evaluation/base/piqa"] == 0.5
 
 
 def test_no_result_is_an_error_that_keeps_the_weights(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, SmolLM3Config, SmolLM3ForCausalLM
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3RotaryEmbedding
 
 from foundation.errors import UserError
 from foundation.hf_folder import ModelFolderError, finish_folder, meaning, spelled_for_all
+from foundation.recipe.architecture import parameters_of
 from nanotron_ext.checkpoint import CheckpointReader
 from nanotron_ext.export import stretched
-from nanotron_ext.hf_format import hf_config, model_config_from_hf, parameter_shapes
-from nanotron_ext.import_hf import import_hf
+from nanotron_ext.hf_format import hf_config, model_config_from_hf
+from nanotron_ext.import_hf import ImportModelError, import_hf
 from nanotron_ext.model.rotary import rotary_frequencies
 from tests.nanotron_ext.samples import small_recipe
 
@@ -266,10 +267,22 @@ def test_an_import_does_not_depend_on_the_spelling(tmp_path: Path, release: str)
         assert older.manifest[key] == newer.manifest[key]
     assert older.manifest["dtype"] == "bfloat16"
     config = model_config_from_hf(written_by(release), SOURCE)
-    for name, shape in parameter_shapes(config).items():
-        assert torch.equal(older.read("master", name, shape), newer.read("master", name, shape))
+    for name, whole in parameters_of(config).items():
+        assert torch.equal(*(reader.read("master", name, whole.shape) for reader in (older, newer)))
     embedding = older.read("master", "embedding.token_embedding.weight", (320, 64))
     assert torch.equal(embedding.bfloat16(), load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
+
+
+def test_import_of_parts_that_only_add_up_is_refused(tmp_path: Path) -> None:
+    """Queries of the keys' rows and keys of the queries': together they fill our parameter, each in a wrong place."""
+    folder = save_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    q, k = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qk")
+    assert tensors[q].shape != tensors[k].shape
+    save_file(tensors | {q: tensors[k], k: tensors[q]}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ImportModelError, match=rf"{q} is .*, config\.json makes it"):
+        import_hf(folder, tmp_path / "imported")
+    assert not (tmp_path / "imported" / "checkpoints" / "0").exists()
 
 
 def test_without_a_stated_type_an_import_has_that_of_the_weights(tmp_path: Path) -> None:

@@ -87,6 +87,14 @@ def test_rewind(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["loss"] for row in read_metrics(tail.run_folder)] == losses[6:]
 
 
+def test_ledger_entry_that_a_kill_cut_off_never_was(tmp_path: Path) -> None:
+    for number in range(3):
+        ledger.record(tmp_path, "rewind", to_step=number, skipped_samples=[8 * number, 4])
+        with (tmp_path / "ledger.jsonl").open("ab") as file:
+            file.write('{"event": "rewind", "reason": "µ'.encode()[:-1])
+        assert ledger.skipped_samples(tmp_path) == [(8 * done, 4) for done in range(number + 1)]
+
+
 def test_spikes_are_told_from_noise() -> None:
     rng = np.random.default_rng(0)
     falling = 10 - 7 * (1 - np.exp(-np.arange(2000) / 300)) + rng.normal(0, 0.05, 2000)

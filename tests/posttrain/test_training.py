@@ -23,6 +23,7 @@ from posttrain.template import load_template
 from posttrain.training import RunError, build_trainer, load_tokenizer, save_model, train
 from smollm3.command_line import main
 from tests.posttrain.runs import FAST, from_base, metrics_of, recipe, weights
+from tests.wandb_files import offline_runs
 
 
 def make_trainer(wanted: PostTrainingRecipe) -> Trainer:
@@ -141,6 +142,20 @@ def test_resume_in_the_second_epoch_is_exact(run: Path, phase: str) -> None:
         assert {k: before[k] for k in ("step", "loss", "lr", "tokens")} == {
             k: after[k] for k in ("step", "loss", "lr", "tokens")
         }
+
+
+def test_a_training_is_in_wandb_as_the_user_says(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WANDB_MODE goes before the recipe's wandb.mode=disabled, and WANDB_PROJECT before its project."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "comets")
+    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB")}
+    wanted = recipe("sft", from_base(run), "optimizer.num_train_epochs=1")
+    assert train(wanted).outcome == "finished"
+    assert {name: value for name, value in os.environ.items() if name in before} == before
+    [tracked] = offline_runs(wanted.run_folder)
+    assert (tracked.project, tracked.name, tracked.group) == ("comets", "sft", "sft")
+    steps = [(row["step"], row["loss"]) for row in metrics_of(wanted.run_folder / "metrics.jsonl")]
+    assert [(row["_step"], row["loss"]) for row in tracked.rows] == steps
 
 
 def test_three_phases_leave_a_chat_model(run: Path) -> None:

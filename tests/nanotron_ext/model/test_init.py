@@ -1,5 +1,6 @@
 """Initial weights: the same in every layout, different on every shard."""
 
+import hashlib
 import itertools
 
 import pytest
@@ -38,6 +39,26 @@ def test_every_layout_starts_from_the_same_whole_tensors(tied: bool) -> None:
                 mine = local[tuple(slice(*bounds) for bounds in local_bounds)]
                 assert torch.equal(mine, whole[tuple(slice(*bounds) for bounds in whole_bounds)]), name
     assert seen == single.keys()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_initial_weights_are_what_the_announcement_says(tied: bool) -> None:
+    """Norms are 1; matrices are normal with the recipe's deviation (0.02 there, 0.08 here), each by its name and seed.
+
+    Stated anew from the recipe's numbers: vectors and matrices are told apart by their dimensions alone.
+    """
+    recipe = small_recipe(model_config={"tie_word_embeddings": tied})
+    [single] = run_ranks(local_parameters, 1, recipe)
+    assert ("head.lm_head.weight" in single) is not tied
+    for name, (shape, _, local) in single.items():
+        if len(shape) == 1:
+            expected = torch.ones(shape)
+        else:
+            seed = int.from_bytes(hashlib.sha256(f"{recipe.general.seed}/{name}".encode()).digest()[:8], "little")
+            generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+            expected = torch.normal(0.0, torch.full(shape, 0.08), generator=generator)
+            assert abs(float(local.mean())) < 0.08 * 5 / local.numel() ** 0.5
+        assert torch.allclose(local, expected, rtol=1e-6, atol=0), name
 
 
 def test_no_two_tensor_parallel_shards_are_alike() -> None:

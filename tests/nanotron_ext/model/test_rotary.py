@@ -11,7 +11,7 @@ from transformers.models.smollm3.modeling_smollm3 import SmolLM3RotaryEmbedding
 
 from foundation.errors import UserError
 from foundation.recipe import ModelConfig, Recipe, RecipeError, load_recipe
-from foundation.recipe.schema import RopeScaling
+from foundation.recipe.architecture import RopeScaling, parameters_of
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import ExportError, stretched
 from nanotron_ext.hf_format import hf_config, model_config_from_hf, to_hf
@@ -85,7 +85,7 @@ def test_logits_equal_transformers_beyond_the_trained_length(factor: float | Non
     reference = SmolLM3ForCausalLM(config).eval()
     state = reference.state_dict()
     for name, whole in weights.items():
-        for hf_name, part in to_hf(name, whole, recipe.architecture):
+        for hf_name, part in to_hf(parameters_of(recipe.architecture)[name], whole):
             state[hf_name].copy_(part)
     with torch.no_grad():
         expected = reference(ids[None]).logits[0]

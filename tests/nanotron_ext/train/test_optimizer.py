@@ -8,8 +8,9 @@ import torch
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from foundation.recipe import Recipe
+from foundation.recipe.architecture import parameters_of
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
-from nanotron_ext.hf_format import hf_config, parameter_shapes, to_hf
+from nanotron_ext.hf_format import hf_config, to_hf
 from nanotron_ext.model.init import initial_tensor
 from nanotron_ext.train.schedule import learning_rate
 from nanotron_ext.train.step import TrainState
@@ -62,7 +63,7 @@ def plain_torch(recipe: Recipe) -> tuple[list[tuple[float, float, float]], SmolL
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in initial_weights(recipe).items():
-            for hf_name, part in to_hf(name, tensor, recipe.architecture):
+            for hf_name, part in to_hf(parameters_of(recipe.architecture)[name], tensor):
                 parameters[hf_name].copy_(part)
     embedding = parameters.pop("model.embed_tokens.weight")
     optimizer = torch.optim.AdamW(
@@ -93,10 +94,8 @@ def plain_torch(recipe: Recipe) -> tuple[list[tuple[float, float, float]], SmolL
 
 
 def initial_weights(recipe: Recipe) -> dict[str, torch.Tensor]:
-    return {
-        name: torch.ones(shape) if "layernorm" in name else initial_tensor(name, shape, recipe.general.seed, 0.08)
-        for name, shape in parameter_shapes(recipe.architecture).items()
-    }
+    parameters = parameters_of(recipe.architecture).items()
+    return {name: initial_tensor(parameter, recipe.general.seed, 0.08) for name, parameter in parameters}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +117,7 @@ def test_fifty_steps_equal_plain_torch(dp: int, reference: Any) -> None:
     torch.testing.assert_close(rates, expected_rates, rtol=1e-12, atol=0)
     expected = model.state_dict()
     for name, weight in weights.items():
-        for hf_name, part in to_hf(name, weight, recipe.architecture):
+        for hf_name, part in to_hf(parameters_of(recipe.architecture)[name], weight):
             torch.testing.assert_close(part, expected[hf_name], rtol=1e-3, atol=2e-5)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from foundation.journal import read_metrics
+from foundation.journal import StepLog, last_row, read_metrics, read_samples
 from foundation.outcome import Outcome
 from foundation.recipe import Recipe, load_recipe
 from nanotron_ext.checkpoint import STATE_KINDS, CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
@@ -105,6 +105,38 @@ def test_stop_and_go_on_equals_one_run(
         assert bits == pytest.approx(expected_bits, rel=1e-5)
     for key in state:
         torch.testing.assert_close(state[key], expected[key], rtol=1e-3, atol=2e-5)
+
+
+def run_noting_what_is_saved(recipe: Recipe) -> list[str]:
+    sync, start, order = StepLog.sync, CheckpointWriter.start, []
+
+    def noting_sync(log: StepLog) -> None:
+        order.append(f"{Path(log._file.name).stem} {(last_row(Path(log._file.name)) or {})['step']}")
+        sync(log)
+
+    def noting_start(writer: CheckpointWriter, step: int, data: dict[str, Any]) -> None:
+        order.append(f"checkpoint {step}")
+        start(writer, step, data)
+
+    StepLog.sync, CheckpointWriter.start = noting_sync, noting_start  # type: ignore[method-assign]
+    run(recipe)
+    return order
+
+
+def test_torn_journals_stop_no_resume_and_reach_the_disk_before_a_checkpoint(root: Path, straight: Recipe) -> None:
+    """As a kill and a power cut leave them: a line cut in its middle, and zeros behind the last one."""
+    keys = {"general__run": "torn", "logging__log_samples": "true"}
+    first = tiny_recipe(root, **keys, tokens=TOKENS % (2, 1, "val_check_interval: 4, stop_step: 4"))
+    order, _ = run_ranks(run_noting_what_is_saved, 2, first)
+    assert order == ["metrics 4", "samples 4", "checkpoint 4"]
+    for name, torn in (("metrics.jsonl", b'{"step": 5, "loss": 8.1'), ("samples.jsonl", bytes(4000) + b"\n")):
+        with (first.run_folder / name).open("ab") as file:
+            file.write(torn)
+    recipe = tiny_recipe(root, **keys)
+    run_ranks(run, 2, recipe)
+    rows, expected = read_metrics(recipe.run_folder), read_metrics(straight.run_folder)
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
+    assert list(read_samples(recipe.run_folder)) == list(range(1, 9))
 
 
 def test_a_segment_continues_its_predecessor_and_nothing_else(root: Path, straight: Recipe) -> None:
