@@ -6,7 +6,6 @@ interrupted, the same command goes on. Results go to RUN (default runs/<profile>
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from types import FrameType
 
 from chain.runner import only_one, pending, run_step
 from chain.state import read_state, reason_to_run, step_keys
-from chain.steps import ChainError, Step, select, steps_of
+from chain.steps import ChainError, select, steps_of
 from chain.view import View, duration
 from foundation.errors import UserError
+from jobs.plan import typed
 from jobs.profile import Profile
 
 
@@ -44,7 +44,7 @@ def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> 
     )
     if dry_run:
         for step in todo:
-            print(f"  {step.name} ({reason_to_run(step, keys, state)}): {shown(step)}")
+            print(f"  {step.name} ({reason_to_run(step, keys, state)}): {typed(profile, step.plan.commands)}")
         return
     with View(chain, state, todo) as view:
         for step in todo:
@@ -55,11 +55,6 @@ def run_chain(profile: Profile, stages: list[str], *, dry_run: bool = False) -> 
         print(summary.read_text(encoding="utf-8"))
     total = sum(record.seconds for name, record in state.steps.items() if name in keys)
     print(f"The stages took {duration(total)} in all.")
-
-
-def shown(step: Step) -> str:
-    """The step's commands as one would type them."""
-    return " && ".join(shlex.join(["make", *command]) for command in step.commands)
 
 
 def exit_status(run: Callable[[], None]) -> int:

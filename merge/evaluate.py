@@ -31,5 +31,15 @@ def suite_scores(model: Path, name: str, evaluation: Evaluation, output: Path) -
     return scores
 
 
+def evaluation_sha256(evaluation: Evaluation) -> str:
+    """Of all that the suites' scores depend on beside the model: recipe, data, code and package versions.
+
+    Raises:
+        UserError: for a recipe, suite or data that cannot be read.
+    """
+    recipe = importlib.import_module("eval.recipe").load_eval_recipe(evaluation.recipe)
+    return str(importlib.import_module("eval.fingerprint").suites_sha256(recipe, evaluation.suites))
+
+
 def mean_score(scores: dict[str, dict[str, float]]) -> float:
     return sum(score["value"] for score in scores.values()) / len(scores)

@@ -15,7 +15,7 @@ from foundation.errors import UserError
 from merge.__main__ import plan_linear
 from merge.average import write_average
 from merge.checkpoint import MergeError
-from merge.evaluate import mean_score, suite_scores
+from merge.evaluate import evaluation_sha256, mean_score, suite_scores
 from merge.recipe import MergeRecipe, load_merge_recipe
 
 
@@ -50,6 +50,7 @@ def run_sweep(recipe: MergeRecipe) -> None:
     settings = {
         "inputs": [{"path": entry["path"], "sha256": entry["sha256"]} for entry in inputs],
         "suites": recipe.evaluation.suites,
+        "evaluation": evaluation_sha256(recipe.evaluation),
         "dtype": recipe.dtype,
     }
     rows = _finished_rows(output / "sweep.json", settings)

@@ -7,53 +7,10 @@ import argparse
 import sys
 
 from foundation.errors import UserError
-from jobs.profile import Profile
-from slurm.checks import check_job, profile_from_environment, read_site_settings
-from slurm.cluster import load_cluster_settings, queued_jobs, requested_resources, sbatch
-
-
-def missing_jobs(profile: Profile) -> list[str]:
-    """Jobs that are neither done nor queued, all of them checked.
-
-    Raises:
-        UserError: if one of them could not run; nothing was submitted.
-    """
-    settings, queue = load_cluster_settings(profile), queued_jobs(profile.run)
-    coming = set(queue)
-    missing = []
-    for name in profile.jobs:
-        if name in queue or profile.plan(name).is_done:
-            continue
-        comes_first = [before for before in profile.waits_for(name) if before in coming]
-        check_job(profile, name, requested_resources(name, settings.options(name)), [], comes_first)
-        coming.add(name)
-        missing.append(name)
-    return missing
-
-
-def submit_chain(profile: Profile, *, dry_run: bool = False) -> int:
-    """Submit what is missing, print the graph; returns the number of jobs submitted.
-
-    Raises:
-        UserError: see `missing_jobs`, or what sbatch says.
-    """
-    missing = missing_jobs(profile)
-    settings = load_cluster_settings(profile)
-    ids = {name: job.job_id for name, job in queued_jobs(profile.run).items()}
-    print(f"{profile.recipes} -> {profile.run}")
-    for name in profile.jobs:
-        before = [job for job in profile.waits_for(name) if job in ids or job in missing]
-        behind = f"after {', '.join(before)}" if before else ""
-        if name not in missing:
-            print(f"  {name:<18} {f'job {ids[name]}, queued before' if name in ids else 'done'}")
-            continue
-        if not dry_run:
-            after = [ids[job] for job in before]
-            ids[name] = sbatch(name, profile.run, settings.options(name), after, [])
-        print(f"  {name:<18} {'would be submitted' if dry_run else f'job {ids[name]}'} {behind}".rstrip())
-    count = 0 if dry_run else len(missing)
-    print(f"{count} jobs submitted. `make cluster-status` shows where they are.")
-    return count
+from jobs.scheduler import load_scheduler
+from jobs.submission import submit_chain
+from slurm.adapter import read_site_settings
+from slurm.checks import profile_from_environment
 
 
 def main() -> int:
@@ -62,7 +19,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         read_site_settings()
-        submit_chain(profile_from_environment(), dry_run=options.dry_run)
+        profile = profile_from_environment()
+        submit_chain(profile, load_scheduler(profile), dry_run=options.dry_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

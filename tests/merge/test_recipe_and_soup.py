@@ -184,6 +184,7 @@ def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, 
         return {"base/a": {"value": 1 - (weight - 0.5) ** 2, "stderr": 0.1}}
 
     monkeypatch.setattr("merge.sweep.suite_scores", scores)
+    monkeypatch.setattr("merge.sweep.evaluation_sha256", lambda evaluation: "as it is")
     run_sweep(recipe)
     document = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert document["best_soup_weight"] == 0.5 and evaluated == [0.0, 0.5, 1.0]
@@ -191,6 +192,10 @@ def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path, 
     assert (tmp_path / "sweep" / "sweep.svg").is_file() and not list((tmp_path / "sweep").glob("soup-*"))
     run_sweep(recipe)
     assert len(evaluated) == 3
+    # Scores of code that has changed say nothing about the merge any more.
+    monkeypatch.setattr("merge.sweep.evaluation_sha256", lambda evaluation: "as it is now")
+    run_sweep(recipe)
+    assert evaluated == [0.0, 0.5, 1.0] * 2
 
 
 def test_second_model_of_a_process_scores_as_in_its_own(make_checkpoint, tmp_path):
