@@ -28,9 +28,7 @@ _POST_TRAINING_VERSIONS = ("torch", "transformers", "trl", "accelerate", "datase
 _MERGE_VERSIONS = ("mergekit", "torch", "transformers")
 
 
-def _pretraining_job(name: str, before: str, seconds: float) -> Job:
-    what = "stage {}" if name.startswith("pretrain") else "long context, {}"
-    description = f"Pretraining, {what.format(name.removeprefix('pretrain_stage').removeprefix('long_context_'))}."
+def _pretraining_job(name: str, description: str, before: str, seconds: float) -> Job:
     return Job(
         name, description, training.pretrain, lambda folders: folders.has(name), name, ("data", before),
         _PRETRAINING, _PRETRAINING_VERSIONS, seconds,
@@ -61,11 +59,11 @@ _ROWS = (
         "plan", "Predict memory, speed and storage of the pretraining stages.", training.predict, _has_stages,
         "pretrain", (), _PLANNER, _PRETRAINING_VERSIONS, 11, ("chain",),
     ),
-    _pretraining_job("pretrain_stage1", "data", 98),
-    _pretraining_job("pretrain_stage2", "pretrain_stage1", 55),
-    _pretraining_job("pretrain_stage3", "pretrain_stage2", 68),
-    _pretraining_job("long_context_32k", "pretrain_stage3", 65),
-    _pretraining_job("long_context_64k", "long_context_32k", 54),
+    _pretraining_job("pretrain_stage1", "Pretraining: the first mixture.", "data", 98),
+    _pretraining_job("pretrain_stage2", "Pretraining: the second mixture.", "pretrain_stage1", 55),
+    _pretraining_job("pretrain_stage3", "Pretraining: the third mixture, and decay.", "pretrain_stage2", 68),
+    _pretraining_job("long_context_32k", "Pretraining: longer windows.", "pretrain_stage3", 65),
+    _pretraining_job("long_context_64k", "Pretraining: the longest windows.", "long_context_32k", 54),
     Job(  # on a cluster the jobs that need a model export it themselves
         "export", "Write the stages' models as transformers folders, with their held-out bits per byte.",
         training.export, lambda folders: bool(folders.pretraining), "pretrain", (PRETRAINING[-1],), _EXPORT,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundation.code import ROOT
 from foundation.recipe import Recipe, load_recipe
 from foundation.recipe.loading import read_tree
 from jobs.plan import Folders, Job, Plan, TrainingRun
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from eval.recipe import CheckpointSuites
 
 _SOURCE_TABLES = "datapipes/sources"
-_ROOT = Path(__file__).parents[1]
 
 
 def data(folders: Folders, job: Job, overrides: Sequence[str]) -> Plan:
@@ -61,7 +61,7 @@ def _sources(recipe: Recipe) -> dict[str, None]:
 
 
 def _source_tables(sources: set[str]) -> tuple[str, ...]:
-    tables = sorted((_ROOT / _SOURCE_TABLES).glob("*.yaml"))
+    tables = sorted((ROOT / _SOURCE_TABLES).glob("*.yaml"))
     return tuple(f"{_SOURCE_TABLES}/{table.name}" for table in tables if sources & set(read_tree(table)))
 
 

@@ -97,7 +97,7 @@ def test_from_an_empty_folder_to_the_report(cluster: Cluster, tmp_path: Path) ->
         "data pretrain_stage1 pretrain_stage2 pretrain_stage3 long_context_32k long_context_64k eval_base "
         "midtrain sft apo merge eval report"
     )
-    assert "after eval, eval_base" in first
+    assert "after eval_base, eval" in first
     assert "0 jobs submitted" in slurm("cluster_run")
 
     cluster.wait_for("stage 2 to train", lambda: bool(losses(run / "stage2")), 300)
