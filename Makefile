@@ -3,6 +3,7 @@
 PYTHON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
+SMOLLM3 := $(VENV)/bin/smollm3
 
 # PROFILE names a folder of recipes; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
 # told otherwise; everything else is the miniature.
@@ -12,8 +13,7 @@ STAGE ?= 1 2 3
 PHASE ?= midtrain sft apo
 GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
-RECIPES ?= recipes/$(PROFILE)
-SMOLLM3 = PROFILE=$(RECIPES) $(VENV)/bin/smollm3
+export RECIPES ?= recipes/$(PROFILE)
 COMMA := ,
 SPACE := $() $()
 SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))))
@@ -109,10 +109,10 @@ ablations: setup ## Train the announcement's four ablations and their base under
 	$(SMOLLM3) ablations $(SEEDS_OPTION)
 
 cluster-run: setup ## Submit the profile's whole chain to Slurm as one dependency graph; what is done stays done
-	$(PY) -m slurm.cluster_run
+	$(SMOLLM3) cluster-run
 
 cluster-status: setup ## Where the profile's chain is: stage, step, tokens/s, ETA, attempts
-	$(PY) -m slurm.cluster_status
+	$(SMOLLM3) cluster-status
 
 plan: setup ## Predict memory, speed, days and storage of the stages in STAGE on GPU (h100, ...; tiny: this machine)
 	$(SMOLLM3) plan $(patsubst %,pretrain_stage%,$(filter-out %k,$(STAGE))) $(patsubst %,long_context_%,$(filter %k,$(STAGE))) \

@@ -4,7 +4,6 @@ What is done and unchanged (recipe, data and code) is not done again; interrupte
 """
 
 import os
-import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,8 +11,9 @@ from types import FrameType
 
 from chain.runner import only_one, pending, run_step
 from chain.state import read_state, reason_to_run, step_keys
-from chain.steps import ChainError, Step, select, steps_of
+from chain.steps import ChainError, select, steps_of
 from chain.view import View, duration
+from jobs.plan import typed
 from jobs.profile import Profile
 
 
@@ -41,7 +41,7 @@ def run_chain(profile: Profile, stages: Sequence[str], *, dry_run: bool = False)
     )
     if dry_run:
         for step in todo:
-            print(f"  {step.name} ({reason_to_run(step, keys, state)}): {shown(step)}")
+            print(f"  {step.name} ({reason_to_run(step, keys, state)}): {typed(profile, step.plan.commands)}")
         return
     with View(chain, state, todo) as view:
         for step in todo:
@@ -54,18 +54,9 @@ def run_chain(profile: Profile, stages: Sequence[str], *, dry_run: bool = False)
     print(f"The stages took {duration(total)} in all.")
 
 
-def shown(step: Step) -> str:
-    """The step's commands as one would type them."""
-    return " && ".join(shlex.join(["make", *command]) for command in step.commands)
-
-
 def run_profile(profile: Profile, stages: Sequence[str], *, dry_run: bool = False) -> None:
     """`run_chain`, alone in the run folder; a dry run prints what would run, and runs nothing."""
-    os.environ |= {
-        "PROFILE": profile.recipes.name,
-        "RECIPES": str(profile.recipes),
-        "RUN": str(profile.run),
-    }  # for make
+    os.environ["RUN"] = str(profile.run)  # for the commands, and for ${RUN} in recipes
     with nullcontext() if dry_run else only_one(profile.run):
         run_chain(profile, stages, dry_run=dry_run)
 

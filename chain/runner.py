@@ -2,16 +2,20 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from chain.state import ChainState, StepKey, StepRecord, is_done, reason_to_run, set_aside, write_state
+from chain.state import ChainState, StepRecord, is_done, reason_to_run, set_aside, write_state
 from chain.steps import ChainError, Step
+from foundation.fingerprint import Fingerprint
 
+PROGRAM = (sys.executable, "-m", "smollm3")  # whatever PATH says, the one that belongs to this chain
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 90.0  # a training step finishes its step and saves
 _KILL_SECONDS = 5.0
@@ -37,7 +41,7 @@ def only_one(run: Path) -> Iterator[None]:
 
 
 def run_step(
-    step: Step, run: Path, keys: Mapping[str, StepKey], state: ChainState, tick: Callable[[Step, float], None]
+    step: Step, run: Path, keys: Mapping[str, Fingerprint], state: ChainState, tick: Callable[[Step, float], None]
 ) -> None:
     """Run the step's commands and note in chain.json how it went; output goes to `<run>/logs/<step>.log`.
 
@@ -66,7 +70,7 @@ def run_step(
     log.unlink(missing_ok=True)
     record.state = "failed"  # unless the commands succeed
     try:
-        for command in step.commands:
+        for command in step.plan.commands:
             _run(command, log, lambda: tick(step, elapsed()))
         record.state, record.finished = "done", _now()
     except KeyboardInterrupt:
@@ -84,14 +88,14 @@ def _now() -> str:
 
 
 def _run(arguments: Sequence[str], log: Path, tick: Callable[[], None]) -> None:
-    command = ["make", "--no-print-directory", *arguments]
+    typed = shlex.join(["smollm3", *arguments])
     with log.open("ab") as output:
-        output.write(f"$ {' '.join(command)}\n".encode())
+        output.write(f"$ {typed}\n".encode())
         output.flush()
         # Its own session: a Ctrl-C reaches this process only, which then asks the whole group to stop.
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            [*PROGRAM, *arguments], stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         try:
             while process.poll() is None:
@@ -108,7 +112,7 @@ def _run(arguments: Sequence[str], log: Path, tick: Callable[[], None]) -> None:
     if process.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
         shown = "\n".join(tail)
-        raise StepFailed(f"`{' '.join(command)}` ended with status {process.returncode}; {log} ends with:\n{shown}")
+        raise StepFailed(f"`{typed}` ended with status {process.returncode}; {log} ends with:\n{shown}")
 
 
 @contextmanager
@@ -125,7 +129,7 @@ def _further_interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _end_group(process: "subprocess.Popen[bytes]", is_impatient: Callable[[], bool]) -> None:
-    """Nothing of the group is left afterwards: make may be gone while torchrun's workers still save."""
+    """Nothing of the group is left afterwards: the command may be gone while torchrun's workers still save."""
     for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
         try:
             os.killpg(process.pid, number)
@@ -139,6 +143,6 @@ def _end_group(process: "subprocess.Popen[bytes]", is_impatient: Callable[[], bo
             return
 
 
-def pending(steps: Sequence[Step], keys: Mapping[str, StepKey], state: ChainState) -> list[Step]:
+def pending(steps: Sequence[Step], keys: Mapping[str, Fingerprint], state: ChainState) -> list[Step]:
     """The steps that have to run; a step whose predecessor runs again is among them, because its key follows."""
     return [step for step in steps if not is_done(step, keys, state)]

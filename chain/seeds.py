@@ -18,7 +18,7 @@ from foundation.recipe.loading import read_tree
 from jobs.profile import Profile
 
 RECIPES_FOLDER = "recipes"  # of a seed's folder; report/seeds.py reads them there
-_NOT_PART_OF_THE_STORY = ("plan", "eval_base", "merge_sweep", "report")
+_NOT_PART_OF_THE_STORY = ("plan", "eval_base", "eval", "merge_sweep", "report")
 
 
 def write_recipes(recipes: Path, seed: int, folder: Path) -> None:
@@ -48,7 +48,7 @@ def run_seed(recipes: Path, seed: int, folder: Path) -> None:
     """
     own = folder / RECIPES_FOLDER
     write_recipes(recipes, seed, own)
-    os.environ.update(RUN=str(folder), RECIPES=str(own), PROFILE=recipes.name)  # for make, and for ${RUN} in recipes
+    os.environ.update(RUN=str(folder), RECIPES=str(own), PROFILE=recipes.name)  # for ${RUN} in recipes
     profile = Profile(own, folder)
     with only_one(folder):
         run_chain(profile, [step.name for step in steps_of(profile) if step.name not in _NOT_PART_OF_THE_STORY])

@@ -1,35 +1,20 @@
 """What the chain remembers in `<run>/chain.json`: per step the key it was made with, its state and its seconds."""
 
-import hashlib
-import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chain.steps import ChainError, Step
 from foundation.code import Code
+from foundation.fingerprint import Fingerprint, fingerprint, versions
 from foundation.recipe.loading import read_tree
 
 CHAIN_FILE = "chain.json"
 State = Literal["running", "failed", "stopped", "done"]
-
-
-@dataclass(frozen=True)
-class StepKey:
-    """What a step's results depend on, as SHA-256 by kind, so that a difference can be named."""
-
-    parts: Mapping[str, str]
-
-    @cached_property
-    def total(self) -> str:
-        return _sha256(dict(self.parts))
 
 
 class StepRecord(BaseModel):
@@ -78,44 +63,45 @@ def write_state(run: Path, state: ChainState) -> None:
     partial.replace(run / CHAIN_FILE)
 
 
-def step_keys(steps: Sequence[Step], root: Path = Path()) -> dict[str, StepKey]:
-    """The key of every step: its commands with the lines of the Makefile behind them, its resolved recipes, its code,
-    and the keys of the steps that it needs.
+def step_keys(steps: Sequence[Step], code: Code | None = None) -> dict[str, Fingerprint]:
+    """What every step's results depend on: its commands, its resolved recipes, its code, installed packages, and all of
+    that of the steps that it needs.
 
-    `steps` is the whole chain in order; `root` is the repository's.
+    `steps` is the whole chain in order.
 
     Raises:
         UserError: when a recipe cannot be read.
     """
-    makefile, code = (root / "Makefile").read_text(encoding="utf-8"), Code(root)
-    keys: dict[str, StepKey] = {}
+    code, keys = code or Code(), dict[str, Fingerprint]()
     for step in steps:
-        parts = {
-            "command": [[command, target_lines(makefile, command[0])] for command in step.commands],
-            "recipe": [*(read_tree(root / recipe) for recipe in step.recipes), step.settings],
-            "code": [code.digest(path) for path in step.code],
-            "an earlier stage": {need: keys[need].total for need in step.needs},
-        }
-        keys[step.name] = StepKey({kind: _sha256(content) for kind, content in parts.items()})
+        keys[step.name] = fingerprint(
+            {
+                "command": _without_folder(step),
+                "recipe": [*map(read_tree, step.plan.recipes), step.plan.settings],
+                "code": code.digest(*step.plan.job.code, *step.plan.code, without=step.plan.code_by_value),
+                "versions": versions(step.plan.job.versions),
+                "an earlier stage": {need: keys[need].total for need in step.needs},
+            }
+        )
     return keys
 
 
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+def _without_folder(step: Step) -> list[list[str]]:
+    """The commands, however the folder of recipes is written: recipes/tiny, ./recipes/tiny, /home/me/recipes/tiny."""
+    folder = step.plan.recipe.parent
+
+    def within(word: str) -> str:
+        return str(Path("recipes") / Path(word).relative_to(folder)) if Path(word).is_relative_to(folder) else word
+
+    return [[within(word) for word in command] for command in step.plan.commands]
 
 
-def target_lines(makefile: str, target: str) -> str:
-    """What a target of a Makefile does, without its help text."""
-    rule = re.search(rf"^{re.escape(target)}:(?P<first>[^#\n]*).*(?P<others>(?:\n\t.*)*)", makefile, re.MULTILINE)
-    return f"{rule['first']}{rule['others']}" if rule else ""
-
-
-def is_done(step: Step, keys: Mapping[str, StepKey], state: ChainState) -> bool:
+def is_done(step: Step, keys: Mapping[str, Fingerprint], state: ChainState) -> bool:
     """Made with the same key, and its results are still there."""
     return not reason_to_run(step, keys, state)
 
 
-def reason_to_run(step: Step, keys: Mapping[str, StepKey], state: ChainState) -> str:
+def reason_to_run(step: Step, keys: Mapping[str, Fingerprint], state: ChainState) -> str:
     """Why the step has to run, in words; empty when it is done."""
     record, key = state.steps.get(step.name), keys[step.name]
     if record is None:
@@ -123,17 +109,16 @@ def reason_to_run(step: Step, keys: Mapping[str, StepKey], state: ChainState) ->
     if record.key != key.total:
         if not record.parts:
             return "was made by an older version of the chain"
-        changed = [kind for kind, digest in key.parts.items() if record.parts.get(kind) != digest]
-        return f"changed: {', '.join(changed)}"
+        return f"changed: {key.changes_since(record.parts)}"
     if record.state != "done":
         return {"failed": "failed last time", "stopped": "was stopped"}.get(record.state, "was cut off")
-    missing = [path for path in (*step.outputs, *step.kept) if not path.exists()]
+    missing = step.plan.missing_products
     return f"{missing[0]} is gone" if missing else ""
 
 
 def set_aside(step: Step, run: Path) -> Path | None:
     """Move what an older recipe or older code has left to `<run>/replaced/<time>/`; returns that folder."""
-    existing = [output for output in step.outputs if output.exists()]
+    existing = [output for output in step.plan.outputs if output.exists()]
     if not existing:
         return None
     folder = run / "replaced" / time.strftime("%Y%m%d-%H%M%S")

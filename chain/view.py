@@ -1,20 +1,17 @@
 """One view of the whole chain: what is done, what runs, how far it is, when all of it ends."""
 
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from chain.state import ChainState
-from chain.steps import Step, TrainingRun
-from foundation.journal import METRICS_FILE, last_rows
+from chain.steps import Step
+from jobs.progress import last_step, running, seconds_left
 
 _PLAIN_SECONDS = 20.0  # between two lines where no terminal can be redrawn
-_PACE_STEPS = 30  # whose median pace counts
 _PRIOR_SECONDS = 120.0
 _MARKS = {
     "done": "[green]✓[/green]",
@@ -30,31 +27,6 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
-def running(step: Step) -> tuple[int, list[dict[str, Any]]]:
-    """(how many of the step's trainings have begun, the last rows of the latest)."""
-    begun = [rows for run in step.runs if (rows := last_rows(run.folder / METRICS_FILE, _PACE_STEPS))]
-    return len(begun), begun[-1] if begun else []
-
-
-def last_step(run: TrainingRun, row: Mapping[str, Any]) -> int | None:
-    """The number of the training's last step, as its recipe says or as the epochs done so far do."""
-    if run.last_step or not run.epochs or not row.get("epoch"):
-        return run.last_step
-    return round(row["step"] * run.epochs / row["epoch"])
-
-
-def seconds_left(step: Step, elapsed: float, expected: float) -> float:
-    """Of a running step: by the speed of its training's last steps, else by what it is `expected` to take in all."""
-    begun, rows = running(step)
-    last = last_step(step.runs[begun - 1], rows[-1]) if rows else None
-    if last is None:
-        return max(0.0, expected - elapsed)
-    # Both kinds of training count tokens from their first step on; the median passes over a slow single step.
-    paces = [row["tokens"] / row["step"] / row["tokens_per_second"] for row in rows]
-    to_come = expected * (len(step.runs) - begun) / len(step.runs)
-    return (last - rows[-1]["step"]) * statistics.median(paces) + to_come
-
-
 class View:
     """A table that redraws itself on a terminal, lines elsewhere."""
 
@@ -62,7 +34,7 @@ class View:
         self._steps, self._state, self._todo = steps, state, list(todo)
         # What a step took here before, unless it has never ended here.
         ended = {name: record.seconds for name, record in state.steps.items() if record.state == "done"}
-        self._expected = {step.name: ended.get(step.name, step.expected_seconds) for step in todo}
+        self._expected = {step.name: ended.get(step.name, step.plan.job.seconds) for step in todo}
         self._pace_seconds, self._pace_expected = 0.0, 0.0
         self._current: tuple[Step, float] | None = None
         self._console = Console()
@@ -104,32 +76,32 @@ class View:
         pace = (self._pace_seconds + _PRIOR_SECONDS) / (self._pace_expected + _PRIOR_SECONDS)
         step, elapsed = self._current or (None, 0.0)
         left = sum(pace * self._expected[other.name] for other in self._todo if other is not step)
-        return duration(left + (seconds_left(step, elapsed, pace * self._expected[step.name]) if step else 0.0))
+        return duration(left + (seconds_left(step.plan, elapsed, pace * self._expected[step.name]) if step else 0.0))
 
     def _table(self) -> Table:
         table = Table(box=None, title=f"chain, eta {self._eta()}" if self._todo else "chain", title_justify="left")
         for heading in ("", "stage", "progress", "time"):
             table.add_column(heading, justify="right" if heading == "time" else "left")
         for step in self._steps:
-            running = self._current is not None and self._current[0] is step
+            is_running = self._current is not None and self._current[0] is step
             record = self._state.steps.get(step.name)
-            state = "running" if running else record.state if record and step not in self._todo else ""
-            seconds = self._current[1] if running and self._current else record.seconds if record else 0.0
+            state = "running" if is_running else record.state if record and step not in self._todo else ""
+            seconds = self._current[1] if is_running and self._current else record.seconds if record else 0.0
             table.add_row(
                 _MARKS.get(state, "·"),
                 step.name,
-                _progress(step) if running else "",
+                _progress(step) if is_running else "",
                 duration(seconds) if state else "",
             )
         return table
 
 
 def _progress(step: Step) -> str:
-    begun, rows = running(step)
+    begun, rows = running(step.plan)
     if not rows:
         return ""
-    row, run = rows[-1], step.runs[begun - 1]
+    row, run = rows[-1], step.plan.runs[begun - 1]
     last = last_step(run, row)
-    which = f"{run.folder.name}: " if len(step.runs) > 1 else ""
+    which = f"{run.folder.name}: " if len(step.plan.runs) > 1 else ""
     of = f"/{last}" if last else ""
     return f"{which}step {row['step']}{of}, loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s"

@@ -12,13 +12,13 @@ from foundation.errors import UserError
 from foundation.recipe import Problem, Recipe, load_as, load_recipe
 from foundation.recipe.checks import check_recipe
 from foundation.recipe.compare import differences
-from jobs.profile import KINDS, Profile
+from jobs.checks import processes_per_node
+from jobs.plan import POST_TRAINING, PRETRAINING
+from jobs.profile import Profile
+from jobs.scheduler import load_cluster_settings, load_scheduler
 from nanotron_ext.flops import step_flops
 from nanotron_ext.plan.estimate import STATE_BYTES_PER_PARAMETER, checkpoints_kept, steps_before
-from slurm.checks import processes_per_node
-from slurm.cluster import load_cluster_settings, requested_resources
 
-_TRAINING = ("pretrain", "long_context", "midtrain", "sft", "apo")  # phases that torchrun starts on all nodes
 _SHAPES = (
     "vocab_size",
     "hidden_size",
@@ -57,12 +57,11 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
 def check_slurm(path: Path, overrides: Sequence[str] = ()) -> None:
     """Raises UserError when the job that runs this recipe asks for other nodes and GPUs than its layout needs."""
     name = path.stem
-    if name not in KINDS or not name.startswith(_TRAINING):
+    if name not in (*PRETRAINING, *POST_TRAINING):  # which torchrun starts on all nodes
         return
     profile = Profile(path.parent, Path(os.environ.get("RUN", f"runs/{path.parent.name}")))
-    settings = load_cluster_settings(profile)
-    resources = requested_resources(name, settings.options(name))
-    processes_per_node(profile.plan(name, overrides), resources, settings.device)
+    resources = load_scheduler(profile).resources(name)
+    processes_per_node(profile.plan(name, overrides), resources, load_cluster_settings(profile).device)
 
 
 def _check_layout(path: Path, overrides: Sequence[str]) -> Iterator[Problem]:

@@ -15,12 +15,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from eval.benchmarks import BENCHMARKS
-from eval.data import chosen_suites
 from eval.errors import EvalError
 from eval.evaluate import evaluate
-from eval.fingerprint import fingerprint, task_settings
-from eval.local_data import read_dataset
+from eval.fingerprint import suites_sha256
 from eval.recipe import EvalRecipe
 from eval.report import percent
 from eval.results import Curve, CurvePoint, Score, write_json
@@ -36,7 +33,7 @@ def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: Sequence[str]) -> C
     """
     suites, folder = list(suites), Path(f"{recipe.output}_curve")
     file = folder / "curve.json"
-    settings = _settings_sha256(recipe, suites)
+    settings = suites_sha256(recipe, suites)
     known = read_curve(file) if file.is_file() else Curve(suites=suites, settings_sha256=settings, points=[])
     same = known.settings_sha256 == settings and known.suites == suites
     points = {point.checkpoint_sha256: point for point in known.points} if same else {}
@@ -52,18 +49,6 @@ def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: Sequence[str]) -> C
     _draw(curve, folder)
     print(f"written: {file}, curve.svg and curve.md", flush=True)
     return curve
-
-
-def _settings_sha256(recipe: EvalRecipe, suites: list[str]) -> str:
-    """Of the suites, their data and the code that scores them."""
-    settings = []
-    for suite in (recipe.suites[name] for name in chosen_suites(recipe, suites)):
-        for name, task in suite.tasks.items():
-            benchmark = BENCHMARKS[task.benchmark or name]
-            dataset = benchmark.dataset
-            data = "" if dataset is None else read_dataset(Path(recipe.data), dataset).sha256
-            settings += [task_settings(recipe, suite, task, benchmark, mode, data) for mode in suite.modes]
-    return fingerprint(settings)
 
 
 def _checkpoints(run: Path) -> list[Path]:

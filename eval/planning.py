@@ -14,7 +14,7 @@ from eval.asking import lighteval_task, task_plan
 from eval.benchmarks import BENCHMARKS, Benchmark
 from eval.engine import Doc, LightevalTask
 from eval.errors import EvalError
-from eval.fingerprint import fingerprint, task_settings
+from eval.fingerprint import task_fingerprint
 from eval.judge import check_judge, judge_metric
 from eval.local_data import LocalDataset, read_dataset
 from eval.model import PromptBuilder
@@ -23,6 +23,7 @@ from eval.results import ModelInfo
 from eval.ruler import sentences
 from eval.sandbox import SandboxError, check_sandbox
 from eval.tasks.common import TaskPlan
+from foundation.fingerprint import Fingerprint
 from foundation.finite import check_files_finite
 from foundation.hf_folder import meaning, read_config
 from foundation.paths import indexed_weight_files
@@ -41,7 +42,7 @@ class PlannedTask:
     plan: TaskPlan
     dataset: LocalDataset
     lighteval_task: LightevalTask
-    fingerprint: str
+    fingerprint: Fingerprint
 
     @property
     def result_name(self) -> str:
@@ -190,12 +191,12 @@ def _plan_task(
     _check_documents(name, made, task)
     # Generated prompts depend on the tokenizer and the generator, whatever they are made of.
     data_sha256 = dataset.sha256 if benchmark.generator is None else _sha256(dataset.rows)
-    settings = task_settings(recipe, suite, task, benchmark, mode, data_sha256) | {
-        "model": model.weights_sha256,
-        "tokenizer": model.tokenizer_sha256,
-        "template": model.chat_template_sha256 if mode != "plain" else None,
-    }
-    return PlannedTask(name, mode, benchmark, task, plan, dataset, made, fingerprint(settings))
+    template = model.chat_template_sha256 if mode != "plain" else None
+    depends_on = task_fingerprint(
+        recipe, suite, task, benchmark, mode,
+        data=data_sha256, model=[model.weights_sha256, model.tokenizer_sha256], template=template,
+    )  # fmt: skip
+    return PlannedTask(name, mode, benchmark, task, plan, dataset, made, depends_on)
 
 
 def _sha256(content: Any) -> str:

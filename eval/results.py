@@ -41,7 +41,8 @@ class TaskResult(_Record):
     seconds: float
     dataset: DatasetInfo
     settings: dict[str, str | int | float | bool | None]
-    fingerprint: str  # of model, template, data, settings, code and versions: an equal one is not computed again
+    fingerprint: str  # of model, template, data, recipe, code and versions: an equal one is not computed again
+    fingerprint_parts: dict[str, str] = {}  # by kind
 
     @property
     def main_metric(self) -> Metric:

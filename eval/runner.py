@@ -9,13 +9,14 @@ from typing import Any
 
 from eval.asking import ask
 from eval.engine import LightevalModel, ModelResponse, SuitePipeline
-from eval.fingerprint import versions
+from eval.fingerprint import VERSIONED
 from eval.model import LocalModel
 from eval.planning import PlannedTask
 from eval.reasoning import split_answer
 from eval.recipe import EvalRecipe, Sampling
 from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
 from eval.tasks.common import TaskPlan
+from foundation.fingerprint import Fingerprint, versions
 
 
 def run_suite(
@@ -35,7 +36,7 @@ def run_suite(
     results = []
     for number, task in enumerate(planned, 1):
         label = f"[{number}/{len(planned)}] {task.result_name}"
-        result = _finished(folder / f"{task.result_name}.json", task.fingerprint)
+        result = _finished(folder / f"{task.result_name}.json", task.fingerprint, label)
         if result is None:
             result = _run_task(task, get_backend(), folder, label, recipe, sampling)
         main = result.main_metric
@@ -46,7 +47,7 @@ def run_suite(
         model=model,
         tasks=results,
         seconds=round(time.monotonic() - started, 2),
-        versions=versions(),
+        versions=versions(VERSIONED),
         command=" ".join(["python", *sys.orig_argv[1:]]),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -54,11 +55,17 @@ def run_suite(
     return suite
 
 
-def _finished(file: Path, fingerprint: str) -> TaskResult | None:
+def _finished(file: Path, fingerprint: Fingerprint, label: str) -> TaskResult | None:
+    """The result that is there, if nothing that it depends on has changed; else says what has."""
     if not file.is_file():
         return None
     result = TaskResult.model_validate_json(file.read_text(encoding="utf-8"))
-    return result if result.fingerprint == fingerprint else None
+    if result.fingerprint == fingerprint.total:
+        return result
+    changes = fingerprint.changes_since(result.fingerprint_parts)
+    why = f"changed: {changes}" if result.fingerprint_parts else "made by an older version"
+    print(f"{label}: computed again ({why})", flush=True)
+    return None
 
 
 def _run_task(
@@ -82,7 +89,8 @@ def _run_task(
         seconds=round(time.monotonic() - started, 2),
         dataset=_dataset_info(planned),
         settings=_settings(planned, recipe, sampling),
-        fingerprint=planned.fingerprint,
+        fingerprint=planned.fingerprint.total,
+        fingerprint_parts=dict(planned.fingerprint.parts),
     )
     _write_details(folder / f"{planned.result_name}.details.jsonl", pipeline, per_document)
     write_json(result, folder / f"{planned.result_name}.json")

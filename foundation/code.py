@@ -2,63 +2,82 @@
 
 import ast
 import hashlib
-from collections.abc import Iterable, Set
+import re
+from collections.abc import Collection, Iterable, Set
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]  # of the repository, or where it is installed, beside other packages
+PACKAGES = (
+    "foundation", "nanotron_ext", "datapipes", "posttrain", "merge", "eval",
+    "jobs", "slurm", "check", "report", "chain",
+)  # fmt: skip
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_FILE_NAME = re.compile(r"[\w.-]*\w\.(?!py$)\w{1,8}")
 
 
 class Code:
-    """The files of the repository at `root`, each read once."""
+    """The files of the `packages` in the folder `root`, each read once."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._read: dict[Path, tuple[set[str], bytes]] = {}
+    def __init__(self, root: Path = ROOT, packages: Collection[str] = PACKAGES) -> None:
+        self._root, self._packages = root, frozenset(packages)
+        self._read: dict[Path, tuple[set[str], set[Path], bytes]] = {}
         self._imports: dict[Path, set[Path]] = {}
 
     def digest(self, *paths: str, without: Iterable[str] = ()) -> str:
         """SHA-256 over what the `paths`, relative to the root, stand for.
 
-        A Python file counts together with everything that it imports from the repository, directly or not; comments,
-        docstrings and layout do not count. Any other file counts byte by byte. A folder stands for its files, caches
-        apart. The files `without` do not count, nor does what only they import.
+        A Python file counts together with everything that it imports from the packages, directly or not, and with the
+        files beside a module that it names in a string, such as a template; comments, docstrings and layout do not
+        count. Any other file counts byte by byte. A folder stands for its files, caches apart. The files `without` do
+        not count, nor does what only they import.
+
+        Raises:
+            FileNotFoundError: for a path or a file `without` that is not there.
         """
-        left_out = {self._root / path for path in without}
+        left_out = {self._there(path) for path in without}
         files: set[Path] = set()
-        for place in (self._root / path for path in paths):
+        for place in map(self._there, paths):
             files |= {place} if place.is_file() else {file for file in place.rglob("*") if file.is_file()}
         files = {file for file in files if "__pycache__" not in file.parts}
         for file in [file for file in files if file.suffix == ".py"]:
             files |= self.imported_files(file, left_out)
         digest = hashlib.sha256()
         for file in sorted(files):
-            content = self._meaning(file)[1] if file.suffix == ".py" else file.read_bytes()
+            content = self._meaning(file)[2] if file.suffix == ".py" else file.read_bytes()
             digest.update(f"{file.relative_to(self._root)}\0".encode() + content + b"\0")
         return digest.hexdigest()
 
+    def _there(self, path: str) -> Path:
+        place = self._root / path
+        if not place.exists():
+            raise FileNotFoundError(f"{place} is said to be code that a result depends on, but it does not exist.")
+        return place
+
     def imported_files(self, file: Path, left_out: Set[Path] = frozenset()) -> set[Path]:
-        """`file` and the repository's files that it imports, at any depth, wherever the import statements stand;
-        those `left_out` are not followed."""
+        """`file` and the files that it imports or names, at any depth, wherever the import statements stand; those
+        `left_out` are not followed."""
         found: set[Path] = set()
         new = {file}
         while new:
             found |= new
-            new = {target for file in new for target in self._imported_by(file)} - found - left_out
+            new = {target for file in new for target in self._needed_by(file)} - found - left_out
         return found
 
-    def _imported_by(self, file: Path) -> set[Path]:
+    def _needed_by(self, file: Path) -> set[Path]:
+        if file.suffix != ".py":
+            return set()
         if file not in self._imports:
-            targets: set[Path] = set()
-            for name in self._meaning(file)[0]:
-                parts = name.split(".")
+            names, named_files, _ = self._meaning(file)
+            targets = set(named_files)
+            for parts in (name.split(".") for name in names):
                 for end in range(1, len(parts) + 1):  # a package's __init__ runs before its modules
                     place = self._root.joinpath(*parts[:end])
                     targets |= {path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()}
             self._imports[file] = targets
         return self._imports[file]
 
-    def _meaning(self, file: Path) -> tuple[set[str], bytes]:
-        """(names that the file imports, its syntax tree without docstrings and positions)."""
+    def _meaning(self, file: Path) -> tuple[set[str], set[Path], bytes]:
+        """(names that the file imports, files beside it that it names, its tree without docstrings and positions)."""
         if file not in self._read:
             tree = ast.parse(file.read_bytes(), str(file))
             names: set[str] = set()
@@ -69,5 +88,9 @@ class Code:
                     names |= {f"{node.module}.{alias.name}" for alias in node.names}
                 elif isinstance(node, _Documented) and ast.get_docstring(node, clean=False) is not None:
                     node.body = node.body[1:]
-            self._read[file] = names, ast.dump(tree).encode()
+            strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+            texts = {text for text in strings if isinstance(text, str) and _FILE_NAME.fullmatch(text)}
+            named_files = {place for text in texts if (place := file.parent / text).is_file()}
+            ours = {name for name in names if name.partition(".")[0] in self._packages}
+            self._read[file] = ours, named_files, ast.dump(tree).encode()
         return self._read[file]

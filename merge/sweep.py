@@ -15,8 +15,10 @@ from merge.run import plan_linear
 from merge.scores import Scorer, mean_score
 
 
-def run_sweep(recipe: MergeRecipe, scorer: Scorer) -> None:
+def run_sweep(recipe: MergeRecipe, scorer: Scorer, scored_with: str) -> None:
     """Merge, score and delete one model per weight; finished weights are kept in sweep.json and not repeated.
+
+    `scored_with` stands for all that the scorer's scores depend on beside the model: those of another one are not kept.
 
     Raises:
         MergeError: the recipe has no section sweep; see also `write_average`.
@@ -33,6 +35,7 @@ def run_sweep(recipe: MergeRecipe, scorer: Scorer) -> None:
     settings = {
         "inputs": [{"path": entry["path"], "sha256": entry["sha256"]} for entry in inputs],
         "suites": recipe.evaluation.suites,
+        "evaluation": scored_with,
         "dtype": recipe.dtype,
     }
     rows = _finished_rows(output / "sweep.json", settings)

@@ -1,10 +1,11 @@
-"""Starts a recipe on this machine.
+"""Starts recipes on this machine.
 
 Checks everything that can be checked before a process starts, then becomes torchrun with as many processes as the
 recipe's layout needs and the machine's cores shared among them. On a cluster, slurm/ does.
 """
 
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,19 +18,24 @@ def threads_per_process(recipe: Recipe) -> int:
     return max(1, len(os.sched_getaffinity(0)) // recipe.parallelism.world_size)
 
 
-def launch(path: Path, overrides: Sequence[str]) -> None:
-    """Become torchrun, training the recipe; returns only if its last step is done already.
+def launch(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Train recipes one after the other; the process becomes torchrun for the last one.
 
     Raises:
-        UserError: before a process starts, for whatever would stop the run at its start.
+        UserError: for whatever would stop a run at its start, before its processes start.
+        SystemExit: with the exit code of a run that did not finish.
     """
-    recipe = load_recipe(path, overrides)
+    loaded = [load_recipe(path, overrides) for path in recipes]
     from nanotron_ext.train.startup import preflight  # imports torch, which a wrong recipe should not cost
 
-    checkpoints = preflight(recipe, recipe.parallelism.world_size).checkpoints
-    if checkpoints and checkpoints[0].step >= recipe.last_step:
-        print(f"{recipe.run_folder}: step {recipe.last_step} is done, nothing to do.")
-        return
-    command = torchrun_command(recipe.parallelism.world_size, "-m", "nanotron_ext.train", str(path), *overrides)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(recipe)))
-    os.execv(command[0], command)
+    for path, recipe in zip(recipes, loaded, strict=True):
+        checkpoints = preflight(recipe, recipe.parallelism.world_size).checkpoints
+        if checkpoints and checkpoints[0].step >= recipe.last_step:
+            print(f"{recipe.run_folder}: step {recipe.last_step} is done, nothing to do.")
+            continue
+        command = torchrun_command(recipe.parallelism.world_size, "-m", "nanotron_ext.train", str(path), *overrides)
+        environment = {"OMP_NUM_THREADS": str(threads_per_process(recipe))} | os.environ
+        if recipe is loaded[-1]:
+            os.execve(command[0], command, environment)
+        if code := subprocess.run(command, env=environment, check=False).returncode:
+            raise SystemExit(code)

@@ -6,13 +6,13 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from datasets import Features, List, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from foundation.code import Code
 from posttrain.recipe import Data, DataSet
 from posttrain.rows import (
     AgreedMode,
@@ -38,9 +38,7 @@ ACCOUNT = {
 
 @cache
 def _code_sha256() -> str:
-    here = Path(__file__).parent
-    files = ("chat_template.jinja", "chatml.jinja", "rows.py", "template.py", "tokenization.py")
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in files)).hexdigest()
+    return Code().digest("posttrain/tokenization.py")
 
 
 @dataclass(frozen=True)

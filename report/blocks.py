@@ -48,10 +48,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Missing:
-    """Results that are not there, and the command that makes them."""
+    """Results that are not there, and the command that makes them; empty where the profile has no recipe for it."""
 
     what: str
     command: str
+
+    @property
+    def why(self) -> str:
+        return "not there yet" if self.command else "this profile has no recipe for it"
 
 
 Verdict = Literal["shown", "not shown at this size", "not measured"]
@@ -67,8 +71,9 @@ class Finding:
     command: str = ""
 
     @property
-    def label(self) -> str:
-        return f"{self.verdict} ({self.command})" if self.command else self.verdict
+    def lines(self) -> list[str]:
+        """What stands below the claim."""
+        return [*self.numbers, *([f"To measure it: {self.command}"] if self.command else [])]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from eval.results import SuiteResult, read_suite
 from foundation.errors import UserError
 from foundation.journal import read_metrics, read_rows
 from jobs.profile import Profile
+from jobs.table import GROUPS, JOBS
 
 SEEDS_FILE = "seeds.json"  # of the folder with a run per seed; see report/seeds.py
 _PACKAGES = ("torch", "nanotron", "datatrove", "transformers", "trl", "mergekit", "lighteval")
@@ -80,6 +81,7 @@ class Report:
     seeds: Mapping[str, Any] | None  # effects of the whole chain under several seeds (chain/seeds.py)
     posttraining_seeds: Mapping[str, Any] | None  # shares after post-training under several seeds
     missing: Sequence[str]  # stages of the chain without results
+    commands: Mapping[str, str]  # what to type for each job of the profile, or group of jobs; empty where it has none
 
     @property
     def seconds(self) -> float:
@@ -95,7 +97,7 @@ def collect(profile: Profile) -> Report:
     """
     run = profile.run
     pretraining = _one_after_the_other([_training(profile.plan(job).folder) for job in profile.pretraining])
-    phases = [job for job in ("midtrain", "sft", "apo") if job in profile.jobs]
+    phases = profile.post_training
     posttraining = [t for job in phases if (t := _training(profile.plan(job).folder))]
     if not pretraining and not posttraining:
         raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: make demo")
@@ -121,6 +123,7 @@ def collect(profile: Profile) -> Report:
         seeds=_json(run.with_name(f"{run.name}-seeds") / SEEDS_FILE),  # the runs lie beside the profile's own
         posttraining_seeds=_json(run / "eval" / "posttrain_seeds.json"),
         missing=[name for name in wanted if name not in done],
+        commands={name: profile.command(name) for name in (*JOBS, *GROUPS)},
     )
 
 

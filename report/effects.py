@@ -49,25 +49,26 @@ def measure(report: Report) -> list[Claim]:
         ("merge", "Retrieval comes back with the 0.9/0.1 merge.", _merged(report)),
     ]
     base, final, multi_step = _taught_models(report)
+    pretrain, ask = report.commands["pretrain"], report.commands["capabilities"]
     return [
-        Claim("stages", "Held-out text gets easier in each pretraining stage.", "make pretrain", _stages(report)),
+        Claim("stages", "Held-out text gets easier in each pretraining stage.", pretrain, _stages(report)),
         Claim(
-            "shares", "Mathematics and code improve more than web text when their shares rise.", "make pretrain",
+            "shares", "Mathematics and code improve more than web text when their shares rise.", pretrain,
             _shares(report),
         ),
-        *(Claim(key, text, "make demo STAGES=eval_long", effects, _no_long_lengths(report))
+        *(Claim(key, text, report.commands["eval_long"], effects, _no_long_lengths(report))
           for key, text, effects in retrieval),
         Claim(
-            "thinking", "Thinking beats not thinking on tasks of several steps.", "make demo STAGES=capabilities",
+            "thinking", "Thinking beats not thinking on tasks of several steps.", ask,
             thinking_effects(final, multi_step) if final else [],
         ),
         Claim(
             "modes", f"Replies keep to the mode that was asked for, at least {MODE_FOLLOWING_PERCENT:.0f} % of them.",
-            "make demo STAGES=capabilities", mode_effects(final) if final else [],
+            ask, mode_effects(final) if final else [],
         ),
         Claim(
             "taught", "The final model solves taught tasks that the base model does not.",
-            "make demo STAGES=capabilities", taught_effects(base, final) if base and final else [],
+            ask, taught_effects(base, final) if base and final else [],
         ),
     ]  # fmt: skip
 

@@ -25,12 +25,12 @@ def _block(block: Block, folder: Path) -> str:
         case Text():
             return block.text
         case Missing():
-            return f"*{block.what}: not there yet. `{block.command}` makes it.*"
+            return f"*{block.what}: {block.why}.{f' `{block.command}` makes it.' if block.command else ''}*"
         case Sample():
             lines = "\n".join(f"    {line}" for line in f"{block.prompt}\n{block.text}".strip().splitlines())
             return f"{block.label}:\n\n{lines}"
         case Finding():
-            return "\n".join([f"- **{block.claim}** {block.label}", *(f"  - {line}" for line in block.numbers)])
+            return "\n".join([f"- **{block.claim}** {block.verdict}", *(f"  - {line}" for line in block.lines)])
         case Details():
             return "\n\n".join([f"**{block.title}**", *(_block(inner, folder) for inner in block.blocks)])
         case Table():

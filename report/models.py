@@ -32,7 +32,7 @@ def retrieval(report: Report) -> list[Block]:
                 place = name, int(task.settings["context_tokens"] or 0)
                 scores.setdefault(result.model.name, {})[place] = task
     if not scores:
-        return [Missing("Retrieval by length", f"make eval PROFILE={report.profile} SUITE=long MODEL=...")]
+        return [Missing("Retrieval by length", report.commands["eval_long"])]
     lengths = sorted({length for cells in scores.values() for _, length in cells})
     rows, heat = [], []
     for model in _in_chain_order(report, set(scores)):
@@ -48,7 +48,7 @@ def retrieval(report: Report) -> list[Block]:
 
 def capabilities(report: Report) -> list[Block]:
     if report.capabilities is None:
-        return [Missing("The taught tasks in both modes", "make capabilities")]
+        return [Missing("The taught tasks in both modes", report.commands["capabilities"])]
     models = {name.rsplit("/", 1)[-1]: content["summary"] for name, content in report.capabilities["models"].items()}
     tasks = [task for task in next(iter(models.values())) if task != "all"]
     measures = {"right": "correct", "keeps to the mode": "followed_mode", "ends": "ended"}
@@ -77,7 +77,7 @@ def _interval(share: Mapping[str, float]) -> str:
 def merge(report: Report) -> list[Block]:
     """The mean over the tasks with its error; the tasks themselves folded away."""
     if report.sweep is None:
-        return [Missing("Scores over the share of the soup", f"make merge-sweep PROFILE={report.profile}")]
+        return [Missing("Scores over the share of the soup", report.commands["merge_sweep"])]
     rows = report.sweep["rows"]
     means, errors = [100 * row["mean"] for row in rows], [_error_of_mean(row["scores"]) for row in rows]
     series = Series("mean", [row["soup_weight"] for row in rows], means, errors, marks=True)
@@ -110,7 +110,7 @@ def _error_of_mean(scores: Mapping[str, Any]) -> float:
 def benchmarks(report: Report) -> list[Block]:
     """A table per suite, with the models that were asked; retrieval has its own section."""
     if not report.evaluations:
-        return [Missing("The benchmarks", f"make eval PROFILE={report.profile}")]
+        return [Missing("The benchmarks", report.commands["evaluation"])]
     table = build_table(report.evaluations)
     rows: dict[str, dict[str, dict[str, TaskResult]]] = {}
     for (suite, name), row in table.cells.items():
@@ -167,7 +167,7 @@ def samples(report: Report) -> list[Block]:
             answers[reply["mode"]].setdefault(reply["task"], sample)
         thinking, direct = (list(answers[mode].values()) for mode in _MODES)
         blocks += [*thinking, Details("The same questions without thinking", direct)]
-    return blocks or [Missing("Samples", "make summary")]
+    return blocks or [Missing("Samples", report.commands["export"])]
 
 
 def _cut(text: str) -> str:

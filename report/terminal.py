@@ -27,8 +27,8 @@ def print_summary(sections: Sequence[Section], console: Console) -> None:
                 table.add_row(*map(RichText, row))
             console.print(table)
         for finding in [block for block in section.blocks if isinstance(block, Finding)]:
-            console.print(RichText.assemble((f"{finding.label}: ", "bold"), finding.claim))
-            for line in finding.numbers:
+            console.print(RichText.assemble((f"{finding.verdict}: ", "bold"), finding.claim))
+            for line in finding.lines:
                 console.print(Padding(RichText(line, style="dim"), (0, 0, 0, 4)))
         for sample in [block for block in section.blocks if isinstance(block, Sample)][:_SAMPLES]:
             console.print(RichText(f"> {sample.prompt} {sample.text}\n"))

@@ -44,7 +44,7 @@ def time_per_stage(report: Report) -> list[Block]:
 
 def pretraining(report: Report) -> list[Block]:
     if not report.pretraining:
-        return [Missing("Pretraining", "make pretrain")]
+        return [Missing("Pretraining", report.commands["pretrain"])]
     header = ["stage", "steps", "tokens", "layout", "loss at start", "loss at end", "tokens/s", "time", "device hours"]
     rows = [_stage_row(training) for training in report.pretraining]
     loss = _step_chart(report, "loss", "Training loss", "nats per token", y_from_zero=False)
@@ -101,7 +101,7 @@ def _stage_row(training: Training) -> list[str]:
 def mixture(report: Report) -> list[Block]:
     """Planned shares of all stages side by side; what each stage consumed, folded away."""
     if not report.mixtures:
-        return [Missing("The mixtures", "make pretrain")]
+        return [Missing("The mixtures", report.commands["pretrain"])]
     planned = {stage: {source.name: source.planned for source in sources} for stage, sources in report.mixtures.items()}
     names = sorted({name for shares in planned.values() for name in shares}, key=lambda n: -_most(planned, n))
     rows, heat = [], []
@@ -145,7 +145,7 @@ def held_out(report: Report) -> list[Block]:
     key = "validation_bits_per_byte"
     rows = [(tokens, row[key]) for tokens, row in _rows(report) if key in row]
     if not rows:
-        return [Missing("Held-out bits per byte", "make pretrain")]
+        return [Missing("Held-out bits per byte", report.commands["pretrain"])]
     series = []
     for source in rows[-1][1]:
         points = [(tokens, bits[source]) for tokens, bits in rows if source in bits]
@@ -217,7 +217,7 @@ def _mean_curve(curves: Sequence[_Curve]) -> _Curve:
 
 def posttraining(report: Report) -> list[Block]:
     if not report.posttraining:
-        return [Missing("Post-training", "make posttrain")]
+        return [Missing("Post-training", report.commands["posttrain"])]
     rows = []
     blocks: list[Block] = []
     for training in report.posttraining:
@@ -261,7 +261,7 @@ def ablations(report: Report) -> list[Block]:
 def plan(report: Report) -> list[Block]:
     """Speed as the planner saw it beside the median of the steps."""
     if not report.plans:
-        return [Missing("The planner's predictions", "make plan")]
+        return [Missing("The planner's predictions", report.commands["plan"])]
     runs = {training.name: training for training in report.pretraining}
     rows = []
     for name, predicted in report.plans.items():

@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 from foundation.errors import UserError
-from jobs.profile import Plan, Profile
+from jobs.plan import Plan
+from jobs.profile import Profile
+from jobs.scheduler import load_cluster_settings
+from slurm.adapter import Slurm
 from slurm.checks import profile_from_environment
-from slurm.cluster import load_cluster_settings, sbatch
 
 JOB = "eval_checkpoint"
 
@@ -35,6 +37,7 @@ def submit_due(profile: Profile, plan: Plan) -> None:
         JobError: sbatch refused; the checkpoint stays due.
     """
     assert plan.checkpoint_suites is not None
+    slurm = Slurm(load_cluster_settings(profile).of_the_adapter, in_job=True)
     for checkpoint in due(plan.folder, plan.checkpoint_suites.every_steps):
         folder = (plan.folder / "evaluations" / checkpoint.name).absolute()
         partial = folder.with_name(folder.name + ".partial")
@@ -47,8 +50,7 @@ def submit_due(profile: Profile, plan: Plan) -> None:
         # One at a time and in order: wandb takes steps in order only.
         options = ["--dependency=singleton", f"--export=ALL,CHECKPOINT={folder}"]
         try:
-            name = f"{JOB}_{plan.folder.name}"
-            job_id = sbatch(JOB, profile.run, [*load_cluster_settings(profile).options(JOB), *options], [], [], name)
+            job_id = slurm.sbatch(JOB, profile.run, options, name=f"{JOB}_{plan.folder.name}")
         except UserError:
             shutil.rmtree(folder)
             raise

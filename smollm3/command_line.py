@@ -68,6 +68,9 @@ VERBS: dict[str, tuple[Verb, ...]] = {
         Verb("eval-report", "evaluation:eval_report", "Show all evaluations so far, beside the announced scores."),
     ),
     "Clusters": (
+        Verb("submit", "cluster:submit", "Check a job and put it into the scheduler's queue."),
+        Verb("cluster-run", "cluster:cluster_run", "Submit the whole chain as one graph of dependencies."),
+        Verb("cluster-status", "cluster:cluster_status", "Show where the chain's jobs are."),
         Verb("eval-checkpoint", "evaluation:eval_checkpoint", "Join a checkpoint's evaluation to its run (for jobs)."),
     ),
     "This machine": (Verb("completion", "machine:completion", "Print the completion script for a shell."),),

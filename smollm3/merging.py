@@ -49,7 +49,20 @@ def merge_sweep(profile: Profile, recipes: list[Path], overrides: list[str]) -> 
     from merge.recipe import load_merge_recipe
     from merge.sweep import run_sweep
 
-    run_sweep(load_merge_recipe(recipes[0], overrides), suite_scores)
+    recipe = load_merge_recipe(recipes[0], overrides)
+    run_sweep(recipe, suite_scores, suites_sha256(recipe.evaluation) if recipe.evaluation else "")
+
+
+def suites_sha256(evaluation: "Evaluation") -> str:
+    """Of all that the suites' scores depend on beside the model: recipe, data, code and package versions.
+
+    Raises:
+        UserError: for a recipe, suite or data that cannot be read.
+    """
+    from eval.fingerprint import suites_sha256
+    from eval.recipe import load_eval_recipe
+
+    return suites_sha256(load_eval_recipe(evaluation.recipe), evaluation.suites)
 
 
 def suite_scores(model: Path, name: str, evaluation: "Evaluation", output: Path) -> "Scores":

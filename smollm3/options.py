@@ -109,10 +109,11 @@ def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], 
 def choose_profile(recipes: Path, run: Path | None, *, says_so: bool = True) -> Profile:
     """The profile of this folder of recipes, named on stderr where variables may have chosen it.
 
-    The environment's RUN, which recipes write as ${RUN}, becomes the run folder (default: runs/<name of the folder>).
+    The run folder (default: runs/<name of the folder>) becomes the environment's RUN, which recipes write as ${RUN};
+    job scripts also read the profile from the environment.
     """
     profile = Profile(recipes, run or Path("runs") / recipes.name)
-    os.environ["RUN"] = str(profile.run)
+    os.environ |= {"RUN": str(profile.run), "RECIPES": str(recipes), "PROFILE": recipes.name}
     if says_so:
         click.echo(f"profile {profile.recipes}, results in {profile.run}", err=True)
     return profile
@@ -154,8 +155,8 @@ def recipe_file(folder: Path, name: str) -> Path:
 
 def _profile_options(function: Function) -> Function:
     profile = click.option(
-        "--profile", envvar="PROFILE", default=DEFAULT_PROFILE, show_default=True, metavar="NAME",
-        help="Folder of recipes/, or any folder of recipes; the variable PROFILE does the same.",
+        "--profile", envvar=["RECIPES", "PROFILE"], default=DEFAULT_PROFILE, show_default=True, metavar="NAME",
+        help="Folder of recipes/, or any folder of recipes; the variables PROFILE and RECIPES do the same.",
     )  # fmt: skip
     run = click.option(
         "--run", envvar="RUN", type=click.Path(path_type=Path), metavar="FOLDER",

@@ -13,16 +13,16 @@ _FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
-@takes_recipes(several=False)
+@takes_recipes()
 def train(profile: Profile, recipes: list[Path], overrides: list[str]) -> None:
-    """Pretrain RECIPE on this machine, from the newest checkpoint of its run folder on.
+    """Pretrain RECIPEs on this machine, one after the other, each from the newest checkpoint of its run folder on.
 
-    RECIPE is a file or a name such as pretrain_stage1. Everything that can be checked is checked before a process
+    A RECIPE is a file or a name such as pretrain_stage1. Everything that can be checked is checked before a process
     starts; then as many processes as the layout needs share the machine's cores. On a cluster: smollm3 submit.
     """
     from nanotron_ext.launch import launch
 
-    launch(recipes[0], overrides)
+    launch(recipes, overrides)
 
 
 @click.command()

@@ -10,11 +10,11 @@ os.chdir(Path(__file__).parent.parent)
 
 
 @pytest.fixture(autouse=True)
-def _run_folder_of_one_test_is_not_the_next_ones() -> Iterator[None]:
-    """Commands set RUN for the recipes that they load; within one process that outlives them."""
-    before = os.environ.get("RUN")
+def _profile_of_one_test_is_not_the_next_ones() -> Iterator[None]:
+    """Commands say in the environment which profile they chose; within one process that outlives them."""
+    names = ("RUN", "RECIPES", "PROFILE")
+    before = {name: os.environ[name] for name in names if name in os.environ}
     yield
-    if before is None:
-        os.environ.pop("RUN", None)
-    else:
-        os.environ["RUN"] = before
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)

@@ -1,4 +1,4 @@
-"""The chain on a Makefile of its own: what runs again, what does not, and what a failure or a Ctrl-C leaves."""
+"""The chain on commands of its own: what runs again, what does not, and what a failure or a Ctrl-C leaves."""
 
 import json
 import os
@@ -6,50 +6,69 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import chain.runner
 from chain.runner import StepFailed, only_one, pending, run_step
 from chain.state import ChainState, read_state, reason_to_run, step_keys
 from chain.steps import ChainError, Step, select, steps_of
 from eval.recipe import load_eval_recipe
+from foundation.code import Code
 from foundation.recipe import load_recipe
+from jobs.plan import Folders, Job, Plan
 from jobs.profile import Profile
 from smollm3.command_line import main
 
 REPOSITORY = Path(__file__).parents[2]
-MAKEFILE = """
-text: ; @mkdir -p run/text && echo text >> run/text/out
-train: ; @mkdir -p run/train && cat run/text/out >> run/train/out
-broken: ; @echo the reason && false
-slow: ; @mkdir -p run/slow && trap 'echo saved > run/slow/saved; exit 1' TERM; echo 1 > run/slow/began; sleep 60 & wait
+# What takes the place of `smollm3` here; the first word chooses.
+COMMANDS = """
+case $1 in
+  text) mkdir -p run/text && echo text >> run/text/out ;;
+  train) mkdir -p run/train && cat run/text/out >> run/train/out ;;
+  broken) echo the reason && false ;;
+  slow)
+    mkdir -p run/slow && trap 'echo saved > run/slow/saved; exit 1' TERM
+    echo 1 > run/slow/began; sleep 60 & wait ;;
+  stubborn) trap '' TERM; mkdir -p run; echo $$ > run/pid; sleep 60 & wait; sleep 60 ;;
+esac
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "Makefile").write_text(MAKEFILE)
+    (tmp_path / "commands").write_text(COMMANDS)
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("one = 1\n")
     (tmp_path / "recipe.yaml").write_text("tokens: {train_steps: 4}\n")
     return tmp_path
 
 
+def step(name: str, *words: str, needs: tuple[str, ...] = (), **more: Any) -> Step:
+    """One that runs `name` and the `words`, and leaves run/<name>/out."""
+    made = Path("run") / name
+    job = Job(name, "", unplanned, lambda folders: True, name, code=more.pop("code", ()), seconds=1)
+    plan = Plan(job, Path("recipe.yaml"), made, ((name, *words),), (), (made / "out",), (made,), **more)
+    return Step(plan, needs)
+
+
+def unplanned(folders: Folders, job: Job, overrides: Sequence[str]) -> Plan:
+    raise NotImplementedError
+
+
 def chain_of_two() -> list[Step]:
-    run = Path("run")
-    return [
-        Step("text", (("text",),), (), (), (), (run / "text",), 1),
-        Step("train", (("train",),), (Path("recipe.yaml"),), ("code",), ("text",), (run / "train",), 1),
-    ]
+    return [step("text"), step("train", recipes=(Path("recipe.yaml"),), code=("code",), needs=("text",))]
 
 
 def execute(steps: list[Step]) -> list[str]:
     """Run what is pending; returns its names."""
+    chain.runner.PROGRAM = ("bash", "commands")
     run = Path("run")
-    keys, state = step_keys(steps), read_state(run)
+    keys, state = step_keys(steps, Code(Path())), read_state(run)
     todo = pending(steps, keys, state)
     for step in todo:
         run_step(step, run, keys, state, lambda step, seconds: None)
@@ -81,16 +100,19 @@ def test_changed_step_runs_again_and_keeps_what_was_there(folder: Path, change: 
 def test_reason_names_what_changed(folder: Path) -> None:
     execute(chain_of_two())
     (folder / "code" / "a.py").write_text("one = 2\n")
-    (folder / "Makefile").write_text(MAKEFILE.replace("echo text", "echo words"))
-    keys, state = step_keys(chain_of_two()), read_state(Path("run"))
-    reasons = {step.name: reason_to_run(step, keys, state) for step in chain_of_two()}
+    changed = [step("text", "loudly"), *chain_of_two()[1:]]
+    keys, state = step_keys(changed, Code(Path())), read_state(Path("run"))
+    reasons = {step.name: reason_to_run(step, keys, state) for step in changed}
     assert reasons == {"text": "changed: command", "train": "changed: code, an earlier stage"}
 
 
-def test_another_target_of_the_makefile_changes_nothing(folder: Path) -> None:
+def test_a_product_that_is_gone_is_made_again(folder: Path) -> None:
+    """The folder alone is not the result."""
     execute(chain_of_two())
-    (folder / "Makefile").write_text(MAKEFILE.replace("exit 1", "exit 2"))
-    assert execute(chain_of_two()) == []
+    (folder / "run" / "train" / "out").unlink()
+    steps = chain_of_two()
+    keys, state = step_keys(steps, Code(Path())), read_state(Path("run"))
+    assert reason_to_run(steps[1], keys, state) == "run/train/out is gone"
 
 
 def test_comment_in_a_recipe_changes_nothing(folder: Path) -> None:
@@ -101,15 +123,12 @@ def test_comment_in_a_recipe_changes_nothing(folder: Path) -> None:
 
 def test_step_follows_the_steps_that_it_needs(folder: Path) -> None:
     execute(chain_of_two())
-    first, second = chain_of_two()
-    changed = Step("text", (("text", "COUNT=2"),), (), (), (), first.outputs, 1)
-    assert execute([changed, second]) == ["text", "train"]
+    assert execute([step("text", "twice"), chain_of_two()[1]]) == ["text", "train"]
 
 
 def test_failure_names_command_log_and_reason(folder: Path) -> None:
-    step = Step("broken", (("broken",),), (), (), (), (), 1)
-    with pytest.raises(StepFailed, match=r"(?s)broken failed.*make --no-print-directory broken.*the reason"):
-        execute([step])
+    with pytest.raises(StepFailed, match=r"(?s)broken failed.*`smollm3 broken loudly` ended.*the reason"):
+        execute([step("broken", "loudly")])
     assert read_state(Path("run")).steps["broken"].state == "failed"
 
 
@@ -117,8 +136,7 @@ def test_interrupt_lets_the_step_save_and_leaves_no_process(folder: Path) -> Non
     script = (
         "from tests.chain.test_chain import *\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells ignore it in what they start with &
-        "step = Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)\n"
-        "try:\n    execute([step])\nexcept KeyboardInterrupt:\n    print('stopped')\n"
+        "try:\n    execute([step('slow')])\nexcept KeyboardInterrupt:\n    print('stopped')\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
@@ -131,13 +149,10 @@ def test_interrupt_lets_the_step_save_and_leaves_no_process(folder: Path) -> Non
 
 
 def test_second_interrupt_ends_the_step_at_once(folder: Path) -> None:
-    (folder / "Makefile").write_text(
-        "stubborn: ; @trap '' TERM; mkdir -p run; echo $$$$ > run/pid; sleep 60 & wait; sleep 60\n"
-    )
     script = (
         "from tests.chain.test_chain import *\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "execute([Step('stubborn', (('stubborn',),), (), (), (), (), 1)])\n"
+        "execute([step('stubborn')])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
@@ -156,8 +171,7 @@ def test_second_interrupt_ends_the_step_at_once(folder: Path) -> None:
 def test_closed_terminal_stops_the_step_too(folder: Path, number: signal.Signals) -> None:
     script = (
         "from tests.chain.test_chain import *\nimport chain.run\nfrom smollm3.command_line import main\n"
-        "step = Step('slow', (('slow',),), (), (), (), (Path('run/slow'),), 1)\n"
-        "chain.run.run_profile = lambda *_, **__: execute([step])\n"
+        "chain.run.run_profile = lambda *_, **__: execute([step('slow')])\n"
         f"sys.exit(main(['demo', '--profile', '{REPOSITORY}/recipes/tiny']))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -190,9 +204,7 @@ def test_tiny_profile_has_all_stages_in_an_order_that_respects_needs(monkeypatch
     assert names[0] == "data" and names[-1] == "report" and {"pretrain_stage3", "apo", "merge"} <= set(names)
     for number, step in enumerate(steps):
         assert set(step.needs) <= set(names[:number])
-        assert all((REPOSITORY / path).exists() for path in (*step.code, *step.recipes))
-    targets = {line.partition(":")[0] for line in (REPOSITORY / "Makefile").read_text().splitlines()}
-    assert {command[0] for step in steps for command in step.commands} <= targets
+        assert all(path.exists() for path in step.plan.recipes) and step.plan.job.code + step.plan.code
 
 
 def test_what_refuses_to_replace_finished_work_is_moved_aside_or_told_that_it_may(
@@ -204,9 +216,9 @@ def test_what_refuses_to_replace_finished_work_is_moved_aside_or_told_that_it_ma
     steps = {step.name: step for step in steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny")))}
     recipe, evaluation = load_recipe("recipes/tiny/pretrain.yaml"), load_eval_recipe("recipes/tiny/eval.yaml")
     written = {recipe.data.path, recipe.tokenizer.tokenizer_name_or_path, evaluation.data, "runs/tiny/posttrain_data"}
-    assert written <= {str(output) for output in steps["data"].outputs}
-    exports = [command for command in steps["export"].commands if command[0] == "export"]
-    assert exports and all("REPLACE=1" in command for command in exports)
+    assert written <= {str(output) for output in steps["data"].plan.outputs}
+    exports = [command for command in steps["export"].plan.commands if command[0] == "export"]
+    assert exports and all("--replace" in command for command in exports)
 
 
 def test_unknown_stage_is_refused() -> None:

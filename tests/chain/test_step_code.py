@@ -11,7 +11,8 @@ def test_steps_of_the_demo_see_the_code_that_they_run_and_no_other() -> None:
     code = Code(Path())
     seen = {}
     for step in steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny"))):
-        files = {Path(path) for path in step.code} | {f for path in step.code for f in Path(path).rglob("*.py")}
+        roots = (*step.plan.job.code, *step.plan.code)
+        files = {Path(path) for path in roots} | {f for path in roots for f in Path(path).rglob("*.py")}
         seen[step.name] = {str(found) for file in files if file.suffix == ".py" for found in code.imported_files(file)}
     assert {"nanotron_ext/train/step.py", "nanotron_ext/model/smollm3.py", "nanotron_ext/data/loader.py"} <= seen[
         "pretrain_stage1"

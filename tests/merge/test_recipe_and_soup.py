@@ -184,13 +184,16 @@ def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path):
         evaluated.append(weight)
         return {"base/a": {"value": 1 - (weight - 0.5) ** 2, "stderr": 0.1}}
 
-    run_sweep(recipe, scores)
+    run_sweep(recipe, scores, "as it is")
     document = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert document["best_soup_weight"] == 0.5 and evaluated == [0.0, 0.5, 1.0]
     assert [row["mean"] for row in document["rows"]] == [0.75, 1.0, 0.75]
     assert (tmp_path / "sweep" / "sweep.svg").is_file() and not list((tmp_path / "sweep").glob("soup-*"))
-    run_sweep(recipe, scores)
+    run_sweep(recipe, scores, "as it is")
     assert len(evaluated) == 3
+    # Scores of code that has changed say nothing about the merge any more.
+    run_sweep(recipe, scores, "as it is now")
+    assert evaluated == [0.0, 0.5, 1.0] * 2
 
 
 def test_second_model_of_a_process_scores_as_in_its_own(make_checkpoint, tmp_path):

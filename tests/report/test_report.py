@@ -59,8 +59,16 @@ def test_stage_table_holds_the_figures_of_the_metrics(profile: Profile) -> None:
 def test_missing_stages_are_named_with_the_command_that_makes_them(profile: Profile) -> None:
     page = page_of(profile)
     assert "stage3" in page and "not there yet" in page
-    for command in ("make posttrain", "make merge-sweep PROFILE=tiny", "make capabilities"):
-        assert f"<code>{command}</code>" in page
+    recipes = " ".join(f"{RECIPES}/{name}.yaml" for name in ("midtrain", "sft", "apo", "apo_seed43"))
+    for command in (f"posttrain {recipes}", f"merge-sweep --profile {RECIPES}", f"plan --profile {RECIPES}"):
+        assert f"<code>RUN={profile.run} smollm3 {command}</code>" in page
+
+
+def test_what_a_profile_has_no_recipe_for_is_said(profile: Profile) -> None:
+    """A profile of pretraining alone: no command would make models that talk."""
+    page = page_of(Profile(RECIPES.with_name("smollm3-135m"), profile.run))
+    assert "Post-training: this profile has no recipe for it.</p>" in page
+    assert f"smollm3 plan --profile {RECIPES.with_name('smollm3-135m')}</code> makes it." in page
 
 
 class _Loaded(HTMLParser):

@@ -59,7 +59,7 @@ def write_seeds(profile: Profile, claim: str, **effects: list[float]) -> None:
 
 def test_one_run_shows_falling_bits_but_no_interval(profile: Profile) -> None:
     found = story(profile)["stages"]
-    assert found.label == "not measured (make demo-seeds)"
+    assert found.verdict == "not measured" and found.lines[-1] == "To measure it: make demo-seeds"
     assert found.numbers[0] == "stage1: 4.000 to 2.000; +2.000 bits per byte"
     assert found.numbers[1].startswith("stage2: 2.000 to 1.467; +0.533")
     assert not any("long_context" in line for line in found.numbers)
@@ -71,7 +71,7 @@ def test_one_run_shows_falling_bits_but_no_interval(profile: Profile) -> None:
 def test_seeds_decide(profile: Profile, second: list[float], verdict: str) -> None:
     write_seeds(profile, "stages", stage1=[2.0, 2.1, 1.9], stage2=second)
     found = story(profile)["stages"]
-    assert found.label == verdict
+    assert found.verdict == verdict
     assert "Over 3 seeds +2.000 [+1.752, +2.248]" in found.numbers[0]  # 4.303 x 0.1 / sqrt(3)
 
 
@@ -86,7 +86,7 @@ def test_retrieval_within_the_pretraining_window_says_nothing_about_long_context
         write_retrieval(profile.run, model, 10, 12, WINDOW - 1)
     for claim in ("long_context", "apo", "merge"):
         found = story(profile)[claim]
-        assert found.label == "not measured" and "255 tokens at most" in found.numbers[0]
+        assert found.verdict == "not measured" and not found.command and "255 tokens at most" in found.numbers[0]
 
 
 def test_retrieval_rises_falls_and_comes_back(profile: Profile) -> None:
@@ -104,8 +104,12 @@ def test_retrieval_rises_falls_and_comes_back(profile: Profile) -> None:
 
 def test_nothing_measured_names_the_command(profile: Profile) -> None:
     found = story(profile)
-    assert found["taught"].label == "not measured (make demo STAGES=capabilities)"
-    assert found["long_context"].label == "not measured (make demo STAGES=eval_long)"
+    assert found["taught"].verdict == found["long_context"].verdict == "not measured"
+    models = [f"{profile.run}/hf/{name}" for name in ("long_context_64k", "midtrain", "sft", "apo", "soup", "merged")]
+    command = f"RUN={profile.run} smollm3 capabilities {' '.join(models)} --seeds 1 --profile {RECIPES}"
+    assert found["taught"].lines == [f"To measure it: {command}"]
+    assert found["long_context"].command.startswith(f"RUN={profile.run} smollm3 eval --profile {RECIPES} --model ")
+    assert found["long_context"].command.endswith("/hf/merged --suite long")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_a_model_is_not_its_own_base(profile: Profile) -> None:
     write_capabilities(profile.run, {"hf/merged": summary({"all": (80, 80), "chain": (80, 50)}, (100, 100), 100)})
     found = story(profile)
     assert found["thinking"].verdict == "shown"
-    assert found["taught"].label == "not measured (make demo STAGES=capabilities)"
+    assert found["taught"].verdict == "not measured" and " smollm3 capabilities " in found["taught"].command
 
 
 def test_capabilities_may_name_the_tasks_of_several_steps(profile: Profile) -> None:

@@ -18,17 +18,18 @@ def test_the_chain_trains_as_one_machine_does_and_is_submitted_once(
     cluster: Cluster, profile: Path, straight: Path
 ) -> None:
     run = {"RECIPES": profile / "recipes", "RUN": profile / "runs"}
-    first = cluster.run(sys.executable, "-m", "slurm.cluster_run", **run).stdout
-    assert "data               done" in first and "3 jobs submitted" in first
+    first = cluster.run(sys.executable, "-m", "smollm3", "cluster-run", **run).stdout
+    assert "data               done" in first and "4 jobs submitted" in first
     assert "pretrain_stage3" in first and "after pretrain_stage2" in first
-    again = cluster.run(sys.executable, "-m", "slurm.cluster_run", **run).stdout
+    again = cluster.run(sys.executable, "-m", "smollm3", "cluster-run", **run).stdout
     assert "0 jobs submitted" in again
     jobs = [int(job_id) for job_id in re.findall(r"job (\d+)", first)]
-    status = cluster.run(sys.executable, "-m", "slurm.cluster_status", **run).stdout
+    status = cluster.run(sys.executable, "-m", "smollm3", "cluster-status", **run).stdout
     assert f"job {jobs[2]}" in status and "pending (Dependency)" in status
     cluster.wait_for_end(*jobs)
-    assert [cluster.field(job, "JobState") for job in jobs] == ["COMPLETED"] * 3
-    assert "0 jobs submitted" in cluster.run(sys.executable, "-m", "slurm.cluster_run", **run).stdout
+    assert [cluster.field(job, "JobState") for job in jobs] == ["COMPLETED"] * 4
+    assert (profile / "runs" / "report" / "index.html").is_file()
+    assert "0 jobs submitted" in cluster.run(sys.executable, "-m", "smollm3", "cluster-run", **run).stdout
 
     stitched = {step: loss for stage in LAST_STEPS for step, loss in losses(profile / "runs" / stage).items()}
     assert stitched == losses(straight)
@@ -88,7 +89,7 @@ def test_a_check_that_does_not_finish_excludes_nobody_and_the_job_trains(
     ("arguments", "environment", "message"),
     [
         (("--nodes=3",), {}, "needs 2 processes (dp x pp x tp), which 3 nodes cannot share evenly"),
-        ((), {"RECIPES": "recipes/none"}, "There is no recipe recipes/none/pretrain_stage1.yaml"),
+        ((), {"RECIPES": "recipes/none"}, "There is no folder of recipes recipes/none"),
         (("--", "tokens.trian_steps=3"), {}, "Did you mean 'train_steps'?"),
     ],
 )

@@ -52,7 +52,7 @@ class Login:
         return file.read_text().splitlines() if file.is_file() else []
 
     def queue(self, job_id: int, name: str, state: str = "RUNNING") -> None:
-        fields = f"{job_id:<20}{name:<60}{state:<20}{'None':<60}{'(null)':<200}{self.root / 'runs'!s:<1000}\n"
+        fields = f"{job_id:<20}{name:<60}{state:<20}{'None':<60}{self.root / 'runs'!s:<1000}\n"
         with (self.bin / "queue").open("a") as file:
             file.write(fields)
 
@@ -166,9 +166,10 @@ def test_a_job_that_is_queued_or_done_is_not_submitted_again(login: Login) -> No
 def test_the_chain_is_one_graph_of_what_is_missing(login: Login) -> None:
     finish_stage(login, "stage1", LAST_STEPS["stage1"])
     answer = subprocess.run(
-        [sys.executable, "-m", "slurm.cluster_run"], env=login.environment, capture_output=True, text=True
+        [sys.executable, "-m", "smollm3", "cluster-run"], env=login.environment, capture_output=True, text=True
     )
-    assert "2 jobs submitted" in answer.stdout, answer.stderr
-    second, third = login.submitted()
+    assert "3 jobs submitted" in answer.stdout, answer.stderr
+    second, third, report = login.submitted()
     assert "--job-name=pretrain_stage2" in second and "--dependency" not in second
     assert "--job-name=pretrain_stage3" in third and "--dependency=afterok:1 " in third
+    assert "--job-name=report" in report and "--dependency=afterok:2 " in report

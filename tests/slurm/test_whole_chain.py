@@ -87,21 +87,21 @@ def test_from_an_empty_folder_to_the_report(cluster: Cluster, tmp_path: Path) ->
         "HF_DATASETS_CACHE": tmp_path / "cache",
     }
 
-    def slurm(module: str) -> str:
-        return cluster.run(sys.executable, "-m", f"slurm.{module}", **environment).stdout
+    def slurm(verb: str) -> str:
+        return cluster.run(sys.executable, "-m", "smollm3", verb, **environment).stdout
 
-    first = slurm("cluster_run")
+    first = slurm("cluster-run")
     jobs = {name: int(job) for name, job in re.findall(r"^  (\w+) +job (\d+)", first, re.MULTILINE)}
     assert f"{len(jobs)} jobs submitted" in first
     assert " ".join(jobs) == (
         "data pretrain_stage1 pretrain_stage2 pretrain_stage3 long_context_32k long_context_64k eval_base "
         "midtrain sft apo merge eval report"
     )
-    assert "after eval, eval_base" in first
-    assert "0 jobs submitted" in slurm("cluster_run")
+    assert "after eval_base, eval" in first
+    assert "0 jobs submitted" in slurm("cluster-run")
 
     cluster.wait_for("stage 2 to train", lambda: bool(losses(run / "stage2")), 300)
-    status = slurm("cluster_status")
+    status = slurm("cluster-status")
     assert re.search(r"pretrain_stage1 +done +4/4 +\d\.\d{4} +[\d,]+", status), status
     assert re.search(r"pretrain_stage2 +(running|completing)", status), status
     assert re.search(r"next: .*sft, apo, merge", status), status
@@ -109,9 +109,9 @@ def test_from_an_empty_folder_to_the_report(cluster: Cluster, tmp_path: Path) ->
     cluster.wait_for_end(*jobs.values(), seconds=900)
     states = {name: cluster.field(job, "JobState") for name, job in jobs.items()}
     assert set(states.values()) == {"COMPLETED"}, states
-    assert "0 jobs submitted" in slurm("cluster_run")
+    assert "0 jobs submitted" in slurm("cluster-run")
     assert (run / "report" / "index.html").stat().st_size > 10_000
-    assert "next: nothing" in slurm("cluster_status")
+    assert "next: nothing" in slurm("cluster-status")
 
     for stage, steps in EVALUATED_STEPS.items():
         folder = run / stage

@@ -133,4 +133,4 @@ def test_submit_runs_the_python_that_the_site_file_names(tmp_path: Path) -> None
     site.write_text(f"echo loading modules\nLOGIN_PYTHON={python}\n")
     environment = {"PATH": "/usr/bin:/bin", "SMOLLM3_SITE": str(site)}
     answer = subprocess.run(["slurm/submit", "apo", "--time=1"], env=environment, capture_output=True, text=True)
-    assert answer.stdout == "mine: -m slurm.submit apo --time=1\n"
+    assert answer.stdout == "mine: -m smollm3 submit apo --time=1\n"

@@ -1,12 +1,13 @@
 """The time left: from the pace of the last steps, for resumed trainings and several in a row too."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from chain.steps import Step, TrainingRun
-from chain.view import seconds_left
+from jobs.plan import Folders, Job, Plan, TrainingRun
+from jobs.progress import seconds_left
 
 
 def write_rows(folder: Path, first: int, last: int, seconds_per_step: float, **more: float) -> None:
@@ -20,8 +21,13 @@ def write_rows(folder: Path, first: int, last: int, seconds_per_step: float, **m
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def step(*runs: TrainingRun) -> Step:
-    return Step("train", (), (), (), (), (), 100, runs=runs)
+def step(*runs: TrainingRun) -> Plan:
+    job = Job("train", "", unplanned, lambda folders: True, "train")
+    return Plan(job, Path("train.yaml"), Path("train"), (), (), (), runs=runs)
+
+
+def unplanned(folders: Folders, job: Job, overrides: Sequence[str]) -> Plan:
+    raise NotImplementedError
 
 
 def test_stage_that_goes_on_from_another_stages_step(tmp_path: Path) -> None:

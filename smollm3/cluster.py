@@ -1,0 +1,64 @@
+"""Verbs for clusters: put jobs into a scheduler's queue, and see where they are."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from jobs.profile import Profile
+from smollm3.options import takes_profile
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="[OPTIONS]",
+)
+@takes_profile
+@click.option("--model", envvar="MODEL", type=click.Path(path_type=Path), help="For an evaluation: this model folder.")
+@click.option("--suite", "suites", envvar="SUITE", multiple=True, help="For an evaluation: only this suite.")
+@click.argument("job")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCHEDULER OPTION...] [-- section.key=value ...]")
+def submit(profile: Profile, model: Path | None, suites: tuple[str, ...], job: str, words: tuple[str, ...]) -> None:
+    """Check JOB and put it into the queue, behind the jobs that it needs.
+
+    JOB is a job of the chain, such as pretrain_stage1. What follows it goes to the scheduler (sbatch, for Slurm) as it
+    is; what follows -- replaces values of the job's recipe. Whatever would make the job fail at its start is refused
+    here, before the queue. The variable REBUILD names prepared sources that the data job may replace.
+    """
+    from jobs.scheduler import load_scheduler
+    from jobs.submission import submit_job
+
+    split = words.index("--") if "--" in words else len(words)
+    name = job.removeprefix("slurm/").removesuffix(".sh")
+    chosen = Profile(profile.recipes, profile.run, model, suites)
+    click.echo(submit_job(chosen, load_scheduler(chosen), name, words[:split], words[split + 1 :]))
+
+
+@click.command("cluster-run")
+@takes_profile
+@click.option("--dry-run", is_flag=True, help="Check and print the graph, submit nothing.")
+def cluster_run(profile: Profile, dry_run: bool) -> None:
+    """Submit the whole chain, from data to the report, as one graph of dependencies.
+
+    Jobs that are done or queued already are left alone, so running it again only fills gaps.
+    """
+    from jobs.scheduler import load_scheduler
+    from jobs.submission import submit_chain
+
+    submit_chain(profile, load_scheduler(profile), dry_run=dry_run)
+
+
+@click.command("cluster-status")
+@takes_profile
+def cluster_status(profile: Profile) -> None:
+    """Where the chain is: state, step, loss, speed, ETA and attempts of each job."""
+    from rich.console import Console
+
+    from jobs.scheduler import load_scheduler
+    from jobs.status import next_jobs, status_table
+
+    scheduler = load_scheduler(profile)
+    queue = scheduler.queue(profile.run)
+    console = Console() if sys.stdout.isatty() else Console(width=130)
+    console.print(status_table(profile, scheduler, queue))
+    click.echo(f"next: {', '.join(next_jobs(profile, queue)) or 'nothing'}")
