@@ -59,8 +59,9 @@ def evaluate(recipe: EvalRecipe, folder: Path, name: str | None, suites: list[st
                 read_dataset(Path(recipe.data), dataset)
     if recipe.backend.engine == "vllm" and find_spec("vllm") is None:
         raise EvalError(
-            "backend.engine is vllm, but the package vllm is not installed. Install it on the GPU machine "
-            "(pip install vllm), or set backend.engine=transformers."
+            f"backend.engine is vllm, but the package vllm is not installed beside {sys.executable}. "
+            "`make setup-vllm` makes .venv-vllm, which has it and the evaluation: use that environment's command "
+            "(.venv-vllm/bin/smollm3, or EVAL_PYTHON in slurm/site.sh), or set backend.engine=transformers."
         )
     # Imported here: lighteval takes seconds, and wrong recipes or missing data are reported without it.
     from eval.model import LocalModel, TransformersModel

@@ -20,5 +20,5 @@ suites=()
 for suite in $JOB_SUITES; do
   suites+=(--suite "$suite")
 done
-and_then on_one_node "$PYTHON" -m eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" "$@"
+and_then on_one_node "$EVAL_PYTHON" -m eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" "$@"
 finish

@@ -18,6 +18,6 @@ suites=()
 for suite in $JOB_SUITES; do
   suites+=(--suite "$suite")
 done
-and_then on_one_node "$PYTHON" -m eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" output="$CHECKPOINT/results"
+and_then on_one_node "$EVAL_PYTHON" -m eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" output="$CHECKPOINT/results"
 and_then on_one_node "$PYTHON" -m eval.checkpoint "$CHECKPOINT" --model "$JOB_MODEL"
 finish

@@ -37,6 +37,7 @@ SITE_FILE=${SMOLLM3_SITE:-slurm/site.sh}
 [[ $PYTHON != "$PWD/.venv/bin/python" || -x $PYTHON ]] \
   || PYTHON=$("${CONTAINER[@]}" tools/find-python torch) || exit 2
 export PYTHON
+EVAL_PYTHON=${EVAL_PYTHON:-$PYTHON} # evaluates; that of .venv-vllm for backend.engine: vllm
 # Command that fails on a node that should not take part, with exit code 124 if it did not finish in time; empty in the
 # site file: none.
 [[ -v NODE_CHECK ]] || NODE_CHECK=("${CONTAINER[@]}" "$PYTHON" -m slurm.node_check "${NODE_CHECK_OPTIONS[@]}")
