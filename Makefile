@@ -17,7 +17,7 @@ MODEL ?= $(RUN)/hf/merged
 RECIPES ?= recipes/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-flash-attn demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
+.PHONY: help setup setup-vllm setup-flash-attn doctor demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
 .PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-plan bench-merge chaos layouts test test-storage test-slurm test-compat lint format
 
@@ -50,6 +50,10 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
+
+doctor: ## What this machine has of what the project uses, and how to get what is missing
+	@test -x $(VENV)/bin/smollm3 || { echo "error: there is no $(VENV)/bin/smollm3: run 'make setup'"; exit 1; }
+	@$(VENV)/bin/smollm3 doctor
 
 demo: setup ## The whole chain in miniature, from text to the report; STAGES="sft merge" for a part of it
 	@$(PY) -m chain recipes/tiny $(STAGES)

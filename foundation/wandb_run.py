@@ -55,8 +55,7 @@ def wandb_mode(recipe: Recipe) -> str:
     mode = os.environ.get("WANDB_MODE") or recipe.wandb.mode
     if mode not in ("auto", "online"):
         return mode
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    logged_in = _wandb_logged_in(server)
+    server, logged_in = wandb_server(), wandb_logged_in()
     reachable = logged_in and _answers(server)
     if mode == "auto":
         return "online" if reachable else "offline"
@@ -69,10 +68,15 @@ def wandb_mode(recipe: Recipe) -> str:
     return "online"
 
 
-def _wandb_logged_in(server: str) -> bool:
+def wandb_server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def wandb_logged_in() -> bool:
+    """Whether there is a key for the server; it is not tried."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(server).hostname or ""
+    host = urlparse(wandb_server()).hostname or ""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     return netrc.is_file() and host in netrc.read_text(encoding="utf-8", errors="replace")
 
