@@ -10,7 +10,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
-source slurm/lib.sh || exit
+source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 begin apo "$@"
 export_model
 # apo.yaml and its other seeds, the members of the soup, one after the other

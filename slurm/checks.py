@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foundation.errors import UserError
+from foundation.project import project_file, recipe_place
 from jobs.profile import JobError, Plan, Profile
 from slurm.cluster import SITE_FILE, QueuedJob, Resources, load_cluster_settings, queued_jobs
 
@@ -16,10 +17,12 @@ WAIT = 3  # exit code: the job before this one still runs
 
 
 def profile_from_environment() -> Profile:
-    """PROFILE, RUN and RECIPES, with the defaults of lib.sh; RUN also reaches the recipes' ${RUN}."""
+    """PROFILE, RUN and RECIPES, with the defaults of lib.sh; RUN also reaches the recipes' ${RUN}, and both the jobs."""
     name = os.environ.get("PROFILE", "smollm3-3b")
     run = os.environ.setdefault("RUN", f"runs/{name}")
-    return Profile(Path(os.environ.get("RECIPES", f"recipes/{name}")), Path(run))
+    recipes = recipe_place(Path(os.environ.get("RECIPES", f"recipes/{name}")))
+    os.environ["RECIPES"] = str(recipes)
+    return Profile(recipes, Path(run))
 
 
 def check_job(
@@ -65,7 +68,7 @@ def check_site_file() -> None:
     if not file.is_file():
         raise JobError(
             f"There is no site file {file} with this cluster's partition, account, modules and Python. "
-            f"Copy slurm/site.sh.example to {SITE_FILE} and edit it."
+            f"Copy {project_file('slurm/site.sh.example')} to {SITE_FILE} and edit it."
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +11,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from foundation.project import ROOT, project_file
 from jobs.profile import JobError, Profile, script_of
 
 SITE_FILE = Path("slurm/site.sh")
+LOGS = Path("slurm/logs")  # of jobs, as the scripts' headers say; below the folder that they are submitted from
 
 
 class ClusterSettings(BaseModel):
@@ -54,7 +57,7 @@ class Resources:
 
 def requested_resources(job: str, options: list[str]) -> Resources:
     """What sbatch will ask for: the script's header, overruled by `options`."""
-    header = re.findall(r"^#SBATCH\s+(--\S+)", script_of(job).read_text(encoding="utf-8"), re.MULTILINE)
+    header = re.findall(r"^#SBATCH\s+(--\S+)", project_file(script_of(job)).read_text(encoding="utf-8"), re.MULTILINE)
     nodes, gpus = 1, 0
     for option in header + _long_options(options):
         name, _, value = option.partition("=")
@@ -110,7 +113,8 @@ def sbatch(job: str, run: Path, options: list[str], after: list[int], overrides:
     """
     dependency = [f"--dependency=afterok:{':'.join(map(str, after))}", "--kill-on-invalid-dep=yes"] if after else []
     named = [f"--job-name={name or job}", f"--comment={run.absolute()}"]
-    answer = _slurm("sbatch", "--parsable", *named, *dependency, *options, str(script_of(job)), *overrides)
+    LOGS.mkdir(parents=True, exist_ok=True)  # Slurm does not, and the job would fail without a word
+    answer = _slurm("sbatch", "--parsable", *named, *dependency, *options, str(project_file(script_of(job))), *overrides)
     return int(answer.split(";")[0])
 
 
@@ -119,6 +123,8 @@ def _slurm(*command: str) -> str:
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("SLURM") or key == "SLURM_CONF"
     }
+    if not Path.cwd().samefile(ROOT):  # where a job starts; Slurm runs a copy of the script, which could find neither
+        environment |= {"SMOLLM3_SCRIPTS": str(project_file("slurm")), "SMOLLM3_PYTHON": sys.executable}
     try:
         answer: Any = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except FileNotFoundError:

@@ -10,7 +10,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
-source slurm/lib.sh || exit
+source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 # CHECKPOINT: <run>/evaluations/<step>, from slurm/checkpoint_evaluations.py
 begin eval_checkpoint "$@"
 on_one_node "$PYTHON" -m nanotron_ext.export --replace "$CHECKPOINT/checkpoint" "$JOB_MODEL"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from foundation.errors import UserError
 from jobs.profile import JobError, Profile
 from slurm.checks import check_job, profile_from_environment, read_site_settings
-from slurm.cluster import load_cluster_settings, queued_jobs, requested_resources, sbatch
+from slurm.cluster import LOGS, load_cluster_settings, queued_jobs, requested_resources, sbatch
 
 
 def submit(profile: Profile, name: str, sbatch_options: Sequence[str] = (), overrides: Sequence[str] = ()) -> str:
@@ -33,7 +33,7 @@ def submit(profile: Profile, name: str, sbatch_options: Sequence[str] = (), over
         return f"{name} is done: {plan.products[-1]} exists."
     job_id = sbatch(name, profile.run, options, [job.job_id for job in first], list(overrides))
     behind = ", ".join(f"{job.name} ({job.job_id})" for job in first)
-    return f"{name}: job {job_id}{behind and f' behind {behind}'}, output in slurm/logs/{name}-{job_id}.out"
+    return f"{name}: job {job_id}{behind and f' behind {behind}'}, output in {LOGS}/{name}-{job_id}.out"
 
 
 def main() -> int:

@@ -1,8 +1,6 @@
 """What runs by itself: the workflow, the hook before a commit, the forms of issues. They call what people type."""
 
-import importlib.util
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ def commands() -> set[str]:
 
 def test_the_workflow_runs_what_ci_run_runs() -> None:
     ours = made(Path(".ci/run").read_text())
-    assert len(ours) == 3 and ours <= commands()
+    assert len(ours) == 4 and ours <= commands()
     for command in [*commands(), *made(Path(".github/pull_request_template.md").read_text().replace("- [ ] `", ""))]:
         assert re.split(r"[ `]", command)[1] in TARGETS, command
 
@@ -65,19 +63,18 @@ def test_a_form_is_one(form: Path) -> None:
     assert len({part["id"] for part in content["body"]}) == len(content["body"]) > 1
 
 
-def test_the_form_for_faults_asks_for_a_program_that_is_there() -> None:
-    [module] = re.findall(r"python -m ([\w.]+)", Path(".github/ISSUE_TEMPLATE/bug.yml").read_text())
-    assert importlib.util.find_spec(module) is not None
+def test_the_form_for_faults_asks_for_a_target_that_is_there() -> None:
+    [target] = re.findall(r"`make ([a-z-]+)`", Path(".github/ISSUE_TEMPLATE/bug.yml").read_text())
+    assert target in TARGETS
 
 
-def test_make_evaluates_with_vllm_in_the_environment_that_has_it() -> None:
-    def run(*arguments: str) -> str:
-        command = ["make", "--dry-run", "eval", "PROFILE=smollm3-3b", "MODEL=docs", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\\\n", "")
-
-    assert re.search(r"^\.venv/bin/python -m eval \S+ +--model docs", run(), re.MULTILINE)
-    with_vllm = run("ENGINE=vllm")
-    assert re.search(
-        r"^\.venv-vllm/bin/python -m eval \S+ +backend\.engine=vllm +--model docs", with_vllm, re.MULTILINE
-    )
-    assert "constraints-vllm.txt" in with_vllm and "pip install --quiet --constraint" not in with_vllm
+def test_every_version_that_was_released_has_its_section() -> None:
+    """Newest first, each with the day of its release; the version of pyproject.toml on top, until then "unreleased"."""
+    headings = re.findall(r"^## (.+)$", Path("CHANGELOG.md").read_text(), re.MULTILINE)
+    parts = [re.fullmatch(r"(\d+)\.(\d+)\.(\d+) \((\d{4}-\d{2}-\d{2}|unreleased)\)", heading) for heading in headings]
+    assert all(parts), headings
+    versions = [tuple(int(number) for number in part.groups()[:3]) for part in parts if part]
+    days = [part[4] for part in parts if part]
+    assert versions == sorted(set(versions), reverse=True) and days == sorted(days, reverse=True)
+    assert "unreleased" not in days[1:]
+    assert ".".join(map(str, versions[0])) == tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
