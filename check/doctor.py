@@ -1,10 +1,9 @@
 """What this machine has of what the project uses, what a training would do with it, and how to get what is missing.
 
-Nothing is changed and nothing is asked of a network. Exit code 1 if something is missing or broken that the project
-cannot run without; all else that is missing, another version than the lock's included, is a note.
+Nothing is changed and nothing is asked of a network. This works where packages are missing, torch and rich among them:
+whatever is not of Python's own library is imported where it is asked for.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,7 +18,9 @@ from typing import Literal, TypeAlias
 from urllib.parse import urlparse
 
 from check import packages
-from check.packages import DISTRIBUTION, ROOT, VLLM_LOCK, Packages, installed_version
+from check.packages import VLLM_LOCK, Packages, how_to_get, installed_version
+from foundation.errors import UserError
+from foundation.project import ROOT
 
 State: TypeAlias = Literal["ok", "note", "broken"]
 # NVIDIA, CUDA Compatibility, table 1: the lowest driver branch under which applications of a CUDA major release run.
@@ -30,28 +31,14 @@ SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the answer."""
+    """One line of the answer. `broken` is what the project cannot run without; all else that is missing, another
+    version than the lock's included, is a `note`."""
 
     about: str
     name: str
     state: State
     found: str
     advice: str = ""  # how to get what is missing
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m check.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    as_json = parser.parse_args(arguments).json
-    findings = examine()
-    works = all(finding.state != "broken" for finding in findings)
-    if as_json:
-        print(json.dumps({"works": works, "findings": [asdict(finding) for finding in findings]}, indent=1))
-    else:
-        _print_table(findings)
-    return 0 if works else 1
 
 
 def examine() -> list[Finding]:
@@ -63,10 +50,13 @@ def examine() -> list[Finding]:
         findings += _packages(found)
         in_vllms_environment = found.lock == VLLM_LOCK  # which evaluates and serves models, and trains none
     except ImportError as error:
-        findings.append(Finding("packages", str(error.name), "broken", "not installed", "make setup"))
+        findings.append(Finding("packages", str(error.name), "broken", "not installed", how_to_get()))
+    except UserError as error:
+        findings.append(Finding("packages", "locks", "broken", str(error)))
+    trains = not in_vllms_environment and installed_version("torch") is not None
     asked: dict[Callable[[], Iterator[Finding]], str] = {
         _torch: "torch",
-        **({} if in_vllms_environment else {_engine: "training", _attention: "training", _compilation: "training"}),
+        **({_engine: "training", _attention: "training", _compilation: "training"} if trains else {}),
         _vllm: "vLLM",
         _slurm: "cluster",
         **({} if in_vllms_environment else {_wandb: "accounts"}),
@@ -83,10 +73,44 @@ def examine() -> list[Finding]:
     return findings
 
 
+def works(findings: Sequence[Finding]) -> bool:
+    """Whether the project runs here; the exit code of `smollm3 doctor` is 0 then and 1 otherwise."""
+    return all(finding.state != "broken" for finding in findings)
+
+
+def to_json(findings: Sequence[Finding]) -> str:
+    return json.dumps({"works": works(findings), "findings": [asdict(finding) for finding in findings]}, indent=1)
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """Print a table; without rich, which may be what is missing, plain lines."""
+    broken = [finding.name for finding in findings if finding.state == "broken"]
+    verdict = f"SmolLM3's pipeline cannot run here: {', '.join(broken)}." if broken else "SmolLM3's pipeline runs here."
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        for finding in findings:
+            print("  ".join(filter(None, (finding.state, finding.name, finding.found, finding.advice))))
+        print(verdict)
+        return
+    styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        mark = Text(finding.state, style=styles[finding.state])
+        table.add_row(mark, Text(finding.name), Text(finding.found), Text(finding.advice))
+    console = Console(width=None if sys.stdout.isatty() else 120)  # rich takes 80 for a file
+    console.print(table)
+    console.print(Text(verdict), soft_wrap=True)
+
+
 def _python() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     fits = PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]
-    advice = "" if fits else "make setup looks for a Python from 3.11 to 3.13; remove .venv first"
+    advice = "" if fits else "a new environment of Python 3.11 to 3.13; after 'rm -r .venv', make setup looks for one"
     yield Finding("python", "Python", "ok" if fits else "broken", f"{version}, {sys.executable}", advice)
 
 
@@ -109,7 +133,8 @@ def _torch() -> Iterator[Finding]:
         import torch
     except Exception as error:  # an ImportError of a half-installed one, an OSError of a library that does not load
         if installed_version("torch") is not None:  # else it is among the packages that are not installed
-            yield Finding("torch", "torch", "broken", f"does not import: {error}", "make setup, in a new .venv")
+            advice = f"in a new environment: {how_to_get()}"
+            yield Finding("torch", "torch", "broken", f"does not import: {error}", advice)
         return
     cuda = torch.version.cuda
     build = f"CUDA {cuda}" if cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "without CUDA"
@@ -150,12 +175,12 @@ def _driver(version: str | None, cuda: str | None) -> Finding:
 
 
 def _engine() -> Iterator[Finding]:
-    if installed_version("nanotron") is None or installed_version("torch") is None:
+    if installed_version("nanotron") is None:
         return  # named among the packages
     try:
         import nanotron_ext.engine  # noqa: F401
     except Exception as error:
-        advice = "make setup; nanotron_ext/engine.py bridges exactly the pinned release"
+        advice = f"{how_to_get()}; nanotron_ext/engine.py bridges exactly the pinned release"
         yield Finding("training", "engine", "broken", f"nanotron does not import: {error}", advice)
     else:
         yield Finding("training", "engine", "ok", f"nanotron {installed_version('nanotron')}")
@@ -177,13 +202,13 @@ def _attention() -> Iterator[Finding]:
     yield Finding("training", "attention", "ok", f"pretraining in bfloat16 on {device} would use {backend}")
     version = installed_version("flash-attn")
     if version is None:
-        advice = "for post-training on GPUs: make setup-flash-attn, or model.attn_implementation=sdpa"
+        advice = f"for post-training on GPUs: {how_to_get('flash-attn')}, or model.attn_implementation=sdpa"
         yield Finding("training", "flash-attn", "note", "not installed", advice)
         return
     try:
         import flash_attn  # noqa: F401
     except Exception as error:  # undefined symbols, when it was built against another torch
-        advice = "build it anew (make setup-flash-attn), or pip uninstall flash-attn"
+        advice = f"pip uninstall flash-attn; to build it anew: {how_to_get('flash-attn')}"
         state: State = "broken" if backend == "flash_attn" else "note"
         yield Finding("training", "flash-attn", state, f"{version} does not import: {error}", advice)
     else:
@@ -193,10 +218,10 @@ def _attention() -> Iterator[Finding]:
 def _compilation() -> Iterator[Finding]:
     """What torch.compile needs: Triton and a C compiler with Python's headers on a GPU, a C++ compiler on a CPU."""
     device = _device_type()
-    lacking = _lacks_for_gpus() if device == "cuda" else _lacks_for_cpus()
+    compiler, lacking = _compiler_for_gpus() if device == "cuda" else _compiler_for_cpus()
     used = "parallelism.compile: auto compiles" if device == "cuda" else "parallelism.compile: auto does not compile"
     if not lacking:
-        yield Finding("training", "compilation", "ok", f"works on this {device}; {used}")
+        yield Finding("training", "compilation", "ok", f"works on this {device}, with {compiler}; {used}")
         return
     without = "" if device == "cpu" else "; until then parallelism.compile=false"
     yield Finding(
@@ -205,24 +230,23 @@ def _compilation() -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _lacks_for_gpus() -> list[str]:
-    lacking = [] if installed_version("triton") else ["triton"]
-    # Triton builds its launchers with CC, gcc or clang, whichever is there first.
-    if not any(shutil.which(compiler) for compiler in (os.environ.get("CC") or "gcc", "gcc", "clang")):
-        lacking.append("C compiler")
+def _compiler_for_gpus() -> tuple[str, list[str]]:
+    """(what Triton compiles with: CC, gcc or clang, whichever is there first; what lacks)"""
+    found = next(filter(None, map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "clang"))), None)
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
-    return lacking if headers.is_file() else [*lacking, str(headers)]
+    needed = {"triton": installed_version("triton"), "C compiler": found, str(headers): headers.is_file()}
+    return f"Triton {needed['triton']} and {found}", [name for name, there in needed.items() if not there]
 
 
-def _lacks_for_cpus() -> list[str]:
+def _compiler_for_cpus() -> tuple[str, list[str]]:
+    """(the C++ compiler that torch takes, what lacks)"""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        get_cpp_compiler()
+        return get_cpp_compiler(), []
     except InvalidCxxCompiler:
-        return ["C++ compiler"]
-    return []
+        return "", ["C++ compiler"]
 
 
 def _vllm() -> Iterator[Finding]:
@@ -232,7 +256,7 @@ def _vllm() -> Iterator[Finding]:
     elif beside.is_file():
         yield Finding("vLLM", "vllm", "ok", f"in {beside.parents[1]}")
     else:
-        advice = "make setup-vllm, for synthetic data, judges and make eval ENGINE=vllm on GPUs"
+        advice = f"for synthetic data, judges and evaluation with backend.engine=vllm on GPUs: {how_to_get('vllm')}"
         yield Finding("vLLM", "vllm", "note", "not installed", advice)
 
 
@@ -246,7 +270,7 @@ def _slurm() -> Iterator[Finding]:
 
 
 def _wandb() -> Iterator[Finding]:
-    from foundation.journal import wandb_logged_in, wandb_server
+    from foundation.wandb_run import wandb_logged_in, wandb_server
 
     server = urlparse(wandb_server()).hostname  # without a password that the address may hold
     if wandb_logged_in():
@@ -269,30 +293,3 @@ def _hub() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     usage = shutil.disk_usage(".")
     yield Finding("disk", "free here", "ok", f"{usage.free / 1e9:,.0f} of {usage.total / 1e9:,.0f} GB in {Path.cwd()}")
-
-
-def _print_table(findings: Sequence[Finding]) -> None:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:  # one of the things that may be missing
-        for finding in findings:
-            print("  ".join(filter(None, (finding.state, finding.name, finding.found, finding.advice))))
-        return
-    styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
-    for finding in findings:
-        mark = Text(finding.state, style=styles[finding.state])
-        table.add_row(mark, Text(finding.name), Text(finding.found), Text(finding.advice))
-    console = Console()
-    console.print(table)
-    broken = [finding.name for finding in findings if finding.state == "broken"]
-    verdict = f"{DISTRIBUTION} cannot run here: {', '.join(broken)}." if broken else f"{DISTRIBUTION} runs here."
-    console.print(Text(verdict), soft_wrap=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

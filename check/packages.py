@@ -6,10 +6,12 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-ROOT = Path(__file__).parents[1]
-DISTRIBUTION = "smollm3-pipeline"
+from foundation.project import is_checkout, project_file
+
 VLLM_LOCK = "constraints-vllm.txt"
+_LOCK = "constraints-cuda.txt"  # continues constraints.txt, and is inert where torch is built without CUDA
 _PIN = re.compile(r"^([\w.-]+)==([^\s;]+)", re.MULTILINE)
 _CONTINUES = re.compile(r"^--constraint (\S+)$", re.MULTILINE)
 
@@ -41,26 +43,37 @@ def look() -> Packages:
 
     Raises:
         ImportError: if the package `packaging`, which reads requirements, is not there.
+        IncompleteInstallationError: if the lock is not there.
     """
-    if installed_version("vllm") and (ROOT / VLLM_LOCK).is_file():
-        pins = read_lock(ROOT / VLLM_LOCK)
-        return Packages(VLLM_LOCK, "rm .venv-vllm/.installed; make setup-vllm", _held_against(pins, set(pins)))
-    requirements = _requirements_of_the_project()
-    lock = ROOT / "constraints-cuda.txt"
-    if lock.is_file():
-        pins, source, remedy = read_lock(lock), lock.name, "rm .venv/.installed; make setup"
-    else:  # installed from a wheel
-        pins, source = _pins("\n".join(requirements)), f"what {DISTRIBUTION} asks for"
-        remedy = f"install {DISTRIBUTION} again with pip"
-    names = _needed(requirements) | {name for name in pins if installed_version(name)}
-    return Packages(source, remedy, _held_against(pins, names))
+    if installed_version("vllm"):
+        pins = read_lock(project_file(VLLM_LOCK))
+        return Packages(VLLM_LOCK, _anew(".venv-vllm", "vllm"), _held_against(pins, set(pins)))
+    pins = read_lock(project_file(_LOCK))
+    names = _needed(_requirements_of_the_project()) | {name for name in pins if installed_version(name)}
+    return Packages(_LOCK, _anew(".venv"), _held_against(pins, names))
+
+
+def how_to_get(what: Literal["", "vllm", "flash-attn"] = "") -> str:
+    """The command that installs everything, or `what`: in a checkout a target of make, elsewhere what that does."""
+    if is_checkout():
+        return f"make setup{what and f'-{what}'}"
+    if what == "vllm":
+        return f"in an environment of its own: pip install --requirement {project_file(VLLM_LOCK)}"
+    extra = "--no-build-isolation 'smollm3-pipeline[flash-attn]'" if what else "smollm3-pipeline"
+    return f"pip install --constraint {project_file(_LOCK)} {extra}"
+
+
+def _anew(environment: str, what: Literal["", "vllm"] = "") -> str:
+    """The same for what is installed already, which make would leave as it is."""
+    return f"{f'rm -f {environment}/.installed; ' if is_checkout() else ''}{how_to_get(what)}"
 
 
 def read_lock(path: Path) -> dict[str, str]:
     """Versions by normalised name, those of the file that it continues included."""
     text = path.read_text(encoding="utf-8")
     before = (read_lock(path.parent / name) for name in _CONTINUES.findall(text))
-    return {name: version for pins in (*before, _pins(text)) for name, version in pins.items()}
+    own = {normalised(name): version for name, version in _PIN.findall(text)}
+    return {name: version for pins in (*before, own) for name, version in pins.items()}
 
 
 def normalised(name: str) -> str:
@@ -79,17 +92,11 @@ def _held_against(pins: dict[str, str], names: set[str]) -> tuple[Package, ...]:
     return tuple(Package(name, installed_version(name), pins.get(name)) for name in sorted(names))
 
 
-def _pins(text: str) -> dict[str, str]:
-    return {normalised(name): version for name, version in _PIN.findall(text)}
-
-
 def _requirements_of_the_project() -> list[str]:
-    """Without its extras; in a checkout those of pyproject.toml, which may be newer than what was installed from it."""
-    file = ROOT / "pyproject.toml"
-    if file.is_file():
-        dependencies: list[str] = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]
-        return dependencies
-    return [line for line in importlib.metadata.requires(DISTRIBUTION) or [] if "extra ==" not in line]
+    """Without its extras, of pyproject.toml: in a checkout that may be newer than what was installed from it."""
+    project = tomllib.loads(project_file("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    dependencies: list[str] = project["dependencies"]
+    return dependencies
 
 
 def _needed(requirements: Iterable[str]) -> set[str]:

@@ -17,7 +17,7 @@ WAIT = 3  # exit code: the job before this one still runs
 
 
 def profile_from_environment() -> Profile:
-    """PROFILE, RUN and RECIPES, with the defaults of lib.sh; RUN also reaches the recipes' ${RUN}, and both the jobs."""
+    """PROFILE, RUN and RECIPES, with the defaults of lib.sh; RUN also reaches the recipes' ${RUN}, both reach jobs."""
     name = os.environ.get("PROFILE", "smollm3-3b")
     run = os.environ.setdefault("RUN", f"runs/{name}")
     recipes = recipe_place(Path(os.environ.get("RECIPES", f"recipes/{name}")))

@@ -114,7 +114,8 @@ def sbatch(job: str, run: Path, options: list[str], after: list[int], overrides:
     dependency = [f"--dependency=afterok:{':'.join(map(str, after))}", "--kill-on-invalid-dep=yes"] if after else []
     named = [f"--job-name={name or job}", f"--comment={run.absolute()}"]
     LOGS.mkdir(parents=True, exist_ok=True)  # Slurm does not, and the job would fail without a word
-    answer = _slurm("sbatch", "--parsable", *named, *dependency, *options, str(project_file(script_of(job))), *overrides)
+    script = str(project_file(script_of(job)))
+    answer = _slurm("sbatch", "--parsable", *named, *dependency, *options, script, *overrides)
     return int(answer.split(";")[0])
 
 

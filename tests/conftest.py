@@ -31,7 +31,7 @@ build_meta.build_sdist(out), build_meta.build_wheel(out)
 
 
 def build(source: Path, out: Path) -> None:
-    """Write the source archive and the wheel of the project in `source` into `out`, with this environment's setuptools."""
+    """Write the source archive and the wheel of the project in `source` into `out`, with the setuptools at hand."""
     subprocess.run([sys.executable, "-c", _BUILD, str(out)], cwd=source, check=True, capture_output=True)
 
 

@@ -18,7 +18,7 @@ PACKAGES = sorted(path.parent.name for path in Path().glob("*/__init__.py") if p
 CARRIED = [
     path
     for path in TRACKED
-    if path.startswith("recipes/") or path in ("pyproject.toml", "tools/find-python") or path.startswith("constraints")
+    if path.startswith(("recipes/", "constraints")) or path in ("pyproject.toml", "tools/find-python")
 ]
 NOT_INSTALLED = (".gitignore",)
 
@@ -109,6 +109,23 @@ def test_everything_is_read_from_an_unrelated_folder(installed: Path, tmp_path: 
     assert expected.pop("checkout") is True and expected.pop("profile") == "recipes/tiny"
     assert found == {key: value for key, value in expected.items() if key not in ("code", "scripts")}
     assert not list(tmp_path.iterdir())
+
+
+DOCTOR = "from check import doctor; print(doctor.to_json(doctor.examine()))"
+
+
+def test_doctor_compares_with_the_wheels_lock_and_names_no_target_of_make(installed: Path, tmp_path: Path) -> None:
+    """Without `packaging`, all that is to be installed is named by a command that an installation can run."""
+    answer = run_installed(installed, tmp_path, sys.executable, "-c", DOCTOR)
+    findings = {finding["name"]: finding for finding in json.loads(answer.stdout)["findings"]}
+    assert findings["versions"]["found"].endswith("as in constraints-cuda.txt")
+    bare = run_installed(installed, tmp_path, sys.executable, "-S", "-c", DOCTOR)
+    [lacking] = [finding for finding in json.loads(bare.stdout)["findings"] if finding["state"] == "broken"]
+    command = lacking["advice"].split()
+    assert command[:3] == ["pip", "install", "--constraint"] and command[4:] == ["smollm3-pipeline"]
+    assert Path(command[3]).read_text() == Path("constraints-cuda.txt").read_text()
+    for finding in findings.values():
+        assert "make " not in finding["advice"], finding
 
 
 SBATCH = """#!/bin/bash

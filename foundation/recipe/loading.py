@@ -52,10 +52,10 @@ def load_as(
 ) -> Schema:
     """Read, resolve and validate a recipe of any phase.
 
-    `path` is a YAML file, see `recipe_place`; `extends: other.yaml` (relative to the file) supplies what the file leaves out, section by
-    section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are `section.key=value` strings
-    whose values are YAML, and overlays: names of YAML files (ending in .yaml) whose keys replace the recipe's. `check`
-    finds what is wrong between keys that are each right.
+    `path` is a YAML file, as `recipe_place` finds it; `extends: other.yaml` (relative to the file) supplies what the
+    file leaves out, section by section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are
+    `section.key=value` strings whose values are YAML, and overlays: names of YAML files (ending in .yaml) whose keys
+    replace the recipe's. `check` finds what is wrong between keys that are each right.
 
     Raises:
         RecipeError: naming every wrong key with file, line and fix.

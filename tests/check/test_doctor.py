@@ -1,4 +1,4 @@
-"""What `python -m check.doctor` says of environments in which something is missing, different or broken."""
+"""What doctor says of environments in which something is missing, different or broken."""
 
 import importlib.metadata
 import json
@@ -20,8 +20,18 @@ SECRETS = {"WANDB_API_KEY": "secret-of-wandb", "HF_TOKEN": "hf_secretofthehub"}
 SYSTEM_TOOLS = "/usr/bin:/bin"
 
 
+PROGRAM = """
+import sys
+from check import doctor
+findings = doctor.examine()
+print(doctor.to_json(findings)) if sys.argv[1:] else doctor.show(findings)
+sys.exit(not doctor.works(findings))
+"""
+
+
 def examine(*arguments: str, python: tuple[str, ...] = (sys.executable,), **environment: str) -> tuple[int, str]:
-    command = [*python, "-m", "check.doctor", *arguments]
+    """What `smollm3 doctor` does, without the package that reads its command line, which may be missing too."""
+    command = [*python, "-c", PROGRAM, *arguments]
     answer = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
     )
@@ -65,6 +75,17 @@ def test_packages_that_are_missing_or_another_version_are_named_with_the_remedy(
         assert f"not installed; the lock has {locked[name]}" in line and "make setup" in line
     assert f"1.2.3, not {locked['humanize']}" in lines["note", "humanize"] and "make setup" in lines["note", "humanize"]
     assert "No module named 'dacite'" in lines["broken", "engine"]
+
+
+def test_a_python_without_any_package_is_told_to_install_them() -> None:
+    """Not even `packaging`, which reads requirements, nor torch, nor what reads recipes."""
+    code, text = examine(python=(sys.executable, "-S"), PYTHONPATH=str(Path.cwd()))
+    assert code == 1 and "Traceback" not in text, text
+    assert "broken  packaging  not installed  make setup" in text.splitlines()
+    assert {line.split("  ")[1] for line in text.splitlines() if line.startswith("ok")} >= {"Python", "free here"}
+    assert text.splitlines()[-1] == "SmolLM3's pipeline cannot run here: packaging."
+    code, text = examine("--json", python=(sys.executable, "-S"), PYTHONPATH=str(Path.cwd()))
+    assert code == 1 and json.loads(text)["works"] is False
 
 
 def test_this_environment_runs_and_no_secret_is_printed(tmp_path: Path) -> None:
@@ -188,17 +209,6 @@ def test_vllms_environment_is_held_against_vllms_lock(tmp_path: Path, monkeypatc
     assert by_name["transformers"].differs and not by_name["vllm"].differs and by_name["torchaudio"].installed is None
     findings = list(doctor._packages(found))
     assert any("make setup-vllm" in finding.advice for finding in findings if finding.name == "torchaudio")
-
-
-def test_away_from_a_checkout_the_projects_own_pins_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "ROOT", tmp_path)
-    found = packages.look()
-    locked = {package.name: package.locked for package in found.all if package.locked}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    assert (
-        "smollm3-pipeline" in found.lock and "make" not in found.remedy and len(locked) == len(project["dependencies"])
-    )
-    assert f"torch=={locked['torch']}" in project["dependencies"] and len(found.all) > 100
 
 
 def test_a_local_build_of_a_version_is_that_version() -> None:

@@ -29,7 +29,7 @@ def test_a_users_profile_counts_as_a_whole(elsewhere: Path) -> None:
     assert recipe_place(Path("recipes/tiny")) == Path("recipes/tiny")
     assert recipe_place(Path("recipes/tiny/sft.yaml")) == Path("recipes/tiny/sft.yaml")
     assert recipe_place(Path("recipes/smollm3-3b")) == CHECKOUT / "recipes" / "smollm3-3b"
-    with pytest.raises(RecipeError, match="There is no recipe recipes/tiny/pretrain.yaml"):
+    with pytest.raises(RecipeError, match=r"There is no recipe recipes/tiny/pretrain\.yaml"):
         load_recipe("recipes/tiny/pretrain.yaml")
 
 
