@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 from check import packages
 from check.packages import VLLM_LOCK, Packages, how_to_get, installed_version
 from foundation.errors import UserError
-from foundation.project import ROOT
+from foundation.project import ROOT, project_file
 
 State: TypeAlias = Literal["ok", "note", "broken"]
 # NVIDIA, CUDA Compatibility, table 1: the lowest driver branch under which applications of a CUDA major release run.
@@ -43,7 +43,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """All findings, in the order of the table. What cannot be found out is a finding of its own, never an exception."""
-    findings = list(_python())
+    findings = [*_python(), _project()]
     in_vllms_environment = False
     try:
         found = packages.look()
@@ -112,6 +112,13 @@ def _python() -> Iterator[Finding]:
     fits = PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]
     advice = "" if fits else "a new environment of Python 3.11 to 3.13; after 'rm -r .venv', make setup looks for one"
     yield Finding("python", "Python", "ok" if fits else "broken", f"{version}, {sys.executable}", advice)
+
+
+def _project() -> Finding:
+    try:
+        return Finding("python", "recipes", "ok", str(project_file("recipes")))
+    except UserError as error:
+        return Finding("python", "recipes", "broken", str(error), how_to_get())
 
 
 def _packages(found: Packages) -> Iterator[Finding]:
