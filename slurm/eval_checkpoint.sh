@@ -10,6 +10,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
+# shellcheck source=slurm/lib.sh
 source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 # CHECKPOINT: <run>/evaluations/<step>, from slurm/checkpoint_evaluations.py
 begin eval_checkpoint "$@"

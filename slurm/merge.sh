@@ -9,6 +9,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
+# shellcheck source=slurm/lib.sh
 source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 begin merge "$@"
 on_one_node "$PYTHON" -m merge "$JOB_RECIPE" "$@"
