@@ -48,7 +48,7 @@ def python_at_hand(minor: int) -> Path | None:
 
 @pytest.fixture(params=range(LOWEST, ABOVE), ids=lambda minor: f"3.{minor}")
 def environment(request: pytest.FixtureRequest, built: Path, tmp_path: Path) -> Path:
-    """An environment with the project's wheel and the packages of another, which is kept in the cache: 1 GB each."""
+    """An environment with the project's wheel and the packages of another, which is kept in the cache: 1.5 GB each."""
     python = python_at_hand(request.param)
     if python is None:
         pytest.skip(f"no Python 3.{request.param} here")
@@ -73,7 +73,7 @@ def environment(request: pytest.FixtureRequest, built: Path, tmp_path: Path) -> 
 
 @pytest.mark.compat
 def test_the_packages_and_the_project_are_all_that_is_needed_but_torch(environment: Path, tmp_path: Path) -> None:
-    """Two minutes for each Python when its packages are fetched, seconds later."""
+    """Two to five minutes for each Python when its packages are fetched, seconds later."""
     findings = json.loads(run(environment / "bin" / "python", "-c", EXAMINE, folder=tmp_path))["findings"]
     assert [finding["name"] for finding in findings if finding["state"] == "broken"] == ["torch"]
     [versions] = [finding["found"] for finding in findings if finding["name"] == "versions"]
