@@ -4,6 +4,8 @@ PYTHON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 SMOLLM3 := $(VENV)/bin/smollm3
+VLLM_VENV := .venv-vllm
+INSTALL := $(PY) -m pip install --quiet --constraint constraints-cuda.txt
 
 # PROFILE names a folder of recipes; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
 # told otherwise; everything else is the miniature.
@@ -19,7 +21,7 @@ SPACE := $() $()
 SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
+.PHONY: help setup setup-vllm setup-flash-attn doctor demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
 .PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-journal bench-plan bench-merge chaos layouts test test-storage test-slurm test-compat lint format
 
@@ -27,13 +29,35 @@ help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: PROFILE=$(PROFILE) (smollm3-3b for merge* and eval*) RUN=$(RUN) STAGE=\"$(STAGE)\""
 
-setup: $(VENV)/.installed ## Install everything into .venv with pip, at the exact versions of constraints.txt
+# A virtual environment in the folder $(1), unless a usable one is there.
+define make_environment
+@tools/find-python pip $(1)/bin/python >/dev/null 2>&1 || \
+  { python=$$(tools/find-python ensurepip $(PYTHON)) && $$python -m venv --clear $(1); }
+endef
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@tools/find-python pip $(PY) >/dev/null 2>&1 || \
-	  { python=$$(tools/find-python ensurepip $(PYTHON)) && $$python -m venv --clear $(VENV); }
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+setup: $(VENV)/.installed ## Install everything into .venv with pip, at the exact versions of constraints-cuda.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-cuda.txt
+	$(call make_environment,$(VENV))
+	$(INSTALL) --editable '.[dev]'
 	@touch $@
+
+setup-flash-attn: setup ## Build flash-attn into .venv, for post-training on GPUs (docs/install.md)
+	$(INSTALL) ninja wheel
+	$(INSTALL) --no-build-isolation --editable '.[dev,flash-attn]'
+
+setup-vllm: $(VLLM_VENV)/.installed ## Install vLLM and the evaluation into .venv-vllm, as constraints-vllm.txt says
+
+# Without its dependencies: they are .venv's, and vLLM excludes some of them.
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	$(call make_environment,$(VLLM_VENV))
+	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+doctor: ## What this machine has of what the project uses, and how to get what is missing
+	@test -x $(VENV)/bin/smollm3 || { echo "error: there is no $(VENV)/bin/smollm3: run 'make setup'"; exit 1; }
+	@$(VENV)/bin/smollm3 doctor
 
 demo: setup ## The whole chain in miniature, from text to the report; STAGES="sft merge" for a part of it
 	@$(SMOLLM3) demo $(STAGES)
@@ -162,7 +186,7 @@ test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 test-storage: setup ## Sources, shards and checkpoints in an S3 service on this machine (installs moto)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,storage]'
+	$(INSTALL) --editable '.[dev,storage]'
 	$(PY) -m pytest tests/datapipes/test_s3.py tests/nanotron_ext/test_s3_checkpoints.py
 
 test-slurm: setup ## The longer tests: dying nodes and the whole chain on a local Slurm, sharded post-training, slow disks

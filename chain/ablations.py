@@ -20,6 +20,7 @@ from rich.table import Table
 from chain.steps import ChainError
 from foundation.intervals import t_interval
 from foundation.journal import METRICS_FILE, last_rows
+from foundation.project import recipe_place
 from foundation.recipe import load_recipe
 
 OVERLAYS = Path("recipes/ablations")
@@ -79,7 +80,7 @@ def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequen
         ChainError: when the run fails; its own words stand in the terminal.
     """
     run = f"{variant}-{seed}"
-    arguments = ["--with", str(OVERLAYS / f"{variant}.yaml")] if variant != BASE else []
+    arguments = ["--with", str(_overlay(variant))] if variant != BASE else []
     arguments += [f"general.seed={seed}", f"data.seed={seed}", f"general.runs_path={folder}", f"general.run={run}"]
     command = [sys.executable, "-m", "smollm3", "train", str(recipe), *arguments, *overrides]
     if subprocess.run(command).returncode:
@@ -90,6 +91,10 @@ def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequen
         raise ChainError(f"{recipe} does not validate at its last step; set tokens.val_check_interval so that it does.")
     loss = statistics.fmean(row["loss"] for row in rows)
     return Outcome(variant, seed, loss, statistics.fmean(held_out.values()))
+
+
+def _overlay(variant: str) -> Path:
+    return recipe_place(OVERLAYS) / f"{variant}.yaml"
 
 
 def show(effects: Sequence[Effect], seeds: Sequence[int], console: Console) -> None:
@@ -115,7 +120,7 @@ def run_ablations(
     Raises:
         UserError: an unknown variant or a wrong recipe, before anything runs; or a run that failed.
     """
-    known = sorted(path.stem for path in OVERLAYS.glob("*.yaml"))
+    known = sorted(path.stem for path in recipe_place(OVERLAYS).glob("*.yaml"))
     unknown = [variant for variant in variants if variant not in known]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, 1)
@@ -124,7 +129,7 @@ def run_ablations(
     recipe, folder = recipes / "pretrain_ablation.yaml", run / "ablations"
     chosen = list(variants) or known
     for variant in chosen:
-        load_recipe(recipe, [str(OVERLAYS / f"{variant}.yaml"), *overrides])
+        load_recipe(recipe, [str(_overlay(variant)), *overrides])
     jobs = [(variant, seed) for seed in seeds for variant in (BASE, *chosen)]
     outcomes = []
     for number, (variant, seed) in enumerate(jobs, 1):

@@ -1,1 +1,1 @@
-"""What can be said of a profile before anything is queued: recipes, mixtures, windows. Nothing imports this package."""
+"""What is wrong with recipes, mixtures, windows or a machine, before anything is queued. Nothing imports this."""

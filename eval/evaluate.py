@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,8 +42,9 @@ def evaluate(
                 read_dataset(Path(recipe.data), dataset)
     if recipe.backend.engine == "vllm" and find_spec("vllm") is None:
         raise EvalError(
-            "backend.engine is vllm, but the package vllm is not installed. Install it on the GPU machine "
-            "(pip install vllm), or set backend.engine=transformers."
+            f"backend.engine is vllm, but the package vllm is not installed beside {sys.executable}. "
+            "`make setup-vllm` makes .venv-vllm, which has it and the evaluation: use that environment's command "
+            "(.venv-vllm/bin/smollm3, or EVAL_PYTHON in slurm/site.sh), or set backend.engine=transformers."
         )
     # Imported here: lighteval takes seconds, and wrong recipes or missing data are reported without it.
     from eval.model import LocalModel, TransformersModel

@@ -9,8 +9,9 @@ from eval.benchmarks import BENCHMARKS, Benchmark
 from eval.data import chosen_suites
 from eval.local_data import read_dataset
 from eval.recipe import EvalRecipe, Mode, Suite, Task
-from foundation.code import ROOT, Code
+from foundation.code import Code
 from foundation.fingerprint import Fingerprint, fingerprint, sha256, versions
+from foundation.project import ROOT
 
 VERSIONED = ("lighteval", "transformers", "torch", "datasets", "nltk", "sacrebleu", "langdetect", "vllm")
 # Their values count, in `task_values`: another task's settings or a key that nobody sets changes no score.

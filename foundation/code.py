@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Set
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]  # of the repository, or where it is installed, beside other packages
+from foundation.project import ROOT
+
 PACKAGES = (
     "foundation", "nanotron_ext", "datapipes", "posttrain", "merge", "eval",
     "jobs", "slurm", "check", "report", "chain",

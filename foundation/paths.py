@@ -38,7 +38,8 @@ def inside(folder: Path, name: object) -> Path:
         leads_to = path.resolve()
     except (OSError, RuntimeError):  # links in a circle; which of the two depends on Python's version
         leads_to = None
-    if leads_to is None or not leads_to.is_relative_to(folder.resolve()):
+    # From 3.13 on a circle raises nothing: it leads to a link.
+    if leads_to is None or leads_to.is_symlink() or not leads_to.is_relative_to(folder.resolve()):
         raise UnsafeNameError(f"{path} is a link that leads out of its folder. Put the file itself there.")
     return path
 

@@ -102,8 +102,7 @@ def wandb_mode(recipe: Tracked) -> str:
     mode = chosen or recipe.wandb.mode
     if mode in _OFFLINE:
         return mode
-    server = _variable("WANDB_BASE_URL") or "https://api.wandb.ai"
-    logged_in = _wandb_logged_in(server)
+    server, logged_in = wandb_server(), wandb_logged_in()
     reachable = logged_in and _answers(server)
     if mode == "auto":
         return "online" if reachable else "offline"
@@ -124,10 +123,15 @@ def _variable(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
-def _wandb_logged_in(server: str) -> bool:
+def wandb_server() -> str:
+    return _variable("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def wandb_logged_in() -> bool:
+    """Whether there is a key for the server; it is not tried."""
     if _variable("WANDB_API_KEY"):
         return True
-    host = urlparse(server).hostname or ""
+    host = urlparse(wandb_server()).hostname or ""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     return netrc.is_file() and host in netrc.read_text(encoding="utf-8", errors="replace")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundation.code import ROOT
+from foundation.project import ROOT
 from foundation.recipe import Recipe, load_recipe
 from foundation.recipe.loading import read_tree
 from jobs.plan import Folders, Job, Plan, TrainingRun

@@ -3,12 +3,14 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from foundation.project import ROOT, project_file
 from jobs.plan import JobError, Place, Plan
 from jobs.scheduler import History, QueuedJob, Resources, Submission
 from jobs.table import job_of
@@ -16,6 +18,7 @@ from slurm.attempts import decide, read_attempts
 
 SCRIPTS = Path("slurm")
 SITE_FILE = Path("slurm/site.sh")
+LOGS = Path("slurm/logs")  # of jobs, as the scripts' headers say; below the folder that they are submitted from
 _COLUMNS = {"JobID": 20, "Name": 60, "State": 20, "Reason": 60, "Comment": 1000}  # widths, which squeue pads to
 
 
@@ -54,12 +57,13 @@ class Slurm:
         if not file.is_file():
             raise JobError(
                 f"There is no site file {file} with this cluster's partition, account, modules and Python. "
-                f"Copy slurm/site.sh.example to {SITE_FILE} and edit it."
+                f"Copy {project_file('slurm/site.sh.example')} to {SITE_FILE} and edit it."
             )
 
     def resources(self, name: str, options: Sequence[str] = ()) -> Resources:
         """What sbatch will ask for: the script's header, overruled by the profile's options and these."""
-        header = re.findall(r"^#SBATCH\s+(--\S+)", script_of(name).read_text(encoding="utf-8"), re.MULTILINE)
+        script = project_file(script_of(name)).read_text(encoding="utf-8")
+        header = re.findall(r"^#SBATCH\s+(--\S+)", script, re.MULTILINE)
         nodes, gpus = 1, 0
         for option in [*header, *self._settings.options(name), *_long_options(options)]:
             key, _, value = option.partition("=")
@@ -96,11 +100,13 @@ class Slurm:
         """Put the job's script into the queue, with `options` behind the profile's; `name` defaults to the job's."""
         named = [f"--job-name={name or job}", f"--comment={run.absolute()}"]
         profile = self._settings.options(job)
-        answer = _slurm("sbatch", "--parsable", *named, *profile, *options, str(script_of(job)), *overrides)
+        LOGS.mkdir(parents=True, exist_ok=True)  # Slurm does not, and the job would fail without a word
+        script = str(project_file(script_of(job)))
+        answer = _slurm("sbatch", "--parsable", *named, *profile, *options, script, *overrides)
         return answer.split(";")[0].strip()
 
     def output(self, name: str, job_id: str) -> str:
-        return f"slurm/logs/{name}-{job_id}.out"
+        return f"{LOGS}/{name}-{job_id}.out"
 
     def history(self, plan: Plan) -> History:
         attempts = read_attempts(plan.folder)
@@ -135,6 +141,8 @@ def _slurm(*command: str) -> str:
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("SLURM") or key == "SLURM_CONF"
     }
+    if not Path.cwd().samefile(ROOT):  # where a job starts; Slurm runs a copy of the script, which could find neither
+        environment |= {"SMOLLM3_SCRIPTS": str(project_file("slurm")), "SMOLLM3_PYTHON": sys.executable}
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except FileNotFoundError:

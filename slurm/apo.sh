@@ -10,7 +10,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
-source slurm/lib.sh || exit
+# shellcheck source=slurm/lib.sh
+source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 begin apo "$@"
 export_model
 # apo.yaml and its other seeds, the members of the soup, one after the other

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from foundation.errors import UserError
+from foundation.project import recipe_place
 from jobs.checks import check_job, processes_per_node
 from jobs.plan import Plan
 from jobs.profile import Profile
@@ -17,13 +18,17 @@ WAIT = 3  # exit code: a job that this one comes after still runs
 
 
 def profile_from_environment() -> Profile:
-    """PROFILE, RUN and RECIPES, with the defaults of lib.sh; RUN also reaches the recipes' ${RUN}. MODEL and SUITE
-    choose what an evaluation looks at, CHECKPOINT what slurm/eval_checkpoint.sh does."""
+    """PROFILE, RUN and RECIPES, with the defaults of lib.sh; RUN also reaches the recipes' ${RUN}, both reach jobs.
+
+    MODEL and SUITE choose what an evaluation looks at, CHECKPOINT what slurm/eval_checkpoint.sh does.
+    """
     name = os.environ.get("PROFILE", "smollm3-3b")
     run = os.environ.setdefault("RUN", f"runs/{name}")
     model, checkpoint = os.environ.get("MODEL"), os.environ.get("CHECKPOINT")
+    recipes = recipe_place(Path(os.environ.get("RECIPES", f"recipes/{name}")))
+    os.environ["RECIPES"] = str(recipes)
     return Profile(
-        Path(os.environ.get("RECIPES", f"recipes/{name}")),
+        recipes,
         Path(run),
         model=Path(model) if model else None,
         suites=tuple(os.environ.get("SUITE", "").split()),

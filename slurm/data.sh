@@ -9,7 +9,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
-source slurm/lib.sh || exit
+# shellcheck source=slurm/lib.sh
+source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 begin data "$@"
 shopt -s nullglob # a profile need not have long-context phases
 rebuild=() # REBUILD="source ...", or all: prepared sources that may be replaced where they are not what is asked for

@@ -10,7 +10,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
-source slurm/lib.sh || exit
+# shellcheck source=slurm/lib.sh
+source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 # MODEL: transformers folder, default the chain's last model; SUITE: some of the recipe's suites, default all
 name="eval"
 [[ ${SLURM_JOB_NAME:-} != eval_base ]] || name=eval_base
@@ -20,5 +21,5 @@ suites=()
 for suite in $JOB_SUITES; do
   suites+=(--suite "$suite")
 done
-and_then on_one_node "$PYTHON" -m smollm3 eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" "$@"
+and_then on_one_node "$EVAL_PYTHON" -m smollm3 eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" "$@"
 finish

@@ -10,7 +10,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
-source slurm/lib.sh || exit
+# shellcheck source=slurm/lib.sh
+source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 # CHECKPOINT: <run>/evaluations/<step>, from slurm/checkpoint_evaluations.py
 begin eval_checkpoint "$@"
 on_one_node "$PYTHON" -m smollm3 export --replace "$CHECKPOINT/checkpoint" "$JOB_MODEL"
@@ -18,7 +19,7 @@ suites=()
 for suite in $JOB_SUITES; do
   suites+=(--suite "$suite")
 done
-and_then on_one_node "$PYTHON" -m smollm3 eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" \
+and_then on_one_node "$EVAL_PYTHON" -m smollm3 eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" \
   output="$CHECKPOINT/results"
 and_then on_one_node "$PYTHON" -m smollm3 eval-checkpoint "$CHECKPOINT" --model "$JOB_MODEL"
 finish

@@ -6,7 +6,8 @@
 #   finish                              done, once more through the queue, or give up; see slurm/attempts.py
 #
 # PROFILE chooses recipes/<profile>, RECIPES another folder of recipes; RUN is where results go. Jobs start in the
-# repository's root. `begin` sets the JOB_* variables below.
+# repository's root, or in another folder that they were submitted from: then slurm/adapter.py names this one as
+# SMOLLM3_SCRIPTS, and its Python as SMOLLM3_PYTHON. `begin` sets the JOB_* variables below.
 set -euo pipefail
 
 export PROFILE=${PROFILE:-smollm3-3b}
@@ -29,7 +30,7 @@ export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_P
 CONTAINER=()          # command prefix that enters the container
 SRUN_OPTIONS=()       # further options of every srun
 NODE_CHECK_OPTIONS=() # of slurm/node_check.py: the rates that this cluster should reach
-PYTHON=$PWD/.venv/bin/python
+PYTHON=${SMOLLM3_PYTHON:-$PWD/.venv/bin/python}
 SITE_FILE=${SMOLLM3_SITE:-slurm/site.sh}
 # shellcheck source=/dev/null
 [[ -f $SITE_FILE ]] && source "$SITE_FILE"
@@ -37,6 +38,7 @@ SITE_FILE=${SMOLLM3_SITE:-slurm/site.sh}
 [[ $PYTHON != "$PWD/.venv/bin/python" || -x $PYTHON ]] \
   || PYTHON=$("${CONTAINER[@]}" tools/find-python torch) || exit 2
 export PYTHON
+EVAL_PYTHON=${EVAL_PYTHON:-$PYTHON} # evaluates; that of .venv-vllm for backend.engine: vllm
 # Command that fails on a node that should not take part, with exit code 124 if it did not finish in time; empty in the
 # site file: none.
 [[ -v NODE_CHECK ]] || NODE_CHECK=("${CONTAINER[@]}" "$PYTHON" -m slurm.node_check "${NODE_CHECK_OPTIONS[@]}")

@@ -9,7 +9,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.out
-source slurm/lib.sh || exit
+# shellcheck source=slurm/lib.sh
+source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 begin report "$@"
 on_one_node "$PYTHON" -m smollm3 report --profile "$RECIPES"
 finish

@@ -38,9 +38,9 @@ VERBS: dict[str, tuple[Verb, ...]] = {
         Verb("synthesize", "data:synthesize", "Have a teacher model answer the prompts of a recipe."),
     ),
     "Recipes": (
-        Verb("check", "recipes:check", "Validate recipes of every phase, without a GPU."),
-        Verb("plan", "recipes:plan", "Predict memory, speed, days, cost and storage."),
-        Verb("diff", "recipes:diff", "Compare two recipes, or one with nanotron's own configuration."),
+        Verb("check", "planning:check", "Validate recipes of every phase, without a GPU."),
+        Verb("plan", "planning:plan", "Predict memory, speed, days, cost and storage."),
+        Verb("diff", "planning:diff", "Compare two recipes, or one with nanotron's own configuration."),
     ),
     "Pretraining": (
         Verb("train", "pretraining:train", "Pretrain a stage, or extend its context, on this machine."),
@@ -73,7 +73,10 @@ VERBS: dict[str, tuple[Verb, ...]] = {
         Verb("cluster-status", "cluster:cluster_status", "Show where the chain's jobs are."),
         Verb("eval-checkpoint", "evaluation:eval_checkpoint", "Join a checkpoint's evaluation to its run (for jobs)."),
     ),
-    "This machine": (Verb("completion", "machine:completion", "Print the completion script for a shell."),),
+    "This machine": (
+        Verb("doctor", "machine:doctor", "Say what is installed, what is missing, and how to get it."),
+        Verb("completion", "machine:completion", "Print the completion script for a shell."),
+    ),
 }
 
 

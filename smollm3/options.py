@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from foundation.errors import UserError
+from foundation.project import project_file, recipe_place
 from jobs.profile import Profile
 
 PROFILES = Path("recipes")  # the folder of profiles
@@ -125,10 +126,11 @@ def profile_folder(profile: str) -> Path:
     Raises:
         ArgumentError: when there is none.
     """
-    for folder in (PROFILES / profile, Path(profile)):
+    for folder in (recipe_place(PROFILES / profile), recipe_place(Path(profile))):
         if folder.is_dir():
             return folder
-    known = sorted(folder.name for folder in PROFILES.glob("*/") if any(folder.glob("*.yaml")))
+    places = (PROFILES, project_file(PROFILES))
+    known = sorted({file.parent.name for place in places for file in place.glob("*/pretrain.yaml")})
     close = difflib.get_close_matches(profile, known, 1)
     raise ArgumentError(
         f"There is no profile {profile!r}: neither a folder of {PROFILES} nor a folder of its own. "
@@ -142,7 +144,7 @@ def recipe_file(folder: Path, name: str) -> Path:
     Raises:
         ArgumentError: when there is neither.
     """
-    for file in (Path(name), folder / f"{name}.yaml"):
+    for file in (recipe_place(Path(name)), folder / f"{name}.yaml"):
         if file.is_file():
             return file
     known = sorted(file.stem for file in folder.glob("*.yaml"))
@@ -169,7 +171,8 @@ def _folder_of(names: Sequence[str]) -> Path | None:
     """The folder of the first recipe that is given as a file, if the command line names no profile."""
     if click.get_current_context().get_parameter_source("profile") == ParameterSource.COMMANDLINE:
         return None
-    return next((Path(name).parent for name in names if Path(name).is_file()), None)
+    files = (recipe_place(Path(name)) for name in names)
+    return next((file.parent for file in files if file.is_file()), None)
 
 
 def _check_number(folder: Path, recipes: Sequence[Path], defaults: Sequence[str], several: bool) -> None:

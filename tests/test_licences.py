@@ -2,14 +2,11 @@
 
 import lzma
 import re
-import subprocess
-import sys
 import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
-import pytest
 import yaml
 
 from datapipes.registry import CORPUS_FOLDER, load_registry
@@ -20,27 +17,10 @@ LICENCE_FILES = {
     *("LICENSE", "NOTICE", "datapipes/corpus/README.md", "datapipes/corpus/GNOME-HELP-CREDITS.txt"),
     *(f"datapipes/corpus/licences/{name}.txt" for name in ("cc-by-sa-3.0", "postgresql", "python")),
 }
-BUILD = """
-import sys
-from setuptools import build_meta
-out = sys.argv[1]  # setuptools replaces sys.argv
-build_meta.build_sdist(out), build_meta.build_wheel(out)
-"""
 
 
 def corpus_text(pattern: str) -> str:
     return "".join(lzma.open(path, "rt", encoding="utf-8").read() for path in sorted(CORPUS_FOLDER.glob(pattern)))
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the source archive and the wheel of a fresh checkout."""
-    checkout, out = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
-    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True).stdout
-    copy = f"tar --create --null --files-from=- | tar --extract --directory={checkout}"
-    subprocess.run(copy, shell=True, input=listed, check=True)
-    subprocess.run([sys.executable, "-c", BUILD, str(out)], cwd=checkout, check=True, capture_output=True)
-    return out
 
 
 def test_wheel_and_sdist_carry_the_licences_and_the_corpus_beside_them(built: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from foundation.project import project_file, recipe_place
 from foundation.recipe.checks import check_recipe
 from foundation.recipe.errors import KeyPath, Location, Problem, RecipeError
 from foundation.recipe.schema import Recipe
@@ -51,21 +52,21 @@ def load_as(
 ) -> Schema:
     """Read, resolve and validate a recipe of any phase.
 
-    `path` is a YAML file; `extends: other.yaml` (relative to the file) supplies what the file leaves out, section by
-    section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are `section.key=value` strings
-    whose values are YAML, and overlays: names of YAML files (ending in .yaml) whose keys replace the recipe's. `check`
-    finds what is wrong between keys that are each right.
+    `path` is a YAML file, as `recipe_place` finds it; `extends: other.yaml` (relative to the file) supplies what the
+    file leaves out, section by section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are
+    `section.key=value` strings whose values are YAML, and overlays: names of YAML files (ending in .yaml) whose keys
+    replace the recipe's. `check` finds what is wrong between keys that are each right.
 
     Raises:
         RecipeError: naming every wrong key with file, line and fix.
     """
-    path = Path(path)
+    path = recipe_place(Path(path))
     locations: dict[KeyPath, Location] = {}
     tree = _read_with_bases(path, locations, seen=())
     problems = []
     for override in overrides:
         if override.endswith(".yaml") and "=" not in override:
-            tree = _merge(tree, _read_with_bases(Path(override), locations, seen=()))
+            tree = _merge(tree, _read_with_bases(recipe_place(Path(override)), locations, seen=()))
         else:
             problems += _apply_override(tree, override, locations)
     if problems:
@@ -86,7 +87,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     Raises:
         RecipeError: when a file is absent or not YAML.
     """
-    return _read_with_bases(Path(path), {}, seen=())
+    return _read_with_bases(recipe_place(Path(path)), {}, seen=())
 
 
 def _read_with_bases(path: Path, locations: dict[KeyPath, Location], seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -117,7 +118,8 @@ def _read_file(path: Path, locations: dict[KeyPath, Location]) -> dict[str, Any]
 
 
 def _missing_file_message(path: Path) -> str:
-    known = sorted(str(found) for found in Path("recipes").glob("*/*.yaml"))
+    folders = (Path("recipes"), project_file("recipes"))
+    known = sorted({str(Path("recipes", *found.parts[-2:])) for folder in folders for found in folder.glob("*/*.yaml")})
     close = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)
     return f"There is no recipe {path}." + (f" Did you mean {close[0]}?" if close else "")
 

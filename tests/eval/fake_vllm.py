@@ -26,8 +26,18 @@ class SamplingParams:
 
 
 class LLM:
-    def __init__(self, model: str, dtype: str, max_model_len: int, generation_config: str, **more: Any) -> None:
-        assert generation_config == "vllm" and more.keys() == {"tensor_parallel_size", "gpu_memory_utilization", "seed"}
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        max_model_len: int,
+        generation_config: str,
+        tensor_parallel_size: int,
+        gpu_memory_utilization: float,
+        seed: int,
+    ) -> None:
+        assert generation_config == "vllm"
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._max_model_len = max_model_len

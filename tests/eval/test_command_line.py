@@ -178,7 +178,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(everything, model_folder):
         (["--suite", "bse"], "no suite 'bse' in this recipe. Did you mean 'base'?"),
         (["data=/nowhere"], "There is no data in /nowhere"),
         (["backend.batch=3"], "Unknown key 'batch'"),
-        (["backend.engine=vllm", "--suite", "base"], "the package vllm is not installed"),
+        (["backend.engine=vllm", "--suite", "base"], "`make setup-vllm` makes .venv-vllm, which has it"),
     ],
 )
 def test_mistakes_are_reported_without_a_traceback(recipe_file, model_folder, arguments, message):

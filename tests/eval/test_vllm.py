@@ -1,9 +1,16 @@
 """The vLLM backend against the transformers backend, over a stand-in for vLLM's offline interface.
 
-What only vLLM itself can show (its kernels, speed and memory) is not tested here.
+What only vLLM itself can show (its kernels, speed and memory) is not tested here. That the stand-in has no parameter
+and no field that vLLM lacks is tested against the release of constraints-vllm.txt.
 """
 
+import ast
+import inspect
+import re
+import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +68,42 @@ def test_what_does_not_fit_is_cut_or_left_empty_and_counted(backends):
             close = Doc(query="w" * 88, choices=[""], gold_index=0, generation_size=tokens)
             backend.greedy_until([close])
             assert backend.over_length == counted
+
+
+@pytest.fixture(scope="module")
+def vllm_classes():
+    """The classes of the locked release, read out of its wheel (330 MB, fetched once): it needs no GPU for that."""
+    release = re.search(r"^vllm==(\S+)", Path("constraints-vllm.txt").read_text(), re.MULTILINE)[1]
+    folder = Path.home() / ".cache" / "smollm3-tests" / f"vllm-{release}"
+    if not list(folder.glob("*.whl")):
+        fetch = ("download", "--quiet", "--no-deps", "--only-binary=:all:", "--platform=manylinux_2_28_x86_64")
+        command = (sys.executable, "-m", "pip", *fetch, f"--dest={folder}", f"vllm=={release}")
+        subprocess.run(command, check=True)
+    [wheel] = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = ("entrypoints/llm", "engine/arg_utils", "sampling_params", "outputs", "logprobs", "inputs/llm")
+        trees = [ast.parse(archive.read(f"vllm/{name}.py")) for name in names]
+        registry = archive.read("vllm/model_executor/models/registry.py").decode()
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}, registry
+
+
+def fields(node):
+    return {entry.target.id for entry in node.body if isinstance(entry, ast.AnnAssign)}
+
+
+def parameters(node, method="__init__"):
+    [function] = [entry for entry in node.body if isinstance(entry, ast.FunctionDef) and entry.name == method]
+    return [argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]]
+
+
+@pytest.mark.compat
+def test_the_stand_in_takes_and_gives_what_the_locked_vllm_does(vllm_classes):
+    classes, registry = vllm_classes
+    ours = set(inspect.signature(fake_vllm.LLM).parameters)
+    assert len(ours) == 7 and ours <= {*parameters(classes["LLM"]), *fields(classes["EngineArgs"])}
+    assert parameters(classes["LLM"], "generate")[:4] == ["self", "prompts", "sampling_params", "use_tqdm"]
+    assert "prompt_token_ids" in fields(classes["TokensPrompt"])
+    assert set(inspect.signature(fake_vllm.SamplingParams).parameters) <= fields(classes["SamplingParams"])
+    assert {"prompt_logprobs", "outputs"} <= set(parameters(classes["RequestOutput"]))
+    assert "text" in fields(classes["CompletionOutput"]) and {"logprob", "rank"} <= fields(classes["Logprob"])
+    assert '"SmolLM3ForCausalLM": ("transformers", "TransformersForCausalLM")' in registry

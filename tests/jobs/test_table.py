@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.code import ROOT
+from foundation.project import ROOT
 from jobs.plan import JobError
 from jobs.profile import Profile
 from jobs.table import GROUPS, JOBS

@@ -41,7 +41,7 @@ def look(login: Login, **environment: str) -> subprocess.CompletedProcess:
 def test_each_due_checkpoint_is_submitted_once_and_survives_pruning(login: Login, run_folder: Path) -> None:
     assert "step 4: job 1\nstep 8: job 2" in look(login).stdout
     first, second = login.submitted()
-    assert first.split()[-1] == "slurm/eval_checkpoint.sh"
+    assert first.split()[-1] == str(Path("slurm/eval_checkpoint.sh").resolve())
     assert f"--export=ALL,CHECKPOINT={run_folder}/evaluations/4 " in first
     assert f"--export=ALL,CHECKPOINT={run_folder}/evaluations/8 " in second
     assert "--dependency=singleton" in first and "--job-name=eval_checkpoint_stage1" in first

@@ -73,7 +73,7 @@ def test_a_job_is_submitted_with_its_profiles_options_and_the_users_last(login: 
     answer = login.submit("pretrain_stage1", "--time=5", "--", "general.seed=3")
     assert answer.returncode == 0, answer.stderr
     [command] = login.submitted()
-    assert command.split()[-2:] == ["slurm/pretrain_stage1.sh", "general.seed=3"]
+    assert command.split()[-2:] == [str(Path("slurm/pretrain_stage1.sh").resolve()), "general.seed=3"]
     assert command.index("--time=60") < command.index("--time=5")
     assert "--nodes=2" in command and "--gres=none" in command and "--dependency" not in command
 

@@ -96,11 +96,12 @@ def test_a_named_python_that_will_not_do_is_refused(bin_folder: Path, name: str)
 
 
 def test_make_setup_asks_for_it_and_passes_on_python(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "tools"):
+    for name in ("Makefile", "pyproject.toml", "tools", *(path.name for path in Path().glob("constraints*.txt"))):
         (tmp_path / name).symlink_to(Path(name).resolve())
-    answer = subprocess.run(["make", "setup", "PYTHON=nowhere"], cwd=tmp_path, capture_output=True, text=True)
-    assert answer.returncode == 2 and "error: PYTHON=nowhere will not do" in answer.stderr
-    assert not (tmp_path / ".venv").exists()
+    for target, folder in (("setup", ".venv"), ("setup-vllm", ".venv-vllm")):
+        answer = subprocess.run(["make", target, "PYTHON=nowhere"], cwd=tmp_path, capture_output=True, text=True)
+        assert answer.returncode == 2 and "error: PYTHON=nowhere will not do" in answer.stderr
+        assert not (tmp_path / folder).exists()
 
 
 def test_linters_are_set_to_the_oldest_python_allowed() -> None:
