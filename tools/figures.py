@@ -6,11 +6,15 @@ file that is a table already. `make record RUN=runs/tiny` takes a finished run o
 """
 
 import json
+import platform
 import re
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import click
 
 RESULTS = Path("results")
 _REGION = re.compile(r"<!-- (?P<kind>figures:|=) (?P<name>[^>]*?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
@@ -175,7 +179,14 @@ def record(run: Path, machine: str, measured: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+@click.command()
+@click.option("--record", "run", type=click.Path(path_type=Path), help="First take this finished run of the demo over.")
+@click.option("--machine", help="On which it ran; with --record.")
+def main(run: Path | None, machine: str | None) -> None:
+    """Write the measured figures of README and docs from the files in results/."""
+    if run is not None:
+        document = record(run, machine or platform.processor(), time.strftime("%Y-%m"))
+        (RESULTS / "demo.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     results = read_results()
     for page in pages():
         text = page.read_text(encoding="utf-8")

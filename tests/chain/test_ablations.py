@@ -52,7 +52,7 @@ def test_every_variant_is_trained_under_every_seed(
         assert recipe.general.project == "own"
         runs.append(recipe.general.run)
         worse = 0.5 if recipe.architecture.no_rope_layer_interval == 0 else 0.0
-        row = {"loss": 3.0, "validation_bits_per_byte": {"held": 2 + worse + recipe.general.seed / 1000}}
+        row = {"step": 1, "loss": 3.0, "validation_bits_per_byte": {"held": 2 + worse + recipe.general.seed / 1000}}
         recipe.run_folder.mkdir(parents=True)
         (recipe.run_folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         return CompletedProcess(command, 0)

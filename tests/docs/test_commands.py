@@ -38,7 +38,7 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
         "smollm3 chek",
         "smollm3 plan --gpus",
         "smollm3 checkpoints lst",
-        "python -m merge recipes/tny",
+        "python -m mergers recipes/tny",
     ]
     page.write_text("".join(f"    {command}\n" for command in wrong) + "\n`slurm/sumbit`\n")
     assert len([problem for command in commands(page) for problem in check(command)]) == 6

@@ -85,4 +85,4 @@ def test_an_unknown_option_is_refused(answers: dict[str, tuple[int, str]], progr
 @pytest.mark.parametrize("script", OTHERS)
 def test_scripts_say_how_to_use_them(script: str) -> None:
     done = subprocess.run([script, "--help"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
-    assert done.returncode == 0 and script in done.stdout, done
+    assert done.returncode == 0 and Path(script).name in done.stdout, done

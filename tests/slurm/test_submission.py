@@ -133,7 +133,7 @@ def test_missing_site_file(login: Login) -> None:
 
 def test_recipe_that_does_not_exist(login: Login) -> None:
     refused(login, "There is no recipe", "long_context_32k")
-    refused(login, "There is no folder of recipes", "pretrain_stage1", RECIPES="recipes/none")
+    refused(login, "There is no profile 'recipes/none'", "pretrain_stage1", RECIPES="recipes/none")
     refused(login, "There is no job 'pretrain_stage4'", "pretrain_stage4")
 
 
