@@ -10,7 +10,7 @@ from foundation.project import ROOT
 
 PACKAGES = (
     "foundation", "nanotron_ext", "datapipes", "posttrain", "merge", "eval",
-    "jobs", "slurm", "check", "report", "chain",
+    "jobs", "slurm", "check", "report", "chain", "smollm3",
 )  # fmt: skip
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _FILE_NAME = re.compile(r"[\w.-]*\w\.(?!py$)\w{1,8}")

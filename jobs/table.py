@@ -72,7 +72,7 @@ _ROWS = (
     Job(
         "eval_base", "Evaluate the last model of pretraining.", models.evaluate_base,
         lambda folders: folders.has("eval") and bool(folders.pretraining), "eval", ("data", "export"),
-        versions=VERSIONED, seconds=20, script="eval",
+        versions=VERSIONED, seconds=17, script="eval",
     ),
     _post_training_job("midtrain", "Mid-training: long reasoning.", "export", 134),
     _post_training_job("sft", "Supervised fine-tuning in both modes.", "midtrain", 89),
@@ -87,7 +87,7 @@ _ROWS = (
     ),
     Job(
         "eval", "Evaluate the last model on all suites.", models.evaluate_last, _evaluates, "eval",
-        ("data", "merge"), versions=VERSIONED, seconds=25,
+        ("data", "merge"), versions=VERSIONED, seconds=16,
     ),
     Job(
         "capabilities", "Ask for the taught tasks in both modes, with held-out problems.", models.capabilities,

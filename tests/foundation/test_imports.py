@@ -18,7 +18,7 @@ PACKAGES = (
     [
         ("foundation/errors.py", "import nanotron_ext.flops", "Layers"),  # upward
         ("merge/soup.py", "from eval.results import SuiteResult", "Layers"),  # between working packages
-        ("jobs/profile.py", "import slurm.cluster", "Layers"),
+        ("jobs/profile.py", "import slurm.adapter", "Layers"),
         ("chain/view.py", "from report.blocks import Table", "Only the command line imports check and report"),
         ("eval/errors.py", "import eval.data", "No circles"),
     ],

@@ -22,7 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(monkeypatch: pytest.MonkeyPatch, values: list[str]) -> int:
     """`smollm3 train` up to the moment when torchrun would take over (exit code 0)."""
-    monkeypatch.setattr(os, "execv", lambda program, command: None)
+    monkeypatch.setattr(os, "execve", lambda program, command, environment: None)
     return main(["train", "recipes/tiny/pretrain.yaml", *values])
 
 
