@@ -57,7 +57,8 @@ def assignments(plan: Plan, per_node: int, device: str) -> str:
         "JOB_EVALUATES_CHECKPOINTS": "yes" if plan.checkpoint_suites else "",
     }
     lines = [f"{key}={shlex.quote(str(value))}" for key, value in values.items()]
-    return "\n".join([*lines, f"JOB_RUNS=({shlex.join(str(run.folder) for run in plan.runs)})"])
+    lines.append(f"JOB_RUNS=({shlex.join(str(run.folder) for run in plan.runs)})")
+    return "\n".join([*lines, f"JOB_COMMANDS=({shlex.join(shlex.join(command) for command in plan.commands)})"])
 
 
 def main() -> int:

@@ -17,9 +17,5 @@ name="eval"
 [[ ${SLURM_JOB_NAME:-} != eval_base ]] || name=eval_base
 begin "$name" "$@"
 export_model
-suites=()
-for suite in $JOB_SUITES; do
-  suites+=(--suite "$suite")
-done
-and_then on_one_node "$EVAL_PYTHON" -m smollm3 eval "$JOB_RECIPE" --model "$JOB_MODEL" "${suites[@]}" "$@"
+PYTHON=$EVAL_PYTHON run_commands "$@"
 finish

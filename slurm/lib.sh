@@ -2,7 +2,7 @@
 # What the job scripts of this folder share. A script sources it and calls, in this order:
 #
 #   begin JOB [section.key=value ...]   settings, checks, the attempt's log folder, a look at every node
-#   torchrun_on_all_nodes MODULE ...    or on_one_node COMMAND ...
+#   torchrun_on_all_nodes MODULE ...    or run_commands, which are those of jobs/table.py
 #   finish                              done, once more through the queue, or give up; see slurm/attempts.py
 #
 # PROFILE chooses recipes/<profile>, RECIPES another folder of recipes; RUN is where results go. Jobs start in the
@@ -25,6 +25,7 @@ JOB_PROCESSES_PER_NODE=
 JOB_EVALUATES_CHECKPOINTS= # not empty: jobs of their own do, while this one trains
 JOB_DEVICE=             # cuda or cpu
 JOB_RUNS=()             # run folders of a job that trains several recipes
+JOB_COMMANDS=()         # what a job on one node does, as words behind smollm3, each quoted once more
 export JOB_RECIPE JOB_FOLDER JOB_LOGS JOB_MODEL JOB_EXPORT_FROM JOB_SUITES JOB_PROCESSES_PER_NODE JOB_DEVICE
 
 CONTAINER=()          # command prefix that enters the container
@@ -205,6 +206,17 @@ evaluate_checkpoints() {
 
 on_one_node() {
   run_step 1 "${CONTAINER[@]}" "$@"
+}
+
+# What the table of jobs says that this job does, on one node; arguments go to the first command.
+run_commands() {
+  local command words first=("$@")
+  STEP_STATUS=0
+  for command in "${JOB_COMMANDS[@]}"; do
+    eval "words=($command)" # quoted by slurm/checks.py
+    and_then on_one_node "$PYTHON" -m smollm3 "${words[@]}" "${first[@]}"
+    first=()
+  done
 }
 
 # run_step NODES COMMAND...: one task per node, in the background so that signals reach this shell; sets STEP_STATUS.

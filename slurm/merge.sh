@@ -12,5 +12,5 @@
 # shellcheck source=slurm/lib.sh
 source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 begin merge "$@"
-on_one_node "$PYTHON" -m smollm3 merge "$JOB_RECIPE" "$@"
+run_commands "$@"
 finish

@@ -12,5 +12,5 @@
 # shellcheck source=slurm/lib.sh
 source "${SMOLLM3_SCRIPTS:-slurm}/lib.sh" || exit
 begin report "$@"
-on_one_node "$PYTHON" -m smollm3 report --profile "$RECIPES"
+run_commands "$@"
 finish

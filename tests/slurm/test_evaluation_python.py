@@ -8,7 +8,7 @@ import pytest
 # The real functions but for those that talk to Slurm.
 WITHOUT_SLURM = """
 source {repository}/slurm/lib.sh
-begin() {{ JOB_RECIPE=eval.yaml JOB_MODEL=model JOB_SUITES=base CHECKPOINT=step; }}
+begin() {{ JOB_RECIPE=eval.yaml JOB_MODEL=model JOB_SUITES=base CHECKPOINT=step JOB_COMMANDS=('eval --model model'); }}
 export_model() {{ STEP_STATUS=0; }}
 on_one_node() {{ echo "$@"; STEP_STATUS=0; }}
 finish() {{ exit; }}
@@ -23,7 +23,7 @@ def test_evaluations_run_with_the_python_of_the_site_file(tmp_path: Path, script
     (tmp_path / "slurm" / "site.sh").write_text(f"PYTHON=/env/python\n{site}\n")
     command = ["bash", Path("slurm", script).resolve()]
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    ran = dict(line.split(" -m ", 1)[::-1] for line in answer.stdout.splitlines())
-    by_module = {module.split()[0]: interpreter for module, interpreter in ran.items()}
-    assert by_module.pop("eval") == python, answer.stdout + answer.stderr
-    assert set(by_module.values()) <= {"/env/python"}
+    ran = [line.split(" -m smollm3 ") for line in answer.stdout.splitlines()]
+    by_verb = {words.split()[0]: interpreter for interpreter, words in ran}
+    assert by_verb.pop("eval") == python, answer.stdout + answer.stderr
+    assert set(by_verb.values()) <= {"/env/python"}
