@@ -54,7 +54,7 @@ def sole_preparation(data_folder: Path) -> Iterator[None]:
     """Keeps a second preparation of the same folder out; the lock ends with the process, however that ends.
 
     Raises:
-        DataError: if another process prepares the folder, on this machine or, on a shared disk that knows locks, on
+        DataError: if another process prepares the folder, on this machine or, on a shared disk that has locks, on
             another one.
     """
     data_folder.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ class _Rows(_Entry):
 
 
 class Files(_Rows):
-    """Rows in a folder, local or on any storage that fsspec knows."""
+    """Rows in a folder, local or on any storage that fsspec supports."""
 
     kind: Literal["files"]
     path: str = Field(description="Folder or fsspec URL such as s3://bucket/folder.")

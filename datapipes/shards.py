@@ -94,7 +94,7 @@ def verify_shard(
     document ends with EOS; no special token occurs anywhere else (raw text cannot have produced one).
 
     Raises:
-        DataError: naming the file, the position and what is wrong. What to do the caller knows.
+        DataError: naming the file, the position and what is wrong. The caller adds what to do.
     """
 
     def wrong(finding: str) -> DataError:

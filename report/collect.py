@@ -136,7 +136,7 @@ def _training(folder: Path) -> Training | None:
 
 
 def _categories(pretraining: Sequence[Training], mixtures: Mapping[str, Sequence[Source]]) -> dict[str, str]:
-    """Of the sources that the registry knows."""
+    """Of the sources that the registry has."""
     names = {source.name for sources in mixtures.values() for source in sources}
     names |= {
         name for training in pretraining for row in training.rows for name in row.get("validation_bits_per_byte", ())

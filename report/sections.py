@@ -65,7 +65,7 @@ def build_sections(report: Report) -> list[Section]:
             models.benchmarks(report),
         ),
         Section(
-            "Samples", "What the models write: the first answer to each kind of question, not chosen by hand.",
+            "Samples", "What the models write: the first answer to each kind of question, not selected.",
             models.samples(report),
         ),
         Section(

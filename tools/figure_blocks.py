@@ -18,7 +18,7 @@ _LEARNED = (
     ("merged", "no_think", "merged, not thinking"),
 )
 # The effects of report/effects.py in words, by claim; {} is the effect's own name.
-_CLAIMS = {
+CLAIMS = {
     "stages": "fall of held-out bits per byte in {}",
     "shares": "{} falls further than web text in stage 3, points",
     "long_context": "retrieval beyond 256 tokens rises with the long-context phases, points",
@@ -86,7 +86,7 @@ def effect_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             return f"{value:g}" if same else f"{value:.{places}f}"
 
         interval = "" if same else f" [{text(effect['low'])}, {text(effect['high'])}]"
-        claim = _CLAIMS[effect["claim"]].format(_EFFECTS.get(effect["effect"], effect["effect"]))
+        claim = CLAIMS[effect["claim"]].format(_EFFECTS.get(effect["effect"], effect["effect"]))
         verdict = "shown" if effect["low"] > effect["null"] else "not shown"
         rows.append((claim, ", ".join(map(text, values)), f"{text(effect['mean'])}{interval}", verdict))
     return rows
@@ -152,14 +152,14 @@ def named_values(results: Mapping[str, Any]) -> dict[str, str]:
 def _demo_values(demo: Mapping[str, Any]) -> dict[str, str]:
     seconds, right = demo["seconds"], demo["capabilities"]["merged"]
     base = [name for name in seconds if name.startswith(("data", "pretrain", "long_context", "export"))]
-    base_share = demo["capabilities"]["long_context_64k"]["all"]["think"]["correct"]
+    base_right = demo["capabilities"]["long_context_64k"]["all"]
     found = {
         "demo minutes": f"{sum(seconds.values()) / 60:.0f}",
         "demo pretraining minutes": f"{sum(seconds[name] for name in base) / 60:.0f}",
         "demo megabytes": f"{demo['bytes'] / 1e6:.0f}",
         "demo machine": f"{demo['machine']}, {demo['measured']}",
         "demo million tokens": f"{demo['data_tokens'] / 1e6:.2f}",
-        "demo base right": f"{_share(base_share)}",
+        "demo base right, of all": str(base_right["think"]["correct"]["successes"]),
     }
     for task in ("all", "chain"):
         for mode, words in (("think", "thinking"), ("no_think", "not thinking")):
@@ -175,7 +175,11 @@ def _demo_values(demo: Mapping[str, Any]) -> dict[str, str]:
 
 def _seed_values(results: Mapping[str, Any]) -> dict[str, str]:
     verdicts = [verdict for *_, verdict in effect_rows(results["demo_seeds"])]
-    return {"effects shown": str(verdicts.count("shown")), "effects": str(len(verdicts))}
+    return {
+        "effects shown": str(verdicts.count("shown")),
+        "effects": str(len(verdicts)),
+        "seeds machine": "{machine}, {measured}".format_map(results["demo_seeds"]),
+    }
 
 
 def _ablation_values(ablations: Mapping[str, Any]) -> dict[str, str]:

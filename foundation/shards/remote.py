@@ -30,7 +30,7 @@ Opened = TypeVar("Opened")
 
 
 def is_remote(path: str) -> bool:
-    """Whether this is a URL such as s3://bucket/folder, for one of the storages that fsspec knows."""
+    """Whether this is a URL such as s3://bucket/folder, for one of the storages that fsspec supports."""
     return "://" in path
 
 
