@@ -100,7 +100,7 @@ def collect(profile: Profile) -> Report:
     phases = profile.post_training
     posttraining = [t for job in phases if (t := _training(profile.plan(job).folder))]
     if not pretraining and not posttraining:
-        raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: make demo")
+        raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: smollm3 demo")
     done = {training.name for training in (*pretraining, *posttraining)}
     mixtures = _mixtures(pretraining)
     wanted = [profile.plan(job).folder.name for job in (*profile.pretraining, *phases)]
