@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.registry import find_source
 from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
@@ -143,7 +143,7 @@ def _categories(pretraining: Sequence[Training], mixtures: Mapping[str, Sequence
     }
     categories: dict[str, str] = {}
     for name in sorted(names):
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(SourceError):
             categories[name] = find_source(name).category
     return categories
 

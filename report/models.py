@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.published import differences
-from eval.report import EDITION_MARKS, base_scores, build_table, percent, win_rates
-from eval.report import Table as EvaluationTable
 from eval.results import TaskResult
+from eval.tables import EDITION_MARKS, base_scores, build_table, percent, win_rates
+from eval.tables import Table as EvaluationTable
 from foundation.charts import Series
 from report.blocks import Block, Chart, Details, Missing, Sample, Table, Text
 from report.collect import Report

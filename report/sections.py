@@ -3,7 +3,7 @@
 from report import models, training
 from report.blocks import Section
 from report.collect import Report
-from report.story import findings, introduction, seed_by_seed
+from report.verdicts import findings, introduction, seed_by_seed
 
 
 def build_sections(report: Report) -> list[Section]:
