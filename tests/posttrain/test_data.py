@@ -242,7 +242,7 @@ def test_files_that_cannot_be_used(
 
 
 def test_a_missing_file_names_the_generator(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(MissingInputError, match=r"There is no .*train\.jsonl or .*\.parquet.*posttrain\.tiny_data"):
+    with pytest.raises(MissingInputError, match=r"There is no .*train\.jsonl or .*\.parquet.*smollm3 posttrain-data"):
         prepare("sft", str(tmp_path / "a/b"), tokenizer)
 
 
