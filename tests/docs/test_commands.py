@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from smollm3.command_line import smollm3
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = ("recipe.yaml",)  # in a run's folder
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -48,6 +50,17 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
 def test_every_linked_page_exists(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)", page.read_text())
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    """Python files and folders of tests, by their path or the end of it."""
+    tracked = subprocess.check_output(["git", "ls-files"], text=True, cwd=ROOT).splitlines()
+    named = re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|jinja|yaml)|(?:tests|foundation)/[\w/]+/?)`", page.read_text())
+    ends = [name.rstrip("/") for name in named if not name.startswith("nanotron/") and name not in WRITTEN]
+    assert not [
+        end for end in ends if not any(f"/{path}".endswith(f"/{end}") or path.startswith(f"{end}/") for path in tracked)
+    ]
 
 
 def test_guide_walks_through_every_command_of_the_chain() -> None:
