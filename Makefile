@@ -23,7 +23,7 @@ SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-vllm setup-flash-attn doctor demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-journal bench-plan bench-merge chaos layouts test test-storage test-slurm test-compat lint format
+.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-journal bench-plan bench-merge chaos layouts figures record predictions test test-storage test-slurm test-compat lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -181,6 +181,15 @@ bench-gpu: setup ## Everything that a GPU is asked for, into runs/bench-gpu/spee
 
 bench-guard: setup ## Nightly: ratios of the step benchmark against floors, instructions of the loader's hot path
 	$(PY) bench/guard.py
+
+figures: setup ## Write the measured figures and pictures of README and docs from the files in results/
+	$(PY) -m tools.figures
+
+record: setup ## Take the finished demo in RUN, and its seeds in RUN-seeds, over into results/ (MACHINE="AMD EPYC, 2 cores")
+	$(PY) -m tools.record $(RUN) $(if $(MACHINE),--machine "$(MACHINE)")
+
+predictions: setup ## What the planner predicts for machines that README names, into results/predictions.json
+	$(PY) -m tools.predictions
 
 test: setup lint ## Lint, type check and run all tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile

@@ -17,7 +17,7 @@ from check.lint import Findings, Window, WindowReader, lint
 from datapipes.registry import find_source
 from datapipes.tokenizer import load_tokenizer
 from foundation.recipe import Recipe
-from foundation.shards.errors import DataError as UnusableData
+from foundation.shards.errors import ShardError
 from nanotron_ext.data.loader import MixtureLoader
 
 WHOLE_RUN = "whole run"
@@ -110,7 +110,7 @@ class Plan:
         """Stage by stage and then for the whole run, in each sorted by category and falling tokens.
 
         Raises:
-            DataError: if the registry does not know a source.
+            SourceError: if the registry does not know a source.
         """
         parts = [(name, first, last, list(shares)) for name, first, last, shares in self.stages]
         parts.append((WHOLE_RUN, 1, self._recipe.tokens.train_steps, self.sources))
@@ -128,11 +128,11 @@ def audit(recipe: Recipe, lint_windows: int, max_epochs: float) -> Audit:
     """The mixture, and lint of so many windows per source. Without prepared data: the mixture alone.
 
     Raises:
-        DataError: if the registry does not know a source, or the tokenizer of the data is not there.
+        SourceError: if the registry does not know a source, or the tokenizer of the data is not there.
     """
     try:
         loader = MixtureLoader(recipe, 0, recipe.parallelism.dp)
-    except UnusableData as error:
+    except ShardError as error:
         return Audit(Plan(recipe, None).uses(), error.problems, [])
     plan = Plan(recipe, loader)
     uses = plan.uses()
@@ -219,7 +219,7 @@ def sample_windows(recipe: Recipe, samples: int) -> Iterator[tuple[int, Window]]
     """Training samples at equal distances over the run, each with its step.
 
     Raises:
-        DataError: if the data is not prepared (nanotron_ext.data).
+        SourceError: if the data is not prepared (nanotron_ext.data).
     """
     loader = MixtureLoader(recipe, 0, recipe.parallelism.dp)
     reader = WindowReader(recipe, Plan(recipe, loader).sources)

@@ -38,7 +38,7 @@ class WindowReader:
     """Windows of a recipe's prepared sources, as the loader cuts them.
 
     Raises:
-        DataError: if a source is not prepared (nanotron_ext.data).
+        SourceError: if a source is not prepared (nanotron_ext.data).
     """
 
     def __init__(self, recipe: Recipe, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which function reads a recipe of which phase: this package alone knows all of them."""
+"""Which function reads a recipe of which phase: only this package imports all of them."""
 
 from collections.abc import Callable
 from pathlib import Path

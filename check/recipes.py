@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from check.loaders import loader_for
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.registry import find_source
 from foundation.errors import UserError
 from foundation.recipe import Problem, Recipe, load_as, load_recipe
@@ -84,7 +84,7 @@ def _check_surroundings(recipe: Recipe, path: Path) -> Iterator[Problem]:
             continue
         try:
             find_source(name)
-        except DataError as error:
+        except SourceError as error:
             yield Problem(key, str(error))
     checkpoints = recipe.checkpoints
     if checkpoints.resume_checkpoint_path is not None:

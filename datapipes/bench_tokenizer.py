@@ -22,7 +22,7 @@ from time import process_time
 from datatrove.utils.logging import logger as datatrove_logger
 from tokenizers import Tokenizer
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.pipeline import TOKENIZER_BATCH_DOCUMENTS, SourceBuild
 from datapipes.readers import texts_of
 from datapipes.registry import Files, Source, find_source
@@ -86,7 +86,7 @@ def main() -> None:
     try:
         texts = list(islice(texts_of(find_source(arguments.source)), arguments.documents))
         data = arguments.tokenizer.read_bytes()
-    except (DataError, OSError) as error:
+    except (SourceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     tokenizer = Tokenizer.from_str(data.decode("utf-8"))

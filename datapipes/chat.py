@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 _START, _END = "\ufdd0", "\ufdd1"
@@ -53,7 +53,7 @@ class ChatEncoder:
     """Encodes what `render` gives, in the form in which datatrove calls a tokenizer; every text ends with EOS.
 
     Raises:
-        DataError: if the tokenizer lacks ChatML's special tokens.
+        SourceError: if the tokenizer lacks ChatML's special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_token_id: int) -> None:
@@ -81,11 +81,11 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of ChatML's special tokens.
 
     Raises:
-        DataError: if the tokenizer lacks one.
+        SourceError: if the tokenizer lacks one.
     """
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     if missing := [token for token in _SPECIAL.values() if token not in special]:
-        raise DataError(
+        raise SourceError(
             f"The tokenizer has no special token {' and '.join(missing)}, which sources with a chat_column need. Use "
             f"another tokenizer, or leave these sources out."
         )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.words import words_of
 
 NGRAM_WORDS = 12
@@ -73,11 +73,11 @@ def build_index(folder: Path) -> BenchmarkIndex:
     """Index the evaluation sets `<folder>/<benchmark>.jsonl`.
 
     Raises:
-        DataError: if there is none, or one cannot be read.
+        SourceError: if there is none, or one cannot be read.
     """
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
-        raise DataError(f"There is no evaluation set (<benchmark>.jsonl) in {folder}. Correct --benchmarks.")
+        raise SourceError(f"There is no evaluation set (<benchmark>.jsonl) in {folder}. Correct --benchmarks.")
     per_benchmark = [np.unique(_benchmark_hashes(path)) for path in paths]
     names = [path.stem for path in paths]
     sums = [hashlib.sha256(part.tobytes()).hexdigest() for part in per_benchmark]
@@ -94,7 +94,7 @@ def _benchmark_hashes(path: Path) -> Hashes:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"Line {number} of {path} is not JSON: {error}.") from None
+                raise SourceError(f"Line {number} of {path} is not JSON: {error}.") from None
             parts += [ngram_hashes(text) for text in _strings(row)]
     return np.concatenate(parts)
 

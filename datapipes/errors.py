@@ -3,5 +3,5 @@
 from foundation.errors import UserError
 
 
-class DataError(UserError):
+class SourceError(UserError):
     """Data that cannot be prepared or used; the message names the file or key and the fix."""

@@ -21,7 +21,7 @@ from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.utils.stats import PipelineStats
 
 from datapipes.dedup import Stage
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 
 POLL_SECONDS = 20.0
 JOBS_FILE = "slurm_jobs.json"
@@ -73,10 +73,10 @@ def submit(stages: Sequence[Stage], logs: Path, settings: SlurmSettings, job_nam
     Does nothing while jobs of an earlier submission are in the queue.
 
     Raises:
-        DataError: if sbatch cannot be run or refuses.
+        SourceError: if sbatch cannot be run or refuses.
     """
     if "SLURM_ARRAY_TASK_ID" in os.environ:
-        raise DataError("--executor slurm submits jobs of its own: run it on a login node, not in a job array.")
+        raise SourceError("--executor slurm submits jobs of its own: run it on a login node, not in a job array.")
     if _in_queue(_submitted_jobs(logs)):
         return
     _forget_stages_after_the_first_incomplete(stages, logs)
@@ -107,7 +107,7 @@ def submit(stages: Sequence[Stage], logs: Path, settings: SlurmSettings, job_nam
         with contextlib.redirect_stderr(io.StringIO()):
             chain[-1].run()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise DataError(f"sbatch failed for {job_name}: {error}. Is this a login node of the cluster?") from None
+        raise SourceError(f"sbatch failed for {job_name}: {error}. Is this a login node of the cluster?") from None
     finally:
         jobs = [executor.job_id for executor in chain if executor.job_id not in (None, -1)]
         logs.mkdir(parents=True, exist_ok=True)
@@ -118,14 +118,14 @@ def wait(stages: Sequence[Stage], logs: Path) -> None:
     """Return when all tasks of all stages are done.
 
     Raises:
-        DataError: if the submitted jobs ended otherwise.
+        SourceError: if the submitted jobs ended otherwise.
     """
     while incomplete := _first_incomplete(stages, logs):
         if not _in_queue(_submitted_jobs(logs)):
             time.sleep(POLL_SECONDS)  # shared file systems show the last marks with a delay
             if incomplete := _first_incomplete(stages, logs):
                 stage, missing = incomplete
-                raise DataError(
+                raise SourceError(
                     f"{missing} of {stage.tasks} tasks of stage {stage.name!r} ended without success: read "
                     f"{logs / stage.name / 'slurm_logs'}. The same command submits them again."
                 )
@@ -165,7 +165,7 @@ def _in_queue(jobs: Sequence[str]) -> bool:
     try:
         answer = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise DataError(f"squeue cannot be run: {error}. Is this a login node of the cluster?") from None
+        raise SourceError(f"squeue cannot be run: {error}. Is this a login node of the cluster?") from None
     if answer.returncode and "Invalid job id" not in answer.stderr:
         return True
     return bool(answer.stdout.strip())

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from pydantic import BaseModel, ConfigDict, Field
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.math_problems import VERSION as MATH_VERSION
 from datapipes.registry import CORPUS_FOLDER, Corpus, FactsGenerator, Files, Hub, MathGenerator, Source, Unreleased
 from foundation.facts import VERSION as FACTS_VERSION
@@ -27,7 +27,7 @@ COMPARING_THREADS = 8
 SHOWN_FILES = 3
 
 
-class UnreachableInputError(DataError):
+class UnreachableInputError(SourceError):
     """A source whose files cannot be looked at now. What is prepared from them can still be used.
 
     Attributes:
@@ -65,7 +65,7 @@ def find_input(source: Source, raw_folder: Path | None = None) -> Input:
 
     Raises:
         UnreachableInputError: if its files cannot be listed, saying what to do.
-        DataError: if it cannot be had at all.
+        SourceError: if it cannot be had at all.
     """
     reader = source.reader
     if isinstance(reader, MathGenerator):
@@ -73,7 +73,7 @@ def find_input(source: Source, raw_folder: Path | None = None) -> Input:
     if isinstance(reader, FactsGenerator):
         return Input(revision=f"facts-{FACTS_VERSION}")
     if isinstance(reader, Unreleased):
-        raise DataError(f"Source {source.name} cannot be had: {reader.note}{_instead(source)}")
+        raise SourceError(f"Source {source.name} cannot be had: {reader.note}{_instead(source)}")
     if isinstance(reader, Corpus):
         return _corpus(source, reader)
     if isinstance(reader, Files):
@@ -96,7 +96,7 @@ def hub_input(source: Source, reader: Hub, commit: str) -> Input:
 def _corpus(source: Source, reader: Corpus) -> Input:
     path = CORPUS_FOLDER / reader.file
     if not path.is_file():
-        raise DataError(f"Source {source.name} reads {path}, which is missing. Restore it from the repository.")
+        raise SourceError(f"Source {source.name} reads {path}, which is missing. Restore it from the repository.")
     content = content_of(path)
     file = InputFile(name=reader.file, size=path.stat().st_size, content=content)
     return Input(revision=content, files=(file,), folder=str(CORPUS_FOLDER))

@@ -28,7 +28,7 @@ from datapipes.chat import ChatEncoder, special_ids
 from datapipes.clean import Clean
 from datapipes.decontaminate import BenchmarkIndex, Decontaminate
 from datapipes.dedup import Stage, exact_stages, minhash_stages
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.executors import SlurmSettings, run_locally, submit, tasks_completed, wait
 from datapipes.inputs import UnreachableInputError, find_input
 from datapipes.readers import read_contents, reader_of
@@ -119,7 +119,7 @@ class SourceBuild:
     is prepared already and its files cannot be looked at now, `unreachable` says why.
 
     Raises:
-        DataError: on construction, if the source is not prepared and cannot be.
+        SourceError: on construction, if the source is not prepared and cannot be.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SourceBuild:
         benchmarks: BenchmarkIndex | None = None,
     ) -> None:
         if source.decontaminate and benchmarks is None:
-            raise DataError(
+            raise SourceError(
                 f"Source {source.name} is decontaminated against evaluation sets: give their folder as --benchmarks."
             )
         self.source = source
@@ -158,7 +158,7 @@ class SourceBuild:
         """Check the prepared shards byte by byte against their manifest.
 
         Raises:
-            DataError: naming the file that differs.
+            SourceError: naming the file that differs.
         """
         manifest = read_manifest(self.folder)
         assert manifest is not None
@@ -172,7 +172,7 @@ class SourceBuild:
         """Run what is still to run, verify it, and put it in place.
 
         Raises:
-            DataError: if the source cannot be read or a task's output is not whole.
+            SourceError: if the source cannot be read or a task's output is not whole.
         """
         self._begin()
         run_locally(self.stages(), self.logs, workers)
@@ -182,7 +182,7 @@ class SourceBuild:
         """Have Slurm run what is still to run, unless it is about to already.
 
         Raises:
-            DataError: if Slurm does not take the jobs.
+            SourceError: if Slurm does not take the jobs.
         """
         self._begin()
         submit(self.stages(), self.logs, settings, self.source.name)
@@ -191,7 +191,7 @@ class SourceBuild:
         """Wait for the submitted jobs, verify what they wrote, and put it in place.
 
         Raises:
-            DataError: if a task failed or its output is not whole.
+            SourceError: if a task failed or its output is not whole.
         """
         wait(self.stages(), self.logs)
         self._publish()
@@ -247,12 +247,12 @@ class SourceBuild:
                 )
                 for path in sorted(self.partial.glob(f"{rank:05d}_*.ds"))
             ]
-        except DataError as error:
-            raise DataError(f"{error} Check the disk, delete {self.partial} and run again.") from None
+        except SourceError as error:
+            raise SourceError(f"{error} Check the disk, delete {self.partial} and run again.") from None
         found = sum(entry.documents for entry in entries), sum(entry.tokens for entry in entries)
         expected = _total(steps[-1], "documents"), _total(steps[-1], "tokens")
         if found != expected:
-            raise DataError(
+            raise SourceError(
                 f"Task {rank} of {self.source.name} wrote {expected[0]} documents of {expected[1]} tokens, but "
                 f"{self.partial} holds {found[0]} of {found[1]}. Check the disk, delete that folder and run again."
             )
@@ -266,7 +266,7 @@ class SourceBuild:
         find, drop = signatures[-1], steps[len(signatures) - 1]  # after the same steps of reading
         before, now = _total(find, "total"), _total(drop, "total")
         if before != now:
-            raise DataError(
+            raise SourceError(
                 f"Task {rank} of {self.source.name} read {before} documents to find duplicates and then {now}: its "
                 f"files changed meanwhile. Delete {self.partial} and run again."
             )
@@ -274,7 +274,7 @@ class SourceBuild:
     def _publish(self) -> None:
         files = [entry for rank in range(self.source.tasks) for entry in self._verified_files(rank)]
         if not files:
-            raise DataError(f"Source {self.source.name} has no document left after cleaning. Check its files.")
+            raise SourceError(f"Source {self.source.name} has no document left after cleaning. Check its files.")
         record = self._record_with_contents()
         for leftover in ("scratch", "dedup"):
             shutil.rmtree(self.partial / leftover, ignore_errors=True)
@@ -293,7 +293,7 @@ class SourceBuild:
         ).write(self.partial)
         record.write(self.partial)
         if self.folder.exists() and not self._replaces:
-            raise DataError(
+            raise SourceError(
                 f"{self.folder} appeared while {self.source.name} was prepared. Its new shards are whole in "
                 f"{self.partial}: move one of the two folders away, and run again."
             )
@@ -304,7 +304,7 @@ class SourceBuild:
         found = read_contents(self.contents)
         unread = [file.name for file in self.input.files if file.content is None and file.name not in found]
         if unread:
-            raise DataError(
+            raise SourceError(
                 f"The tasks of {self.source.name} noted no content of {unread[0]} and {len(unread) - 1} other files in "
                 f"{self.contents}. Check the disk, delete {self.partial} and run again."
             )

@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.table import Table
 
 from datapipes.decontaminate import build_index
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild, Summary
 from datapipes.registry import find_source
@@ -54,7 +54,7 @@ def sole_preparation(data_folder: Path) -> Iterator[None]:
     """Keeps a second preparation of the same folder out; the lock ends with the process, however that ends.
 
     Raises:
-        DataError: if another process prepares the folder, on this machine or, on a shared disk that knows locks, on
+        SourceError: if another process prepares the folder, on this machine or, on a shared disk that has locks, on
             another one.
     """
     data_folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def sole_preparation(data_folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise DataError(
+            raise SourceError(
                 f"{file.read().strip() or 'Another process'} is preparing {data_folder} already. Wait for its end, or "
                 f"stop it: what it has finished will not be done again."
             ) from None
@@ -90,17 +90,17 @@ def prepare(
     `rebuild` names sources of which prepared shards may be replaced, or ALL. With `dry_run` nothing is made.
 
     Raises:
-        DataError: at the first source that cannot be prepared, or when the recipes do not share tokenizer and folder;
+        SourceError: at the first source that cannot be prepared, or when the recipes do not share tokenizer and folder;
             before anything is made or changed, when prepared shards are not what the recipes ask for.
     """
     recipe = recipes[0]
     if any((other.tokenizer, other.data.path) != (recipe.tokenizer, recipe.data.path) for other in recipes[1:]):
-        raise DataError("The recipes differ in tokenizer or data.path. Prepare them one by one.")
+        raise SourceError("The recipes differ in tokenizer or data.path. Prepare them one by one.")
     sources = [find_source(name) for name in sources_of(recipes)]
     check_names(rebuild, sources)
     benchmarks = build_index(benchmarks_folder) if benchmarks_folder else None
     if is_remote(recipe.data.path):
-        raise DataError(
+        raise SourceError(
             f"data.path is {recipe.data.path}, but data is prepared on a local or shared disk: give data.path=FOLDER, "
             f"and copy the sources' folders to the storage afterwards, each manifest.json last."
         )

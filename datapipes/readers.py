@@ -14,7 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from datapipes.chat import render
 from datapipes.clean import Clean
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.inputs import Input, InputFile, content_of, find_input, local_file, reason_of
 from datapipes.math_problems import math_document
 from datapipes.registry import CORPUS_FOLDER, Corpus, FactsGenerator, Files, Hub, MathGenerator, Source
@@ -62,7 +62,7 @@ class RowReader(PipelineStep):
         content, now = content_of(path), local_file(path, file.name)
         assert file.stamp is not None and now.stamp is not None
         if (now.size, now.stamp[1]) != (file.size, file.stamp[1]):
-            raise DataError(
+            raise SourceError(
                 f"{path} of source {self.source_name} was changed while it was prepared. Run the same command again; "
                 f"leave the files alone until it has ended."
             )
@@ -83,7 +83,7 @@ class RowReader(PipelineStep):
         try:
             return render(row[self.rows.chat_column] or [])
         except (TypeError, ValueError) as error:
-            raise DataError(
+            raise SourceError(
                 f"Row {number} of {self._full_path(path)}, column {self.rows.chat_column!r}: {error}. Correct the "
                 f"file, or chat_column of {self.source_name} in the table of sources."
             ) from None
@@ -96,7 +96,7 @@ class RowReader(PipelineStep):
             with fsspec.open(url, "rb", compression="gzip", **options) as file:
                 return file.read().decode(row.get("src_encoding") or "utf-8", errors="replace")
         except (OSError, LookupError) as error:
-            raise DataError(f"{url} of source {self.source_name} cannot be read: {error}. Try again later.") from None
+            raise SourceError(f"{url} of source {self.source_name} cannot be read: {error}. Try again later.") from None
 
     def _json_rows(self, path: str) -> Iterator[dict[str, Any]]:
         number = 0
@@ -105,9 +105,9 @@ class RowReader(PipelineStep):
                 for number, line in enumerate(file, start=1):  # noqa: B007 (the message needs it)
                     yield orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise DataError(f"Line {number} of {self._full_path(path)} is not JSON: {error}.") from None
+            raise SourceError(f"Line {number} of {self._full_path(path)} is not JSON: {error}.") from None
         except Exception as error:  # every storage and compression has errors of its own
-            raise DataError(
+            raise SourceError(
                 f"{self._full_path(path)} cannot be read after line {number}: {reason_of(error)}"
             ) from error
 
@@ -123,16 +123,16 @@ class RowReader(PipelineStep):
                 for batch in parquet.iter_batches(batch_size=1000, columns=[name for name in names if name in wanted]):
                     yield from batch.to_pylist()
         except pyarrow.ArrowException as error:
-            raise DataError(f"{self._full_path(path)} is not a readable parquet file: {error}.") from None
-        except DataError:
+            raise SourceError(f"{self._full_path(path)} is not a readable parquet file: {error}.") from None
+        except SourceError:
             raise
         except Exception as error:  # every storage has errors of its own
-            raise DataError(f"{self._full_path(path)} cannot be read: {reason_of(error)}") from error
+            raise SourceError(f"{self._full_path(path)} cannot be read: {reason_of(error)}") from error
 
     def _check_columns(self, present: Collection[str], path: str) -> None:
         for column in self.rows.content_columns:
             if column not in present:
-                raise DataError(
+                raise SourceError(
                     f"{self._full_path(path)} has no column {column!r}; it has {', '.join(present)}. "
                     f"Correct the columns of {self.source_name} in the table of sources."
                 )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from datapipes.decontaminate import BenchmarkIndex
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.inputs import Input
 from datapipes.registry import Corpus, Files, Hub, Source
 from datapipes.shards import read_manifest
@@ -106,7 +106,7 @@ def input_of(folder: Path) -> Input | None:
     """What the finished shards in `folder` were made from, as far as the folder tells; None without finished shards."""
     try:
         manifest = read_manifest(folder)
-    except DataError:
+    except SourceError:
         return None
     if manifest is None:
         return None

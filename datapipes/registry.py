@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 
 SOURCES_FOLDER = Path(__file__).parent / "sources"
 CORPUS_FOLDER = Path(__file__).parent / "corpus"
@@ -69,7 +69,7 @@ class _Rows(_Entry):
 
 
 class Files(_Rows):
-    """Rows in a folder, local or on any storage that fsspec knows."""
+    """Rows in a folder, local or on any storage that fsspec supports."""
 
     kind: Literal["files"]
     path: str = Field(description="Folder or fsspec URL such as s3://bucket/folder.")
@@ -123,19 +123,19 @@ def load_registry(folder: Path = SOURCES_FOLDER) -> dict[str, Source]:
     """All sources of a folder's tables, by name.
 
     Raises:
-        DataError: for a table that cannot be used, naming the file, the source and the key.
+        SourceError: for a table that cannot be used, naming the file, the source and the key.
     """
     registry: dict[str, Source] = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
             table = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
         except yaml.YAMLError as error:
-            raise DataError(f"The table of sources {path} is not valid YAML: {error}") from None
+            raise SourceError(f"The table of sources {path} is not valid YAML: {error}") from None
         if not isinstance(table, dict):
-            raise DataError(f"The table of sources {path} must map source names to their entries.")
+            raise SourceError(f"The table of sources {path} must map source names to their entries.")
         for name, entry in table.items():
             if name in registry:
-                raise DataError(f"Source {name!r} in {path} is already in another table. Rename one of the two.")
+                raise SourceError(f"Source {name!r} in {path} is already in another table. Rename one of the two.")
             registry[name] = _parse(name, entry, path)
     return registry
 
@@ -144,7 +144,7 @@ def _parse(name: str, entry: Any, path: Path) -> Source:
     try:
         return Source.model_validate({"name": name, **entry})
     except (ValidationError, TypeError) as error:
-        raise DataError(f"Source {name!r} in {path} is not valid: {error}") from None
+        raise SourceError(f"Source {name!r} in {path} is not valid: {error}") from None
 
 
 @cache
@@ -156,14 +156,14 @@ def find_source(name: str) -> Source:
     """The source of that name.
 
     Raises:
-        DataError: if there is none, with the nearest name that exists.
+        SourceError: if there is none, with the nearest name that exists.
     """
     registry = _registry()
     if name not in registry:
         renamed = next((source.name for source in registry.values() if name in source.published_as), None)
         if renamed is not None:
-            raise DataError(f"The source published as {name!r} is called {renamed!r} here. Use that name everywhere.")
+            raise SourceError(f"The source published as {name!r} is called {renamed!r} here. Use that name everywhere.")
         close = difflib.get_close_matches(name, registry, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"There is no source {name!r}.{hint} The tables in {SOURCES_FOLDER} name all; add it there.")
+        raise SourceError(f"There is no source {name!r}.{hint} The tables in {SOURCES_FOLDER} name all; add it there.")
     return registry[name]

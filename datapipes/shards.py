@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from foundation.paths import plain_name
 
 FORMAT = "token-shards/1"
@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The folder's manifest; None if it has none.
 
     Raises:
-        DataError: if it is not of this format.
+        SourceError: if it is not of this format.
     """
     path = folder / "manifest.json"
     if not path.is_file():
@@ -70,11 +70,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(**{**content, "files": [ShardFile(**entry) for entry in content["files"]]})
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
+        raise SourceError(
             f"{path} is not a {FORMAT} manifest ({error}). Prepare it anew: --rebuild {folder.name}."
         ) from None
     if manifest.format != FORMAT:
-        raise DataError(
+        raise SourceError(
             f"{path} has format {manifest.format!r}, not {FORMAT!r}. Prepare it anew: --rebuild {folder.name}."
         )
     return manifest
@@ -94,11 +94,11 @@ def verify_shard(
     document ends with EOS; no special token occurs anywhere else (raw text cannot have produced one).
 
     Raises:
-        DataError: naming the file, the position and what is wrong. What to do the caller knows.
+        SourceError: naming the file, the position and what is wrong. The caller adds what to do.
     """
 
-    def wrong(finding: str) -> DataError:
-        return DataError(f"{path}: {finding}.")
+    def wrong(finding: str) -> SourceError:
+        return SourceError(f"{path}: {finding}.")
 
     index_path = path.with_name(path.name + ".index")
     if not path.is_file() or not index_path.is_file():
@@ -139,16 +139,16 @@ def verify_folder(folder: Path, manifest: Manifest, special_ids: Collection[int]
     """Check every file of a prepared source against its manifest.
 
     Raises:
-        DataError: naming the first file that is not what the manifest says.
+        SourceError: naming the first file that is not what the manifest says.
     """
     for entry in manifest.files:
         found = verify_shard(
             folder / entry.name, manifest.vocab_size, manifest.token_bytes, manifest.eos_token_id, special_ids
         )
         if found != entry:
-            raise DataError(
+            raise SourceError(
                 f"{folder / entry.name} is not the file that manifest.json describes: {found} instead of {entry}."
             )
     totals = sum(entry.documents for entry in manifest.files), sum(entry.tokens for entry in manifest.files)
     if totals != (manifest.documents, manifest.tokens):
-        raise DataError(f"{folder}/manifest.json: its totals are not the sums over its files. Prepare it again.")
+        raise SourceError(f"{folder}/manifest.json: its totals are not the sums over its files. Prepare it again.")

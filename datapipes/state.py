@@ -7,14 +7,14 @@ from typing import Literal
 
 from rich.console import Console
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.executors import tasks_completed
 from datapipes.inputs import UnreachableInputError, compare, hub_input
 from datapipes.pipeline import SourceBuild
 from datapipes.record import Record, hash_before_records, read_record
 from datapipes.registry import Hub, Source
 from datapipes.shards import Manifest, read_manifest
-from foundation.shards.errors import DataError as UnusableData
+from foundation.shards.errors import ShardError
 from foundation.shards.manifest import read_source
 
 ALL = "all"  # instead of the names of sources that may be replaced
@@ -55,9 +55,9 @@ def state_of(build: SourceBuild, say: Say, verify: bool = False) -> State:
         if verify:
             say(f"{build.source.name}: reading {manifest.tokens:,} tokens to verify them.")
             build.verify()
-    except UnusableData as error:
+    except ShardError as error:
         return State(build, "stale", tuple(error.problems))
-    except DataError as error:
+    except SourceError as error:
         return State(build, "stale", (str(error),))
     recorded = read_record(build.folder)
     if recorded is None:
@@ -126,20 +126,20 @@ def _say(console: Console, line: str) -> None:
 
 
 def check_names(rebuild: Collection[str], sources: Sequence[Source]) -> None:
-    """Raises DataError for a name that is no source's."""
+    """Raises SourceError for a name that is no source's."""
     known = [ALL, *(source.name for source in sources)]
     for name in rebuild:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"--rebuild {name}: the recipes use no source of that name.{hint}")
+            raise SourceError(f"--rebuild {name}: the recipes use no source of that name.{hint}")
 
 
 def to_build(states: Sequence[State], rebuild: Collection[str]) -> list[SourceBuild]:
     """What is missing, and what is stale and may be replaced: `rebuild` names it, or is ALL.
 
     Raises:
-        DataError: if something is stale that may not be replaced, or that cannot be made because its files cannot be
+        SourceError: if something is stale that may not be replaced, or that cannot be made because its files cannot be
             looked at.
     """
     kept = [s for s in states if s.kind == "stale" and not {ALL, s.build.source.name} & set(rebuild)]
@@ -153,7 +153,7 @@ def to_build(states: Sequence[State], rebuild: Collection[str]) -> list[SourceBu
     if len(kept) > SHOWN_SOURCES:
         lines.append(f"  ... and {len(kept) - SHOWN_SOURCES} more")
     names = " ".join(f"--rebuild {state.build.source.name}" for state in kept[:SHOWN_SOURCES])
-    raise DataError(
+    raise SourceError(
         f"{len(kept)} of {len(states)} sources are prepared or begun, but not from what the recipes now ask for, or "
         f"not whole. Nothing was changed.\n"
         + "\n".join(lines)

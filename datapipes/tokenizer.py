@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from foundation.recipe import Recipe
 from foundation.tokenizer_json import content_sha256
 
@@ -56,7 +56,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     text: documents get their end token in tokenisation.
 
     Raises:
-        DataError: if the texts are too few for so many merges.
+        SourceError: if the texts are too few for so many merges.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -71,7 +71,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocab_size:
-        raise DataError(
+        raise SourceError(
             f"The texts give a vocabulary of {tokenizer.get_vocab_size()}, not of tokenizer.train.vocab_size = "
             f"{vocab_size}. Lower it, or train on more sources."
         )
@@ -112,7 +112,7 @@ def load_tokenizer(recipe: Recipe) -> LoadedTokenizer:
     """The recipe's tokenizer, from its folder or (cached or online) from the hub.
 
     Raises:
-        DataError: if there is none, or it does not fit the recipe's model.
+        SourceError: if there is none, or it does not fit the recipe's model.
     """
     name, revision = recipe.tokenizer.tokenizer_name_or_path, recipe.tokenizer.tokenizer_revision
     file = Path(name) / "tokenizer.json"
@@ -122,17 +122,17 @@ def load_tokenizer(recipe: Recipe) -> LoadedTokenizer:
     try:
         tokenizer = Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # tokenizers raises bare Exception
-        raise DataError(f"{file} is not a tokenizer: {error}. Delete its folder to have it made anew.") from None
+        raise SourceError(f"{file} is not a tokenizer: {error}. Delete its folder to have it made anew.") from None
     model = recipe.architecture
     eos_token = tokenizer.id_to_token(model.eos_token_id) or ""
     loaded = LoadedTokenizer(file, hashlib.sha256(data).hexdigest(), tokenizer, eos_token, model.eos_token_id)
     if model.eos_token_id not in loaded.special_ids:
-        raise DataError(
+        raise SourceError(
             f"model.model_config.eos_token_id {model.eos_token_id} is {eos_token!r} in {file}, not a special token. "
             f"Set it to the id of the token that ends a document."
         )
     if loaded.vocab_size > model.vocab_size:
-        raise DataError(
+        raise SourceError(
             f"{file} has {loaded.vocab_size} tokens, more than model.model_config.vocab_size {model.vocab_size}. "
             f"Raise vocab_size, or name another tokenizer."
         )
@@ -141,14 +141,14 @@ def load_tokenizer(recipe: Recipe) -> LoadedTokenizer:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     if Path(name).exists() or name.count("/") != 1 or name.startswith(("/", ".")):
-        raise DataError(
+        raise SourceError(
             f"tokenizer.tokenizer_name_or_path {name!r} holds no tokenizer.json. Correct the path, or add "
             f"tokenizer.train to the recipe to have one trained there."
         )
     try:
         return Path(hf_hub_download(name, "tokenizer.json", revision=revision))
     except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise DataError(
+        raise SourceError(
             f"The tokenizer {name!r} is neither a folder with tokenizer.json, nor in the hub's cache, nor could it be "
             f"downloaded ({type(error).__name__}). Log in with `hf auth login` if it is gated, or copy its folder here "
             f"and set tokenizer.tokenizer_name_or_path to it."

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.inputs import Input, UnreachableInputError, compare, find_input, with_contents
 from datapipes.readers import texts_of
 from datapipes.registry import Source
@@ -31,12 +31,12 @@ def train_tokenizer_once(recipe: Recipe, train: TrainTokenizer, sources: list[So
     """Train the recipe's tokenizer on these sources if it is not there yet.
 
     Raises:
-        DataError: if the folder holds one trained on something else.
+        SourceError: if the folder holds one trained on something else.
     """
     folder = Path(recipe.tokenizer.tokenizer_name_or_path)
     if (folder / "tokenizer.json").is_file():
         if changed := list(_differences(folder / RECORD_FILE, train, sources, console)):
-            raise DataError(
+            raise SourceError(
                 f"The tokenizer in {folder} was trained on other texts or settings than tokenizer.train now says: "
                 f"{'; '.join(changed)}. Models trained with it need it: choose another run folder, or delete {folder} "
                 f"to train a new one."

@@ -19,8 +19,8 @@ from eval.errors import EvalError
 from eval.evaluate import evaluate
 from eval.fingerprint import suites_sha256
 from eval.recipe import EvalRecipe
-from eval.report import percent
 from eval.results import Curve, CurvePoint, Score, write_json
+from eval.tables import percent
 from foundation.charts import Series, line_chart
 from foundation.journal import METRICS_FILE, last_row
 

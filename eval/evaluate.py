@@ -89,11 +89,11 @@ def _show_plan(planned: "dict[str, list[PlannedTask]]", folder: Path, *, prompts
 
 
 def _write_tables(output: Path) -> None:
-    from eval.report import ReportError, build_table, read_results, write_tables
+    from eval.tables import TableError, build_table, read_results, write_tables
 
     try:
         write_tables(output, build_table(read_results(output)))
-    except ReportError as error:  # older results beside these; the new ones are written
+    except TableError as error:  # older results beside these; the new ones are written
         print(f"no table of all models: {error}", flush=True)
     else:
         print(f"written: {output / 'table.md'} and table.html, with all models evaluated so far", flush=True)

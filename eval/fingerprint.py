@@ -23,7 +23,7 @@ _OF_THE_BENCHMARK = ("family", "builder", "dataset", "generator", "arguments")
 def task_fingerprint(
     recipe: EvalRecipe, suite: Suite, task: Task, benchmark: Benchmark, mode: Mode, **others: Any
 ) -> Fingerprint:
-    """Of one task's score in one mode. `others`: kind -> content that only the caller knows, such as data and model."""
+    """Of one task's score in one mode. `others`: kind -> content that only the caller has, such as data and model."""
     contents = {
         "recipe": {**task_values(recipe, suite, task, benchmark), "mode": mode},
         "code": code_sha256(ROOT, code_files(benchmark, recipe.backend.engine, judged=_is_judged(recipe, benchmark))),

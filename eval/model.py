@@ -1,6 +1,6 @@
 """A transformers folder as lighteval model: exact prompts, exact log-likelihoods, no cache.
 
-Each row of a batch has its own room, length, stop sequences and random numbers, so that its answer is the one that it
+Each row of a batch has its own limit, length, stop sequences and random numbers, so that its answer is the one that it
 has alone (in float32; bfloat16 rounds with the batch's shape, which can turn a near tie). lighteval's own backend
 limits all rows by the longest prompt, keeps a prediction cache inside the model folder that survives new weights, cuts
 prompts to `max_new_tokens`, cannot pass template arguments and stores the scores of every generated token.
@@ -47,7 +47,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer that is wanted to a document's prompt. `fits`: the window has room for all of its longest length."""
+    """One answer that is wanted to a document's prompt. `fits`: all of its longest length fits into the window."""
 
     response: ModelResponse
     sample: int
@@ -104,7 +104,7 @@ class LocalModel(LightevalModel):
     """What every backend shares: the tokenizer, exact prompts, and what does not fit.
 
     `over_length` counts documents that did not fit into the window: log-likelihood contexts are cut from the left,
-    generation prompts that leave no room for an answer get an empty one, and answers may reach the window's end.
+    generation prompts that fill the window get an empty answer, and answers may reach the window's end.
     """
 
     def __init__(self, folder: Path, backend: Backend, max_length: int, eos_ids: list[int]) -> None:

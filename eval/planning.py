@@ -167,7 +167,7 @@ def _haystack(name: str, benchmark: Benchmark, file: Path) -> list[str]:
 
 
 def _generator_rows(benchmark: Benchmark, source: LocalDataset | None) -> dict[str, list[dict[str, Any]]]:
-    """What generators know as the splits test and demos."""
+    """What generators give as the splits test and demos."""
     dataset = benchmark.dataset
     if source is None or dataset is None:
         return {}

@@ -2,8 +2,8 @@
 
 A program that reads and prints runs by itself, and its output is the caller's to judge. A program whose functions are
 tested runs in one sandbox and the tests in another one that calls it (eval/sandbox_calls.py): what the program does in
-its own cannot reach the verdict. Needs Linux with unprivileged user namespaces. `check_sandbox` tries the walls
-themselves and says which one is missing; the code benchmarks refuse to run without it.
+its own cannot reach the verdict. Needs Linux with unprivileged user namespaces. `check_sandbox` tries each
+restriction and says which one is missing; the code benchmarks refuse to run without it.
 """
 
 import contextlib
@@ -154,7 +154,7 @@ def _sandbox(
         for name, text in (("program.py", program), ("stdin", stdin)):
             (work / name).write_text(text, encoding="utf-8", errors="replace")  # text may hold half a surrogate pair
         (work / "root").mkdir()
-        # Root needs no user namespace; it becomes another user once the walls stand (limits on processes spare root).
+        # Root needs no user namespace; it becomes another user in the end (limits on processes spare root).
         user_namespace = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         command = [unshare, *user_namespace, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
         command += [sys.executable, "-I", "-S", "-c", f"{_START}; main(sys.argv[2:])", str(Path(__file__).parents[1])]
@@ -182,7 +182,7 @@ def _sandbox(
 
 @cache
 def check_sandbox() -> None:
-    """Try each wall once, and that functions can be called.
+    """Try each restriction once, and that functions can be called.
 
     Raises:
         SandboxError: naming what does not hold.

@@ -30,7 +30,7 @@ class Fingerprint:
 
 
 def fingerprint(contents: Mapping[str, Any]) -> Fingerprint:
-    """Of everything that a result depends on, by kind; each made of what JSON knows, paths and dataclasses."""
+    """Of everything that a result depends on, by kind; each made of what JSON can hold, paths and dataclasses."""
     return Fingerprint({kind: sha256(content) for kind, content in contents.items()})
 
 

@@ -1,6 +1,6 @@
 """Names that a file gives: what a manifest or an index calls a file must be one in its own folder.
 
-Whoever wrote such a file may be a stranger: a bucket that others write to, a model from a hub. With an absolute path or
+The file may come from somebody else: a bucket that others write to, a model from a hub. With an absolute path or
 `..` for a name, fetching a checkpoint would overwrite any file of its user, and uploading one would send any file out.
 """
 
@@ -20,7 +20,7 @@ def plain_name(name: object) -> str:
     """`name` itself if it can be that of a file in a folder: printable text, no separator, not empty, not `.` or `..`.
 
     Raises:
-        UnsafeNameError: for everything else. The caller knows which file gave it.
+        UnsafeNameError: for everything else. The caller adds which file gave it.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\"):
         raise UnsafeNameError(f"{name!r} is not the plain name of a file in its folder.")

@@ -1,4 +1,4 @@
-"""Taking apart text that a model wrote or a stranger's data set holds: in time linear in its length, whatever it says.
+"""Taking apart text that a model or the author of some data set wrote: in time linear in its length, whatever it says.
 
 A model that loops writes thousands of line breaks behind an opening tag by itself. An expression such as
 `<tag>\\s*(.*?)\\s*</tag>` then tries every way to share them out: 4,000 took 16 s, and time grows with the cube.

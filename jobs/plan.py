@@ -98,7 +98,7 @@ class Plan:
     commands: tuple[tuple[str, ...], ...]  # words behind `smollm3`, run one after the other
     inputs: tuple[Path, ...]  # files or patterns that must exist
     products: tuple[Path, ...]  # files that exist when the job is done
-    outputs: tuple[Path, ...] = ()  # moved aside before the job runs anew; results outside of it know their own age
+    outputs: tuple[Path, ...] = ()  # moved aside before the job runs anew; others have fingerprints of their own
     recipes: tuple[Path, ...] = ()  # every value counts
     settings: object = None  # that count like a recipe; for JSON
     code: tuple[str, ...] = ()  # beside the row's

@@ -50,7 +50,7 @@ def submit_chain(profile: Profile, scheduler: Scheduler, *, dry_run: bool = Fals
             ids[name] = scheduler.submit(Submission(missing[name], profile.run, tuple(ids[job] for job in before)))
         print(f"  {name:<18} {'would be submitted' if dry_run else f'job {ids[name]}'} {behind}".rstrip())
     count = 0 if dry_run else len(missing)
-    print(f"{count} jobs submitted. `make cluster-status` shows where they are.")
+    print(f"{count} jobs submitted. `smollm3 cluster-status` shows where they are.")
     return count
 
 

@@ -129,7 +129,7 @@ def _run_mergekit(average: Average, folder: Path, quiet: bool) -> None:
         write_model_card=False,
         quiet=quiet or not sys.stderr.isatty(),
     )
-    # It warns that it knows no SmolLM3 and infers the architecture; the verification says whether that was right.
+    # It warns that it infers SmolLM3's architecture; the verification says whether that was right.
     logging.disable(logging.WARNING)
     try:
         run_merge(MergeConfiguration.model_validate(average.mergekit_config()), str(folder), options=options)

@@ -1,9 +1,9 @@
-"""The bridge to nanotron 0.4: the one module that knows its rough edges.
+"""The bridge to nanotron 0.4: the one module that imports it, and that makes up for its defects.
 
-Everything else in `nanotron_ext` imports nanotron's names from here, after the edges below have been bridged. On GPUs
-none of them adds work to a training step.
+Everything else in `nanotron_ext` imports nanotron's names from here, after this module has made the changes below. On
+GPUs none of them adds work to a training step.
 
-| edge in nanotron 0.4 (file) | what happens without a bridge | bridge |
+| defect of nanotron 0.4 (file) | what happens without the workaround | workaround |
 | --- | --- | --- |
 | import cycle logging -> config -> engine -> logging (logging.py) | no module imports | `_break_import_cycle` |
 | `torch.cuda.set_device` always (parallel/context.py) | AttributeError on a CPU build | `ParallelContext.set_device` |
@@ -39,7 +39,7 @@ PROCESS_GROUP_TIMEOUT = timedelta(minutes=60)
 
 
 def require_supported_nanotron(version: str) -> None:
-    """Refuse any release but the audited one: every edge bridged here was checked against it alone."""
+    """Refuse any release but the audited one: the workarounds here were checked against it alone."""
     if version != SUPPORTED_NANOTRON:
         raise RuntimeError(
             f"nanotron {version} is installed, but nanotron_ext bridges nanotron {SUPPORTED_NANOTRON} only. "

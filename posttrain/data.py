@@ -26,7 +26,7 @@ _EXAMPLES = 3  # rows that are named for each reason
 _PACKING_BATCH = 20_000  # samples that best-fit-decreasing sees at once; TRL's default of 1,000 packs less tightly
 
 
-class DataError(UserError):
+class DatasetError(UserError):
     """Training data that cannot be used; the message names the set, the counts and the fix."""
 
 
@@ -70,7 +70,7 @@ def prepare_data(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase)
     """Load, subsample, render, tokenize, check, shuffle and pack the mixture of a recipe.
 
     Raises:
-        DataError: a set is missing, has the wrong columns, yields nothing, or loses more than max_lost_fraction.
+        DatasetError: a set is missing, has the wrong columns, yields nothing, or loses more than max_lost_fraction.
     """
     data = recipe.data
     pairs = recipe.phase == "apo"
@@ -105,10 +105,10 @@ def _load_rows(spec: DataSet, needed_columns: Sequence[str]) -> Dataset:
     try:
         rows = _load_file(file) if file else _load_hub(spec)
     except DatasetGenerationError as error:
-        raise DataError(f"{spec.path} cannot be read: {error.__cause__ or error}") from None
+        raise DatasetError(f"{spec.path} cannot be read: {error.__cause__ or error}") from None
     missing = [column for column in needed_columns if column not in rows.column_names]
     if missing:
-        raise DataError(
+        raise DatasetError(
             f"{spec.path} ({spec.split}) has no column {' and no '.join(missing)}; it has "
             f"{', '.join(rows.column_names)}. Phase apo needs chosen and rejected, the others need messages."
         )
@@ -126,14 +126,16 @@ def _load_hub(spec: DataSet) -> Dataset:
         return load_dataset(spec.path, spec.name, split=spec.split, revision=spec.revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"The hub dataset {spec.path} ({spec.name}, {spec.split}) cannot be loaded: {reason}") from None
+        raise DatasetError(
+            f"The hub dataset {spec.path} ({spec.name}, {spec.split}) cannot be loaded: {reason}"
+        ) from None
 
 
 def select_fraction(rows: Dataset, spec: DataSet, seed: int) -> Dataset:
     """`int(len(rows) * weight)` random rows; the seed and the set's size decide which."""
     count = int(len(rows) * spec.weight)
     if count == 0:
-        raise DataError(
+        raise DatasetError(
             f"{spec.path} ({spec.split}) gives no sample: weight {spec.weight} of {len(rows)} rows. "
             "Raise the weight or remove the set."
         )
@@ -200,7 +202,7 @@ def _refuse_losses(spec: DataSet, reports: Sequence[SetReport], data: Data) -> N
     for report in reports:
         reasons.update(report.reasons)
     counts = "; ".join(f"{count} x {with_rows(text, reports)}" for text, count in reasons.most_common(5))
-    raise DataError(
+    raise DatasetError(
         f"{spec.label} ({spec.source}) loses {lost} of {samples} samples: {counts}. data.max_lost_fraction allows "
         f"{data.max_lost_fraction:g}, data.max_length is {data.max_length}. Repair the set, or change these keys."
     )

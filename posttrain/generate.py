@@ -101,7 +101,7 @@ class ChatModel:
         return streamer.text
 
     def sample(self, prompts: Sequence[str], sampling: Sampling, batch_size: int) -> list[tuple[str, bool]]:
-        """Reply and whether it ended its turn, per prompt. Prompts are batched by length; each has its own room.
+        """Reply and whether it ended its turn, per prompt. Prompts are batched by length; each has its own limit.
 
         Raises:
             ModelError: a prompt fills the model's positions.
@@ -133,7 +133,7 @@ class ChatModel:
         return [replies[index] for index in range(len(prompts))]
 
     def _room(self, sampling: Sampling, prompt_tokens: int) -> int:
-        """How long a reply may become within the positions the model knows."""
+        """How long a reply may become within the model's positions."""
         positions = self.model.config.max_position_embeddings
         if prompt_tokens >= positions:
             raise ModelError(

@@ -29,7 +29,7 @@ def preview(paths: Sequence[str | Path], overrides: Sequence[str], samples: int,
 
 def _preview(recipe: PostTrainingRecipe, samples: int, console: Console) -> None:
     from posttrain.data import prepare_data  # with torch and TRL, which take seconds
-    from posttrain.report import print_report, print_samples
+    from posttrain.data_report import print_report, print_samples
     from posttrain.training import load_tokenizer
 
     tokenizer = load_tokenizer(recipe)

@@ -189,7 +189,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PostTraining
 
 
 def _check(recipe: PostTrainingRecipe) -> list[Problem]:
-    """What no single field can know."""
+    """What must hold between fields."""
     problems = []
     if (recipe.phase == "apo") != (recipe.apo is not None):
         message = (

@@ -36,9 +36,9 @@ from foundation.outcome import Outcome
 from foundation.paths import indexed_weight_files
 from foundation.wandb_run import wandb_mode
 from posttrain.data import TrainingData, prepare_data
+from posttrain.data_report import print_report
 from posttrain.progress import FinishesCheckpoints, MetricsWriter, StartsAtReference, TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
-from posttrain.report import print_report
 from posttrain.sharding import Float32Masters, allow_cpus, fsdp_arguments, reduce_in_float32
 from posttrain.stopping import StopBehindStep, StopRequest
 from posttrain.template import install_template
@@ -99,7 +99,7 @@ def train(recipe: PostTrainingRecipe, stop: StopRequest | None = None) -> Outcom
     when `stop` was asked for, on any process, there is a checkpoint of the step done.
 
     Raises:
-        RunError, DataError, MissingInputError, TrackingError: nothing was trained; the message says why.
+        RunError, DatasetError, MissingInputError, TrackingError: nothing was trained; the message says why.
         TrainingFailure: the run broke off; its last checkpoint stays.
     """
     state = processes()

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.registry import find_source
 from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
@@ -100,7 +100,7 @@ def collect(profile: Profile) -> Report:
     phases = profile.post_training
     posttraining = [t for job in phases if (t := _training(profile.plan(job).folder))]
     if not pretraining and not posttraining:
-        raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: make demo")
+        raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: smollm3 demo")
     done = {training.name for training in (*pretraining, *posttraining)}
     mixtures = _mixtures(pretraining)
     wanted = [profile.plan(job).folder.name for job in (*profile.pretraining, *phases)]
@@ -136,14 +136,14 @@ def _training(folder: Path) -> Training | None:
 
 
 def _categories(pretraining: Sequence[Training], mixtures: Mapping[str, Sequence[Source]]) -> dict[str, str]:
-    """Of the sources that the registry knows."""
+    """Of the sources that the registry has."""
     names = {source.name for sources in mixtures.values() for source in sources}
     names |= {
         name for training in pretraining for row in training.rows for name in row.get("validation_bits_per_byte", ())
     }
     categories: dict[str, str] = {}
     for name in sorted(names):
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(SourceError):
             categories[name] = find_source(name).category
     return categories
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.published import differences
-from eval.report import EDITION_MARKS, base_scores, build_table, percent, win_rates
-from eval.report import Table as EvaluationTable
 from eval.results import TaskResult
+from eval.tables import EDITION_MARKS, base_scores, build_table, percent, win_rates
+from eval.tables import Table as EvaluationTable
 from foundation.charts import Series
 from report.blocks import Block, Chart, Details, Missing, Sample, Table, Text
 from report.collect import Report
@@ -17,8 +17,8 @@ _OPEN_SUITE = "base"  # the other suites' tables are folded away
 _MODES = ("think", "no_think")
 _EDITION_NOTE = (
     "† our own small edition of the set, a few dozen items: not comparable with published numbers. ‡ generated "
-    "prompts. § another test than the published one of that name; the table of make eval-report says how. A difference "
-    "within the standard errors says nothing."
+    "prompts. § another test than the published one of that name; the table of smollm3 eval-report says how. A "
+    "difference within the standard errors says nothing."
 )
 
 

@@ -3,7 +3,7 @@
 from report import models, training
 from report.blocks import Section
 from report.collect import Report
-from report.story import findings, introduction, seed_by_seed
+from report.verdicts import findings, introduction, seed_by_seed
 
 
 def build_sections(report: Report) -> list[Section]:
@@ -65,7 +65,7 @@ def build_sections(report: Report) -> list[Section]:
             models.benchmarks(report),
         ),
         Section(
-            "Samples", "What the models write: the first answer to each kind of question, not chosen by hand.",
+            "Samples", "What the models write: the first answer to each kind of question, not selected.",
             models.samples(report),
         ),
         Section(

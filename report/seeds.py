@@ -1,7 +1,7 @@
 """The effects of a chain that ran under several seeds.
 
 Reads the runs RUN-seeds/<seed> with the recipes that lie in them, and writes RUN-seeds/seeds.json: the effects that the
-report's story is about, per seed, with mean and interval. The report of RUN shows them.
+report's verdicts are about, per seed, with mean and interval. The report of RUN shows them.
 """
 
 import json

@@ -15,7 +15,7 @@ _SAMPLES = 4
 
 
 def print_summary(sections: Sequence[Section], console: Console) -> None:
-    """The story, losses, held-out bits per byte, retrieval, capabilities, and a few samples of text."""
+    """The verdicts, losses, held-out bits per byte, retrieval, capabilities, and a few samples of text."""
     for section in sections:
         if section.title not in _SECTIONS:
             continue

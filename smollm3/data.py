@@ -125,7 +125,7 @@ def audit(
 
     import check.audit
     from foundation.recipe import load_recipe
-    from foundation.shards.errors import DataError
+    from foundation.shards.errors import ShardError
 
     recipe = load_recipe(recipes[0], overrides)
     try:
@@ -141,7 +141,7 @@ def audit(
     except OSError as error:
         raise UserError(str(error)) from error
     if result.problems:
-        raise DataError(result.problems)
+        raise ShardError(result.problems)
     return 0
 
 

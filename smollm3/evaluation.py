@@ -140,7 +140,7 @@ def eval_report(
     there. With --reference the exit code is 1 if a score of another model lies more than --tolerance standard errors of
     the difference below that model's.
     """
-    from eval.report import build_table, of_models, read_results, regressions, write_tables
+    from eval.tables import build_table, of_models, read_results, regressions, write_tables
 
     results = results or profile.run / "eval"
     found = read_results(results)

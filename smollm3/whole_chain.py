@@ -43,7 +43,7 @@ def demo(profile: Profile, stages: tuple[str, ...], dry_run: bool) -> None:
 @takes_profile
 @seeds_option(at_least=2)
 def demo_seeds(profile: Profile, seeds: tuple[int, ...]) -> None:
-    """Run what the report's story needs of the chain under several seeds, and measure its effects.
+    """Run what the report's verdicts need of the chain under several seeds, and measure its effects.
 
     Each chain runs in RUN-seeds/SEED and goes on where it was interrupted. RUN-seeds/seeds.json gets every effect under
     each seed, with mean and 95 % interval; smollm3 report shows them.

@@ -13,7 +13,9 @@ import pytest
 from tests.conftest import build
 
 TRACKED = subprocess.check_output(["git", "ls-files"], text=True).splitlines()
-PACKAGES = sorted(path.parent.name for path in Path().glob("*/__init__.py") if path.parent.name != "tests")
+PACKAGES = sorted(
+    path.parent.name for path in Path().glob("*/__init__.py") if path.parent.name not in ("tests", "tools")
+)
 # Beside the packages in a checkout, in smollm3/ of a wheel.
 CARRIED = [
     path

@@ -1,198 +1,128 @@
-"""Writes the measured figures of README and docs from the files in results/: `make figures`.
+"""Writes the measured figures of README and docs from the result files in results/: `make figures`.
 
-A page holds generated tables between `<!-- figures: NAME -->` and `<!-- end -->`, and generated numbers in a sentence
-between `<!-- = NAME -->` and `<!-- end -->`. NAME is one of BLOCKS or of `values` below, or `table FILE` for a result
-file that is a table already. `make record RUN=runs/tiny` takes a finished run of the demo over into results/.
+A page holds
+
+    <!-- figures: NAME -->table, or indented block<!-- end -->
+    a sentence with <!-- = NAME -->a figure<!-- end --> in it
+
+NAME of a block is one of tools/figure_blocks.py, or `table FILE` for results/FILE.json that holds a table. NAME of a
+figure is one of `named_values` there, `cell FILE / ROW / COLUMN` of such a table, or `value FILE / KEY` of a result
+file with `values`. Pictures are written to docs/images/ in the same way. `make record` and `make predictions` write the
+result files that come from runs of this code; the others say which command measured them.
 """
 
 import json
-import platform
 import re
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-RESULTS = Path("results")
+from tools.figure_blocks import BLOCKS, markdown, named_values
+from tools.pictures import PICTURES
+
+ROOT = Path(__file__).parents[1]
 _REGION = re.compile(r"<!-- (?P<kind>figures:|=) (?P<name>[^>]*?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
 
-Block = Callable[[Mapping[str, Any]], str]
 
-
-def pages(root: Path = Path()) -> list[Path]:
+def pages(root: Path = ROOT) -> list[Path]:
     return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
-def read_results(folder: Path = RESULTS) -> dict[str, Any]:
+def read_results(root: Path = ROOT) -> dict[str, Any]:
     """The result files by name."""
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(root.glob("results/*.json"))}
 
 
-def render(page: str, results: Mapping[str, Any]) -> str:
-    """The page with every figure as the results have it.
+def written(root: Path, results: Mapping[str, Any]) -> dict[Path, str]:
+    """Every page and picture with the figures that the results have.
 
     Raises:
-        KeyError: for a name that no function has, or a result file that is not there.
+        click.ClickException: when a page asks for a figure that is not there.
+    """
+    found = {page: render(page.read_text(encoding="utf-8"), results, page.name) for page in pages(root)}
+    return found | {root / "docs" / "images" / f"{name}.svg": draw(results) for name, draw in PICTURES.items()}
+
+
+def render(text: str, results: Mapping[str, Any], page: str = "page") -> str:
+    """The page's text with every figure as the results have it.
+
+    Raises:
+        click.ClickException: for a name that stands for nothing.
     """
 
     def replace(match: re.Match[str]) -> str:
         name = match["name"].strip()
-        if match["kind"] == "=":
-            return f"<!-- = {name} -->{values(results)[name]}<!-- end -->"
-        text = _table(results[name.removeprefix("table ")]) if name.startswith("table ") else BLOCKS[name](results)
-        return f"<!-- figures: {name} -->\n{text.rstrip()}\n<!-- end -->"
+        try:
+            if match["kind"] == "=":
+                return f"<!-- = {name} -->{figure(name, results)}<!-- end -->"
+            return f"<!-- figures: {name} -->\n{block(name, results).rstrip()}\n<!-- end -->"
+        except KeyError as error:
+            kind = "figure" if match["kind"] == "=" else "block"
+            why = (
+                f"{page}: the {kind} {name!r} is not there: {error.args[0]}. tools/figures.py says what a name can be."
+            )
+            raise click.ClickException(why) from None
 
-    return _REGION.sub(replace, page)
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str] = ()) -> str:
-    rule = {"right": "---:", "left": "---"}
-    align = align or ["left"] * len(columns)
-    lines = [columns, [rule[side] for side in align], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("|  |", "| |")
-
-
-def _table(result: Mapping[str, Any]) -> str:
-    """A result file that holds a table: columns, rows of text, and how columns are aligned."""
-    return _markdown(result["columns"], result["rows"], result.get("align", ()))
+    return _REGION.sub(replace, text)
 
 
-def _pretraining(results: Mapping[str, Any]) -> str:
-    demo = results["demo"]
-    lines = ["  stage      steps    tokens   loss at start   loss at end   tokens/s   minutes"]
-    for stage in demo["stages"]:
-        steps = f"{stage['first_step']}-{stage['last_step']}"
-        lines.append(
-            f"  {stage['stage']:<7} {steps:>8} {stage['tokens']:>9,} {stage['first_loss']:>15.3f} "
-            f"{stage['last_loss']:>13.3f} {stage['tokens_per_second']:>10,.0f} {stage['minutes']:>9.1f}"
+def block(name: str, results: Mapping[str, Any]) -> str:
+    kind, _, file = name.partition(" ")
+    if kind == "table":
+        table = _file(file, results)
+        rows = [[_cell(text, results) for text in row] for row in table["rows"]]
+        return markdown(table["columns"], rows, table["align"])
+    if name not in BLOCKS:
+        raise KeyError(f"the blocks are {', '.join(BLOCKS)}")
+    return BLOCKS[name](results)
+
+
+def figure(name: str, results: Mapping[str, Any]) -> str:
+    kind, _, place = name.partition(" ")
+    parts = place.split(" / ")
+    if kind == "value" and len(parts) == 2:
+        found = _file(parts[0], results)["values"]
+        return str(_only([found[key] for key in found if key == parts[1]], parts[1]))
+    if kind == "cell" and len(parts) == 3:
+        table = _file(parts[0], results)
+        row = _only([row for row in table["rows"] if row[0] == parts[1]], parts[1])
+        return _cell(
+            _only([text for head, text in zip(table["columns"], row, strict=True) if head == parts[2]], parts[2]),
+            results,
         )
-    lines += ["", "Held-out bits per byte (lower is better)"]
-    lines.append("  source                       bytes   model   unigram    gzip")
-    for row in demo["held_out"]:
-        lines.append(
-            f"  {row['source']:<24} {row['bytes']:>9,} {row['model']:>7.3f} {row['unigram']:>9.3f} {row['gzip']:>7.3f}"
-        )
-    return "\n".join(f"    {line}".rstrip() for line in lines)
+    found = named_values(results)
+    if name not in found:
+        raise KeyError(f"the figures are {', '.join(found)}, and `cell FILE / ROW / COLUMN`, `value FILE / KEY`")
+    return found[name]
 
 
-def _bits_by_step(results: Mapping[str, Any]) -> str:
-    names = {100: "half of stage 1", 200: "stage 1", 300: "stage 2", 400: "stage 3"}
-    points = [(step, bits) for step, bits in results["demo"]["bits_per_byte_by_step"] if step in names]
-    return _markdown(
-        ("after", "steps", "bits per byte"), [(names[step], str(step), f"{bits:.3f}") for step, bits in points]
-    )
+def _cell(text: str, results: Mapping[str, Any]) -> str:
+    """A cell's text; `= NAME` stands for a figure of another result file."""
+    return figure(text.removeprefix("= "), results) if text.startswith("= ") else text
 
 
-def _effects(results: Mapping[str, Any], *, by_seed: bool) -> str:
-    document = results["demo_seeds"]
-    seeds = ", ".join(map(str, document["seeds"]))
-    rows = []
-    for effect in document["effects"]:
-        places = effect["decimals"]
-        values = ", ".join(f"{value:.{places}f}" for value in effect["values"])
-        low, high = effect["low"], effect["high"]
-        mean = f"{effect['mean']:.{places}f}"
-        if low != high:
-            mean += f" [{low:.{places}f}, {high:.{places}f}]"
-        verdict = "shown" if low > effect["null"] else "not shown"
-        rows.append((effect["effect"], *((values,) if by_seed else ()), mean, verdict))
-    return _markdown(("effect", *((f"seeds {seeds}",) if by_seed else ()), "mean", "verdict"), rows)
+def _file(name: str, results: Mapping[str, Any]) -> Mapping[str, Any]:
+    if name not in results:
+        raise KeyError(f"no file results/{name}.json")
+    return results[name]
 
 
-def _share(share: Mapping[str, float]) -> str:
-    return f"{100 * share['value']:.1f} [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
-
-
-_TASKS = {
-    "all": "all", "addition": "addition", "chain": "chain (three steps)", "conversion": "conversion",
-    "sorting": "sorting", "translation": "translation", "tool_call": "tool call",
-}  # fmt: skip
-_LEARNED = (
-    ("midtrain", "think", "mid-training, thinking"),
-    ("sft", "think", "SFT, thinking"),
-    ("sft", "no_think", "SFT, not thinking"),
-    ("merged", "think", "merged, thinking"),
-    ("merged", "no_think", "merged, not thinking"),
-)
-
-
-def _capabilities(results: Mapping[str, Any]) -> str:
-    models = results["demo"]["capabilities"]
-    wanted = [(name, task, "correct") for task, name in _TASKS.items()]
-    wanted += [("follows the mode", "all", "followed_mode"), ("ends its turn", "all", "ended")]
-    rows = [
-        (name, *(_share(models[model][task][mode][what]) for model, mode, _ in _LEARNED)) for name, task, what in wanted
-    ]
-    return _markdown(("task", *(column for _, _, column in _LEARNED)), rows)
-
-
-def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Numbers that sentences quote, by name."""
-    demo = results["demo"]
-    seconds, right = demo["seconds"], demo["capabilities"]["merged"]
-    base = [name for name in seconds if name.startswith(("data", "pretrain", "long_context", "export"))]
-    found = {
-        "demo minutes": f"{sum(seconds.values()) / 60:.0f}",
-        "demo pretraining minutes": f"{sum(seconds[name] for name in base) / 60:.0f}",
-        "demo megabytes": f"{demo['bytes'] / 1e6:.0f}",
-        "machine": f"{demo['machine']}, {demo['measured']}",
-    }
-    for task in ("all", "chain"):
-        for mode, words in (("think", "thinking"), ("no_think", "not thinking")):
-            share = right[task][mode]["correct"]
-            found[f"demo {task} right {words}"] = str(share["successes"])
-            found[f"demo {task} prompts"] = str(share["trials"])
-    return found
-
-
-BLOCKS: dict[str, Block] = {
-    "demo pretraining": _pretraining,
-    "demo bits per byte": _bits_by_step,
-    "demo capabilities": _capabilities,
-    "seeds": lambda results: _effects(results, by_seed=False),
-    "seeds by seed": lambda results: _effects(results, by_seed=True),
-}
-
-
-def record(run: Path, machine: str, measured: str) -> dict[str, Any]:
-    """What the pages quote of a finished run of the demo."""
-
-    def read(name: str) -> Any:
-        return json.loads((run / name).read_text(encoding="utf-8"))
-
-    summary, tasks = read("eval/pretraining.json"), read("eval/capabilities.json")["models"]
-    rows = [json.loads(line) for stage in summary["stages"] for line in (run / stage["stage"] / "metrics.jsonl").open()]
-    held_out = [(row["step"], row["validation_bits_per_byte"]) for row in rows if "validation_bits_per_byte" in row]
-    return {
-        "format": "demo-figures/1",
-        "machine": machine,
-        "measured": measured,
-        "seconds": {name: round(step["seconds"], 1) for name, step in read("chain.json")["steps"].items()},
-        "bytes": sum(file.stat().st_size for file in run.rglob("*") if file.is_file() and not file.is_symlink()),
-        "stages": summary["stages"],
-        "held_out": summary["held_out"],
-        "bits_per_byte_by_step": [(step, statistics.fmean(bits.values())) for step, bits in held_out],
-        "capabilities": {Path(folder).name: model["summary"] for folder, model in tasks.items()},
-    }
+def _only(found: Sequence[Any], name: str) -> Any:
+    if len(found) != 1:
+        raise KeyError(f"{len(found)} rows, columns or values are called {name!r}")
+    return found[0]
 
 
 @click.command()
-@click.option("--record", "run", type=click.Path(path_type=Path), help="First take this finished run of the demo over.")
-@click.option("--machine", help="On which it ran; with --record.")
-def main(run: Path | None, machine: str | None) -> None:
-    """Write the measured figures of README and docs from the files in results/."""
-    if run is not None:
-        document = record(run, machine or platform.processor(), time.strftime("%Y-%m"))
-        (RESULTS / "demo.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    results = read_results()
-    for page in pages():
-        text = page.read_text(encoding="utf-8")
-        if (new := render(text, results)) != text:
-            page.write_text(new, encoding="utf-8")
-            print(f"written: {page}")
+def main() -> None:
+    """Write the figures of README and docs, and the pictures, from the files in results/."""
+    for path, text in written(ROOT, read_results()).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

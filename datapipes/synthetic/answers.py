@@ -81,7 +81,7 @@ def repeats_itself(text: str) -> bool:
 class AnswerLog:
     """Append-only JSON lines: {id, messages, turns} per conversation, or {id, messages, refused}.
 
-    Opened in a `with` statement it removes a line that a kill or a full disk left unfinished, and knows the rest.
+    Opened in a `with` statement it removes a line that a kill or a full disk left unfinished, and reads the rest.
     """
 
     def __init__(self, path: Path) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datapipes.decontaminate import BenchmarkIndex, build_index
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.synthetic.answers import AnswerLog, Unusable, parse_answer
 from datapipes.synthetic.prompts import Message, read_prompts
 from datapipes.synthetic.recipe import SyntheticRecipe, Teacher
@@ -40,12 +40,12 @@ def build(recipe: SyntheticRecipe) -> Report:
     """Make the set of a recipe, or go on with it; nothing is asked twice.
 
     Raises:
-        DataError: a teacher does not answer, the disk is full, or too much is lost. The answers so far are kept. Or the
-            folder holds a set of other origin.
+        SourceError: a teacher does not answer, the disk is full, or too much is lost. The answers so far are kept. Or
+            the folder holds a set of other origin.
     """
     folder = recipe.output_folder
     if (folder / "train.jsonl").exists() and not (folder / "answers").is_dir():
-        raise DataError(f"{folder} holds a train.jsonl without answers: it was not made here. Choose another output.")
+        raise SourceError(f"{folder} holds a train.jsonl without answers: it was not made here. Choose another output.")
     benchmarks = build_index(Path(recipe.benchmarks)) if recipe.benchmarks else None
     report = Report()
     thinking = recipe.teacher.thinking
@@ -70,7 +70,7 @@ def _open_log(folder: Path, name: str, teacher: Teacher) -> AnswerLog:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
     elif (before := json.loads(record.read_text(encoding="utf-8"))) != asked:
-        raise DataError(
+        raise SourceError(
             f"{record} was begun with {before}, the recipe now says {asked}. Give this set its own output, or delete "
             f"{record.parent} to ask anew."
         )
@@ -151,13 +151,13 @@ def _write(rows: Iterator[dict[str, Any]], recipe: SyntheticRecipe, report: Repo
                 report.rows += 1
         (folder / "report.json").write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DataError(
+        raise SourceError(
             f"{folder} cannot be written: {error.strerror}. Free some space; the answers are kept."
         ) from None
     lost = report.lost.total()
     if not report.rows or lost > recipe.max_lost_fraction * report.prompts:
         counts = "; ".join(f"{count} x {reason}" for reason, count in report.lost.most_common(5))
-        raise DataError(
+        raise SourceError(
             f"{lost} of {report.prompts} conversations are lost: {counts}. max_lost_fraction allows "
             f"{recipe.max_lost_fraction:g}. Look into {folder / 'answers'}, correct the request, or raise the limit."
         )

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from datatrove.data import Document
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.inputs import find_input
 from datapipes.readers import RowReader
 from datapipes.registry import Files, Hub, Source
@@ -51,7 +51,7 @@ def read_prompts(sets: list[Files | Hub], seen: set[str], lost: Counter[str]) ->
     """Every prompt once, its id then in `seen`; those that cannot be asked are counted in `lost`.
 
     Raises:
-        DataError: a set is absent or unreadable.
+        SourceError: a set is absent or unreadable.
     """
     for number, prompt_set in enumerate(sets):
         rows = prompt_set.model_copy(update={"chat_column": prompt_set.chat_column or "messages"})
@@ -65,4 +65,4 @@ def read_prompts(sets: list[Files | Hub], seen: set[str], lost: Counter[str]) ->
             seen.add(document.id)
             yield document
     if not seen:
-        raise DataError("The prompt sets hold no conversation with a question. Correct prompts in the recipe.")
+        raise SourceError("The prompt sets hold no conversation with a question. Correct prompts in the recipe.")

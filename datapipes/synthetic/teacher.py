@@ -18,7 +18,7 @@ from datatrove.pipeline.inference.servers import InferenceServer
 from datatrove.pipeline.inference.types import GenerateFunction, InferenceError, ServerError
 from datatrove.utils.logging import logger
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.synthetic.answers import AnswerLog, Unusable, parse_answer, without_thinking
 from datapipes.synthetic.recipe import Teacher
 
@@ -160,7 +160,7 @@ def ask(teacher: Teacher, prompts: Iterable[Document], log: AnswerLog) -> None:
     """Have the teacher answer the prompts that the log does not hold yet; it is opened and closed here.
 
     Raises:
-        DataError: the teacher does not answer, or the log cannot be written. What has been answered is kept.
+        SourceError: the teacher does not answer, or the log cannot be written. What has been answered is kept.
     """
     _wait_until_ready(teacher)
     logger.disable("datatrove")
@@ -172,8 +172,10 @@ def ask(teacher: Teacher, prompts: Iterable[Document], log: AnswerLog) -> None:
     except ServerError as error:
         kept = f"{len(log.offsets)} answers are kept in {log.path}; the same command goes on from there."
         if isinstance(error.error, OSError):
-            raise DataError(f"{log.path} cannot be written: {error.error.strerror}. Free some space. {kept}") from None
-        raise DataError(
+            raise SourceError(
+                f"{log.path} cannot be written: {error.error.strerror}. Free some space. {kept}"
+            ) from None
+        raise SourceError(
             f"The teacher {teacher.model} at {teacher.url} gives no answer: {error.error}. {kept}"
         ) from None
     finally:
@@ -185,7 +187,7 @@ def _headers(teacher: Teacher) -> dict[str, str]:
         return {}
     key = os.environ.get(teacher.api_key_variable)
     if not key:
-        raise DataError(
+        raise SourceError(
             f"The environment variable {teacher.api_key_variable} (api_key_variable of the teacher {teacher.model}) is "
             "not set. Export the server's API key in it."
         )
@@ -202,7 +204,7 @@ def _wait_until_ready(teacher: Teacher) -> None:
             return
         except httpx.HTTPError as error:
             if time.monotonic() > deadline:
-                raise DataError(
+                raise SourceError(
                     f"There is no server at {teacher.url} for the teacher {teacher.model} ({error}, for "
                     f"{teacher.ready_seconds} s). Start it, or correct its url; the same command then goes on."
                 ) from None

@@ -1,9 +1,9 @@
-"""Recipes: the one typed source of truth for every run.
+"""Recipes: the typed description of every run.
 
 `load_recipe` reads a YAML file (with `extends:` and `${VAR:-default}`), applies `section.key=value` overrides,
 validates everything in one place and returns a frozen `Recipe`; `load_as` does the same for other schemas. This
-package needs neither torch nor nanotron, so that a preflight takes a fraction of a second and every room of the house
-may import it.
+package needs neither torch nor nanotron, so that a preflight takes a fraction of a second and every package may import
+it.
 """
 
 from foundation.recipe.architecture import ModelConfig

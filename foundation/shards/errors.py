@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from foundation.errors import UserError
 
 
-class DataError(UserError):
+class ShardError(UserError):
     """Data that cannot be trained on as the recipe asks. The message lists every problem, one screen at most."""
 
     MAX_SHOWN = 15

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from foundation.paths import plain_name
 from foundation.recipe import Recipe
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 from foundation.shards.remote import RemoteFolder, is_remote
 from foundation.tokenizer_json import content_sha256
 
@@ -82,7 +82,7 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> list[Source]:
     """Read and check the named sources of the recipe's data folder.
 
     Raises:
-        DataError: listing every problem of every source.
+        ShardError: listing every problem of every source.
     """
     problems: list[str] = []
     sources: list[Source] = []
@@ -92,13 +92,13 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> list[Source]:
                 source = read_remote_source(f"{recipe.data.path.rstrip('/')}/{name}")
             else:
                 source = read_source(Path(recipe.data.path) / name)
-        except DataError as error:
+        except ShardError as error:
             problems += error.problems
             continue
         sources.append(source)
         problems += _check_against_recipe(source, recipe)
     if problems := [*problems, *_check_tokenizers(sources, recipe)]:
-        raise DataError(problems)
+        raise ShardError(problems)
     return sources
 
 
@@ -106,16 +106,16 @@ def read_source(folder: Path) -> Source:
     """Read a source's manifest and compare it with the files in its folder.
 
     Raises:
-        DataError: listing every problem of this source.
+        ShardError: listing every problem of this source.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         if folder.is_dir() and any(folder.glob("*.ds")):
-            raise DataError([f"{path}: The folder holds shards but no manifest; {_rebuild(folder.name)}."])
-        raise DataError([f"{path}: There is no manifest, so the source was not prepared to the end; {_PREPARE}."])
+            raise ShardError([f"{path}: The folder holds shards but no manifest; {_rebuild(folder.name)}."])
+        raise ShardError([f"{path}: There is no manifest, so the source was not prepared to the end; {_PREPARE}."])
     manifest = _parse(path)
     if problems := [*_check_files(folder, manifest)]:
-        raise DataError(problems)
+        raise ShardError(problems)
     return Source(folder, manifest)
 
 
@@ -123,13 +123,13 @@ def read_remote_source(url: str) -> Source:
     """As `read_source`, for a folder in object storage; of the files only the sizes are compared before the first use.
 
     Raises:
-        DataError: listing every problem of this source.
+        ShardError: listing every problem of this source.
     """
     remote = RemoteFolder(url)
     sizes = remote.sizes()
     if MANIFEST_NAME not in sizes:
         fix = f"{_PREPARE} with a local data.path and upload the source's folder, its manifest last"
-        raise DataError([f"{url}/{MANIFEST_NAME}: There is no manifest; {fix}."])
+        raise ShardError([f"{url}/{MANIFEST_NAME}: There is no manifest; {fix}."])
     manifest = _parse(remote.fetch_manifest(MANIFEST_NAME))
     expected = {file.name: file.tokens * manifest.token_bytes for file in manifest.files}
     expected |= {f"{file.name}.index": file.documents * INDEX_ENTRY_BYTES for file in manifest.files}
@@ -139,7 +139,7 @@ def read_remote_source(url: str) -> Source:
         if sizes.get(name) != size
     ]
     if problems:
-        raise DataError(problems)
+        raise ShardError(problems)
     return Source(remote.local, manifest, remote)
 
 
@@ -148,11 +148,11 @@ def _parse(path: Path) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:3])
-        raise DataError(
+        raise ShardError(
             [f"{path}: This is not a valid manifest ({wrong}). To replace it, {_rebuild(path.parent.name)}."]
         ) from None
     if problems := [*_check_manifest(path, manifest)]:
-        raise DataError(problems)
+        raise ShardError(problems)
     return manifest
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 from foundation.shards.manifest import ShardFile, Source
 
 MAX_OPEN_SHARDS = 256
@@ -33,11 +33,11 @@ class Shard:
         `preadv` has no file position that threads or forked processes could race for, and maps no pages.
 
         Raises:
-            DataError: the file has become shorter since it was checked.
+            ShardError: the file has become shorter since it was checked.
         """
         count = os.preadv(self.descriptor, [destination], start_token * self.token_bytes)
         if count != len(destination):
-            raise DataError([f"{self.path}: The file was truncated after the run had started. Restore it and resume."])
+            raise ShardError([f"{self.path}: The file was truncated after the run had started. Restore it and resume."])
 
 
 def _open_cached(source: Source, file: ShardFile, token_bytes: int) -> Shard:

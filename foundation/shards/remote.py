@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foundation.progress import Work
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 
 DEFAULT_FOLDER = "~/.cache/token-shards"
 DEFAULT_LIMIT_GB = "200"
@@ -30,7 +30,7 @@ Opened = TypeVar("Opened")
 
 
 def is_remote(path: str) -> bool:
-    """Whether this is a URL such as s3://bucket/folder, for one of the storages that fsspec knows."""
+    """Whether this is a URL such as s3://bucket/folder, for one of the storages that fsspec supports."""
     return "://" in path
 
 
@@ -38,7 +38,7 @@ class RemoteFolder:
     """A source's folder in object storage, and `local`, its part of the cache.
 
     Raises:
-        DataError: if the storage or a setting of the cache cannot be used.
+        ShardError: if the storage or a setting of the cache cannot be used.
     """
 
     def __init__(self, url: str) -> None:
@@ -72,7 +72,7 @@ class RemoteFolder:
         """What `opener` makes of a local copy of the shard, beside which lies its index, both with these checksums.
 
         Raises:
-            DataError: if the storage does not deliver what the manifest promises, or the cache is too small for it.
+            ShardError: if the storage does not deliver what the manifest promises, or the cache is too small for it.
         """
         path = self.local / f"{sha256[:8]}{index_sha256[:8]}-{name}"
         try:
@@ -97,7 +97,7 @@ class RemoteFolder:
             found = self._download(name, partial)
             if found != expected:
                 partial.unlink()
-                raise DataError(
+                raise ShardError(
                     [
                         f"{self.url}/{name}: Its SHA-256 is {found}, but the manifest promises {expected}. Upload the "
                         f"prepared source again."
@@ -111,7 +111,7 @@ class RemoteFolder:
             if path.suffix == ".partial" or not path.with_suffix("").is_file():
                 path.unlink()
         if needed_bytes > self._limit_bytes:
-            raise DataError(
+            raise ShardError(
                 [
                     f"{self.url}: A shard of {needed_bytes} bytes with its index does not fit into the cache "
                     f"{self._cache} of {self._limit_bytes} bytes. Raise TOKEN_CACHE_GB."
@@ -153,9 +153,9 @@ class RemoteFolder:
         try:
             yield
         except FileNotFoundError:
-            raise DataError([f"{url}: There is no such file. Upload the prepared source again."]) from None
+            raise ShardError([f"{url}: There is no such file. Upload the prepared source again."]) from None
         except Exception as error:  # every storage has errors of its own
-            raise DataError(
+            raise ShardError(
                 [f"{url}: {type(error).__name__}: {error}. Check the address, the credentials and the local disk."]
             ) from error
 
@@ -167,7 +167,7 @@ def _limit_bytes() -> int:
     except ValueError:
         limit = 0
     if limit <= 0:
-        raise DataError([f"TOKEN_CACHE_GB: {value!r} is no size in gigabytes. Set it to a number above 0."])
+        raise ShardError([f"TOKEN_CACHE_GB: {value!r} is no size in gigabytes. Set it to a number above 0."])
     return limit
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foundation.recipe import Recipe
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 from foundation.shards.manifest import open_sources
 from foundation.shards.reader import ShardSet
 from nanotron_ext.checkpoint import MANIFEST, resolve_checkpoint
@@ -109,14 +109,14 @@ class MixtureLoader:
         carried_over: what the run of `data.continue_from` says of sources that this run does not use, for a later one.
 
     Raises:
-        DataError: listing everything that is wrong with the prepared data, training and validation; or the global
+        ShardError: listing everything that is wrong with the prepared data, training and validation; or the global
             batch does not split over `dp_size` ranks.
     """
 
     def __init__(self, recipe: Recipe, dp_rank: int, dp_size: int, skipped: Sequence[tuple[int, int]] = ()) -> None:
         micro_batch_size = recipe.tokens.micro_batch_size
         if recipe.global_batch_size % (dp_size * micro_batch_size) or not 0 <= dp_rank < dp_size:
-            raise DataError(
+            raise ShardError(
                 [
                     f"parallelism.dp: A global batch of {recipe.global_batch_size} samples does not split into "
                     f"micro-batches of {micro_batch_size} on rank {dp_rank} of {dp_size}. Change parallelism.dp or "
@@ -255,7 +255,7 @@ def left_behind(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, dict[
 
     Raises:
         CheckpointError: there is no such run.
-        DataError: its tokens came in another order, so that there is no place to go on from.
+        ShardError: its tokens came in another order, so that there is no place to go on from.
     """
     if recipe.data.continue_from is None:
         return {}
@@ -279,7 +279,7 @@ def left_behind(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, dict[
         if source in there and there[source]["files"] != files
     ]
     if problems:
-        raise DataError(problems)
+        raise ShardError(problems)
     return there
 
 
@@ -302,7 +302,7 @@ def validation_batches(
     label counts (`label_mask` False throughout).
 
     Raises:
-        DataError: when the source is unusable; `MixtureLoader` has checked all of `data.validation` before.
+        ShardError: when the source is unusable; `MixtureLoader` has checked all of `data.validation` before.
     """
     sequence_length = recipe.tokens.sequence_length
     shards = ShardSet(open_sources(recipe, [source]), sequence_length)

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 
 MAX_PERIOD = 2**20
 """Longest schedule, in samples (6 MB, about a second). Shares with a larger common denominator are rounded to it."""
@@ -41,7 +41,7 @@ class Schedule:
         rounding: largest change of a share that `MAX_PERIOD` made necessary; 0 when all shares are exact.
 
     Raises:
-        DataError: a share is too small for `MAX_PERIOD`, so that its source would never be drawn.
+        ShardError: a share is too small for `MAX_PERIOD`, so that its source would never be drawn.
     """
 
     def __init__(self, stage: Stage, sources: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ class Schedule:
         for name, quota in zip(names, quotas, strict=True):
             if quota == 0:
                 share = float(stage.shares[name])
-                raise DataError(
+                raise ShardError(
                     [
                         f"data_stages: The share {share:.3g} of {name!r} in stage {stage.name!r} is below the smallest "
                         f"one that the schedule can keep, 1/{MAX_PERIOD}. Raise it, or remove the source."

@@ -14,7 +14,7 @@ NETWORK_SHARE = 0.875  # 350 of 400 GB/s per node: the all-reduce that SmolLM3's
 COLLECTIVE_LATENCY_SECONDS = 20e-6
 RUNTIME_BYTES = 2.0e9  # CUDA context, libraries and NCCL's buffers
 
-# Everything that the sum of kernels does not know: launch gaps, stragglers, clock throttling, data, checkpoints. The
+# Everything that the sum of kernels leaves out: launch gaps, stragglers, clock throttling, data, checkpoints. The
 # one calibrated constant: it makes the published run (384 H100, 13,500-14,000 tokens/s per GPU) come out at 13,750.
 RUN_OVERHEAD = 1.204
 

@@ -18,9 +18,9 @@ from nanotron_ext.plan.estimate import Estimate, Target, estimate, memory_by_rec
 from nanotron_ext.plan.kernels import GpuKernels, GpuLinks
 from nanotron_ext.plan.layout import BYTES_PER_ELEMENT
 from nanotron_ext.plan.memory import Trainer
-from nanotron_ext.plan.report import layouts_table, report
 from nanotron_ext.plan.search import layouts, with_layout
 from nanotron_ext.plan.speed import Machine
+from nanotron_ext.plan.text import layouts_table, plan_text
 
 
 def gpu_target(recipe: Recipe, name: str, measured: Path | None = None) -> Target:
@@ -139,5 +139,5 @@ def plan_recipe(path: Path, recipe: Recipe, target: Target, options: Options) ->
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
     if not options.as_json:
-        text = report(str(path), target, plan, by_recomputation) + ("\n" + layouts_table(others) if others else "")
+        text = plan_text(str(path), target, plan, by_recomputation) + ("\n" + layouts_table(others) if others else "")
     print(text, flush=True)

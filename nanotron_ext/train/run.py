@@ -44,7 +44,7 @@ def run(recipe: Recipe) -> Outcome:
     SIGUSR1 or SIGTERM to any rank ends the run after the step that is under way, with a checkpoint.
 
     Raises:
-        UserError: a RecipeError, DataError, CheckpointError, StartupError or TrackingError, before anything is
+        UserError: a RecipeError, ShardError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
     """
     launch, found = _prepare(recipe)

@@ -64,7 +64,7 @@ def preflight(recipe: Recipe, world_size: int) -> Preflight:
     """All checks of this module, cheap ones first.
 
     Raises:
-        UserError: a StartupError, CheckpointError, DataError or TrackingError that says what to do.
+        UserError: a StartupError, CheckpointError, ShardError or TrackingError that says what to do.
     """
     check_world_size(recipe, world_size)
     check_not_running(recipe)
@@ -99,7 +99,7 @@ def examine(
     """What follows from what the run goes on from: the newest of `checkpoints`, else `weights`, else nothing.
 
     Raises:
-        UserError: a CheckpointError or DataError, when the recipe or the data do not fit it.
+        UserError: a CheckpointError or ShardError, when the recipe or the data do not fit it.
     """
     changes = recipe_changes(recipe, checkpoints)
     before = checkpoints[0].manifest.get("skipped_samples", []) if checkpoints else []
@@ -252,7 +252,7 @@ def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: lis
     Returns `data_state` at the checkpoint.
 
     Raises:
-        DataError: naming every source that is missing or damaged.
+        ShardError: naming every source that is missing or damaged.
         CheckpointError: when the sources changed since the checkpoint.
     """
     loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp, skipped=skipped)

@@ -49,7 +49,7 @@ def before(steps: list[Step], root: Path) -> dict[str, Fingerprint]:
         ("eval/ruler.py", {*EVALUATIONS, "merge_sweep"}),
         ("eval/helmet.py", {"eval_base", "eval"}),
         ("eval/model.py", {*EVALUATIONS, "merge_sweep"}),
-        ("eval/report.py", {"report"}),
+        ("eval/tables.py", {"report"}),
         ("posttrain/chat_template.jinja", {*POST_TRAINING, "capabilities"}),
         ("posttrain/chat.py", set()),
         ("report/page.html.jinja", {"report"}),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.tokenizer import MARKUP_TOKENS, SPECIAL_TOKENS, LoadedTokenizer, load_tokenizer, train_tokenizer
 from foundation.recipe import Recipe, load_recipe
 from tests.datapipes.helpers import make_tokenizer, random_text
@@ -69,7 +69,7 @@ def test_transformers_loads_the_folder_and_agrees(tokenizer: LoadedTokenizer) ->
 
 
 def test_too_little_text_for_the_vocabulary() -> None:
-    with pytest.raises(DataError, match="vocab_size = 5000"):
+    with pytest.raises(SourceError, match="vocab_size = 5000"):
         train_tokenizer([random_text(random.Random(0), 20)], 5000)
 
 
@@ -96,22 +96,22 @@ def test_loading_identifies_the_tokenizer(tokenizer: LoadedTokenizer) -> None:
 def test_a_tokenizer_that_does_not_fit_the_model(
     tokenizer: LoadedTokenizer, overrides: list[str], complaint: str
 ) -> None:
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(SourceError, match=complaint):
         load_tokenizer(recipe_with(tokenizer.file.parent, *overrides))
 
 
 def test_a_folder_without_tokenizer_and_a_file_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(SourceError, match=r"holds no tokenizer\.json"):
         load_tokenizer(recipe_with(tmp_path / "absent"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0"}), encoding="utf-8")
-    with pytest.raises(DataError, match="is not a tokenizer"):
+    with pytest.raises(SourceError, match="is not a tokenizer"):
         load_tokenizer(recipe_with(tmp_path))
 
 
 def test_a_hub_tokenizer_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match="copy its folder here"):
+    with pytest.raises(SourceError, match="copy its folder here"):
         load_tokenizer(recipe_with(Path("nobody/no-such-tokenizer")))
 
 

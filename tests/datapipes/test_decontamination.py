@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from datapipes.decontaminate import NGRAM_WORDS, build_index, ngram_hashes
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Source
 from datapipes.tokenizer import LoadedTokenizer
@@ -94,10 +94,10 @@ def test_planted_items_are_dropped_and_counted_per_benchmark(
 def test_a_source_to_decontaminate_needs_the_sets(
     make_source: Callable[..., Source], tokenizer: LoadedTokenizer, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="--benchmarks"):
+    with pytest.raises(SourceError, match="--benchmarks"):
         SourceBuild(make_source(["a"], decontaminate=True), tokenizer, tmp_path)
-    with pytest.raises(DataError, match="no evaluation set"):
+    with pytest.raises(SourceError, match="no evaluation set"):
         build_index(tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"a": "b"}\n{"a": ', encoding="utf-8")
-    with pytest.raises(DataError, match=r"Line 2 of .*bad\.jsonl"):
+    with pytest.raises(SourceError, match=r"Line 2 of .*bad\.jsonl"):
         build_index(tmp_path)

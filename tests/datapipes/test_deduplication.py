@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Source
 from datapipes.tokenizer import LoadedTokenizer
@@ -122,5 +122,5 @@ def test_input_that_changes_between_the_stages_is_noticed(
 
     build.stages = stages_with_a_growing_file
     by_count = "read 20 documents to find duplicates and then 21"
-    with pytest.raises(DataError, match=by_count if storage == "memory" else "was changed while it was prepared"):
+    with pytest.raises(SourceError, match=by_count if storage == "memory" else "was changed while it was prepared"):
         build.build(workers=1)

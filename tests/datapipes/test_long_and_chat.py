@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 from datapipes.chat import ChatEncoder
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Files, Source
 from datapipes.tokenizer import LoadedTokenizer
@@ -129,7 +129,7 @@ def test_what_is_no_conversation_is_named(
     tokenizer: LoadedTokenizer, tmp_path: Path, messages: Messages, complaint: str
 ) -> None:
     source = chat_source(tmp_path / "raw", [messages], "talk.jsonl")
-    with pytest.raises(DataError, match=rf"Row 0 of .*talk\.jsonl, column 'messages': {complaint}"):
+    with pytest.raises(SourceError, match=rf"Row 0 of .*talk\.jsonl, column 'messages': {complaint}"):
         SourceBuild(source, tokenizer, tmp_path / "data").build(workers=1)
 
 
@@ -138,10 +138,10 @@ def test_an_absent_chat_column_is_named(
 ) -> None:
     source = make_source(["text"])
     reader = source.reader.model_copy(update={"chat_column": "messages"})
-    with pytest.raises(DataError, match="has no column 'messages'; it has id, text"):
+    with pytest.raises(SourceError, match="has no column 'messages'; it has id, text"):
         SourceBuild(source.model_copy(update={"reader": reader}), tokenizer, tmp_path / "data").build(workers=1)
 
 
 def test_a_tokenizer_without_chatml_is_refused() -> None:
-    with pytest.raises(DataError, match=r"no special token <\|im_start\|> and <\|im_end\|>"):
+    with pytest.raises(SourceError, match=r"no special token <\|im_start\|> and <\|im_end\|>"):
         ChatEncoder(Tokenizer(BPE()), EOS)

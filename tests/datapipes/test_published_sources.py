@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from datapipes.decontaminate import BenchmarkIndex, build_index
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Hub, Source, Unreleased, find_source, load_registry
 from datapipes.tokenizer import LoadedTokenizer
@@ -122,7 +122,7 @@ def test_what_was_never_published_names_a_substitute(name: str, tokenizer: Loade
     substitute = PUBLISHED[name].substitute
     assert substitute is not None
     assert isinstance(PUBLISHED[substitute].reader, Hub)
-    with pytest.raises(DataError, match=f"cannot be had: .* use the source {substitute} in its place"):
+    with pytest.raises(SourceError, match=f"cannot be had: .* use the source {substitute} in its place"):
         SourceBuild(PUBLISHED[name], tokenizer, tmp_path)
 
 
@@ -140,7 +140,7 @@ def test_without_network_and_copy_the_error_says_what_to_do(
     tokenizer: LoadedTokenizer, benchmarks: BenchmarkIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"cannot be reached for HuggingFaceFW/fineweb-edu .* give --raw RAW"):
+    with pytest.raises(SourceError, match=r"cannot be reached for HuggingFaceFW/fineweb-edu .* give --raw RAW"):
         SourceBuild(PUBLISHED["fineweb-edu"], tokenizer, tmp_path, benchmarks=benchmarks)
 
 
@@ -163,5 +163,5 @@ def test_every_name_of_the_published_mixtures_is_a_source() -> None:
         names = {row["source"] for row in csv.DictReader(file)}
     known = {name for source in PUBLISHED.values() for name in (source.name, *source.published_as)}
     assert len(names) == 115 and names <= known
-    with pytest.raises(DataError, match="published as 'finemath' is called 'finemath-3plus' here"):
+    with pytest.raises(SourceError, match="published as 'finemath' is called 'finemath-3plus' here"):
         find_source("finemath")

@@ -13,13 +13,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Files, Source
 from datapipes.state import state_of
 from datapipes.tokenizer import LoadedTokenizer
 from foundation.recipe import Recipe
-from foundation.shards.errors import DataError as UnusableData
+from foundation.shards.errors import ShardError
 from nanotron_ext.data.loader import MixtureLoader
 from tests.datapipes.helpers import is_done, random_text, shard_bytes
 from tests.nanotron_ext.data.prepared_data import make_recipe, random_documents, write_source
@@ -100,7 +100,7 @@ def test_files_in_s3_count_by_their_contents(bucket: Any, tokenizer: LoadedToken
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: Any, tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"letters .*s3://nobucket/raw"):
+    with pytest.raises(SourceError, match=r"letters .*s3://nobucket/raw"):
         SourceBuild(source_at("s3://nobucket/raw", "jsonl"), tokenizer, tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_shards_in_s3_give_the_batches_of_local_ones(bucket: Any, tmp_path: Path
     cached = {path: path.stat().st_ino for path in (tmp_path / "cache").rglob("*.ds")}
     assert len(cached) == 6
     bucket.rm("bucket/data/a/000.ds")
-    with pytest.raises(UnusableData, match=r"s3://bucket/data/a/000\.ds: It has no bytes"):
+    with pytest.raises(ShardError, match=r"s3://bucket/data/a/000\.ds: It has no bytes"):
         batches(recipe_at("s3://bucket/data"))
     bucket.put(f"{tmp_path}/data/a/000.ds", "bucket/data/a/000.ds")
     assert batches(recipe_at("s3://bucket/data")) == expected
@@ -140,7 +140,7 @@ def test_a_storage_that_does_not_answer_is_named(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     fsspec.filesystem("s3").clear_instance_cache()
-    with pytest.raises(DataError, match=r"letters .*s3://bucket/elsewhere.* credentials"):
+    with pytest.raises(SourceError, match=r"letters .*s3://bucket/elsewhere.* credentials"):
         SourceBuild(source_at("s3://bucket/elsewhere", "jsonl"), tokenizer, tmp_path)
-    with pytest.raises(UnusableData, match=r"s3://bucket/data/a: .*Check the address, the credentials"):
+    with pytest.raises(ShardError, match=r"s3://bucket/data/a: .*Check the address, the credentials"):
         batches(recipe_at("s3://bucket/data"))

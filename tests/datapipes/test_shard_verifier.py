@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datapipes import shards
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.shards import Manifest, read_manifest, token_bytes_for, verify_folder, verify_shard
 
 VOCAB_SIZE, EOS, SPECIALS = 400, 1, [0, 1, 2, 3, 4]
@@ -112,7 +112,7 @@ def test_each_corruption_is_caught(
     write_shard(path, documents)
     verify(path)
     corrupt(path)
-    with pytest.raises(DataError, match=complaint) as error:
+    with pytest.raises(SourceError, match=complaint) as error:
         verify(path)
     assert str(path) in str(error.value)
 
@@ -141,7 +141,7 @@ def test_a_manifest_that_lies_is_caught(folder: Path) -> None:
     assert manifest is not None
     shutil.copy(folder / "b.ds", folder / "a.ds")
     shutil.copy(folder / "b.ds.index", folder / "a.ds.index")
-    with pytest.raises(DataError, match=r"a\.ds is not the file that manifest"):
+    with pytest.raises(SourceError, match=r"a\.ds is not the file that manifest"):
         verify_folder(folder, manifest, SPECIALS)
 
 
@@ -152,7 +152,7 @@ def test_a_manifest_that_lies_is_caught(folder: Path) -> None:
 def test_a_manifest_with_wrong_content_is_caught(folder: Path, key: str, value: object, complaint: str) -> None:
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**content, key: value}))
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(SourceError, match=complaint):
         manifest = read_manifest(folder)
         assert manifest is not None
         verify_folder(folder, manifest, SPECIALS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datapipes import executors
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.executors import SlurmSettings
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Source
@@ -89,7 +89,7 @@ def test_jobs_that_fail_are_reported_and_submitted_again(
     build = SourceBuild(make_source(texts(10)), tokenizer, tmp_path / "data")
     (slurm / "hold").touch()
     build.submit(SETTINGS)
-    with pytest.raises(DataError, match=r"1 of 1 tasks of stage 'shards' ended without success: read .*slurm_logs"):
+    with pytest.raises(SourceError, match=r"1 of 1 tasks of stage 'shards' ended without success: read .*slurm_logs"):
         build.finish_submitted()
     assert not build.folder.exists()
     (slurm / "hold").unlink()
@@ -134,7 +134,7 @@ def test_without_slurm_or_partition_the_error_says_so(
 ) -> None:
     build = SourceBuild(make_source(texts(10)), tokenizer, tmp_path / "data")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(DataError, match=r"sbatch failed for letters: .* login node"):
+    with pytest.raises(SourceError, match=r"sbatch failed for letters: .* login node"):
         build.submit(SETTINGS)
     monkeypatch.delenv("SBATCH_PARTITION", raising=False)
     assert main(["data", "recipes/tiny/pretrain.yaml", "--executor", "slurm"]) == 2

@@ -20,7 +20,7 @@ import pytest
 from datatrove.data import Document
 
 from datapipes.clean import Clean
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.pipeline import SourceBuild
 from datapipes.registry import Files, Source
 from datapipes.tokenizer import LoadedTokenizer
@@ -205,7 +205,7 @@ def test_a_damaged_source_is_noticed(make_source: MakeSource, tokenizer: LoadedT
     tokens = np.fromfile(shard, dtype="<u2")
     tokens[0] = 77 if tokens[0] != 77 else 78
     tokens.tofile(shard)
-    with pytest.raises(DataError, match="is not the file that manifest"):
+    with pytest.raises(SourceError, match="is not the file that manifest"):
         made.verify()
     shard.write_bytes(shard.read_bytes()[:-2])
     assert not is_done(made)
@@ -222,7 +222,7 @@ def test_output_lost_after_its_task_completed_is_noticed(
         interrupted.build(workers=1)
     for path in interrupted.partial.glob("00001_*"):
         path.unlink()
-    with pytest.raises(DataError, match=r"Task 1 of letters wrote 20 documents .* holds 0"):
+    with pytest.raises(SourceError, match=r"Task 1 of letters wrote 20 documents .* holds 0"):
         SourceBuild(source, tokenizer, tmp_path / "data").build(workers=1)
 
 
@@ -244,7 +244,7 @@ def test_parquet_with_several_text_columns(tokenizer: LoadedTokenizer, tmp_path:
 
 def test_an_absent_column_is_named(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     source = parquet_source(tmp_path / "raw", question=["one"], answr=["1"])
-    with pytest.raises(DataError, match=r"part-0\.parquet has no column 'answer'"):
+    with pytest.raises(SourceError, match=r"part-0\.parquet has no column 'answer'"):
         build(source, tokenizer, tmp_path / "data")
 
 
@@ -271,7 +271,7 @@ def test_unreadable_input_names_the_file(
     (raw / name).write_bytes(content)
     reader = Files(kind="files", path=str(raw), format="parquet" if name.endswith("parquet") else "jsonl")
     source = Source(name="letters", category="web", licence="MIT", reader=reader)
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(SourceError, match=complaint):
         build(source, tokenizer, tmp_path / "data")
     assert not (tmp_path / "data/letters").exists()
 
@@ -281,11 +281,11 @@ def test_an_error_in_a_worker_process_reaches_the_user(
 ) -> None:
     source = make_source(texts(8), files=2, tasks=2)
     Path(source.reader.path, "001.jsonl").write_text("no json\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"Line 1 of .*001\.jsonl is not JSON"):
+    with pytest.raises(SourceError, match=r"Line 1 of .*001\.jsonl is not JSON"):
         build(source, tokenizer, tmp_path / "data", workers=2)
 
 
 def test_no_input_files(tokenizer: LoadedTokenizer, tmp_path: Path) -> None:
     reader = Files(kind="files", path=str(tmp_path), files=["*.jsonl.gz"])
-    with pytest.raises(DataError, match="finds no file"):
+    with pytest.raises(SourceError, match="finds no file"):
         SourceBuild(Source(name="letters", category="web", licence="MIT", reader=reader), tokenizer, tmp_path / "data")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.prepare import sources_of
 from datapipes.registry import CORPUS_FOLDER, Corpus, find_source, load_registry
 from foundation.recipe import load_recipe
@@ -20,7 +20,7 @@ def test_every_corpus_file_is_a_source_and_the_other_way_round() -> None:
 
 
 def test_a_misspelt_source_gets_the_nearest_name() -> None:
-    with pytest.raises(DataError, match="Did you mean 'tiny-web-en'"):
+    with pytest.raises(SourceError, match="Did you mean 'tiny-web-en'"):
         find_source("tiny-web-eng")
 
 
@@ -38,7 +38,7 @@ def test_a_misspelt_source_gets_the_nearest_name() -> None:
 def test_a_wrong_entry_is_named(tmp_path: Path, entry: str, complaint: str) -> None:
     table = tmp_path / "more.yaml"
     table.write_text(f"odd: {entry}\n", encoding="utf-8")
-    with pytest.raises(DataError, match=complaint) as error:
+    with pytest.raises(SourceError, match=complaint) as error:
         load_registry(tmp_path)
     assert "odd" in str(error.value)
     assert str(table) in str(error.value)

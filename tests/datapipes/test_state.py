@@ -16,7 +16,7 @@ from datapipes.record import hash_before_records
 from datapipes.registry import Source, find_source
 from datapipes.state import State, state_of
 from datapipes.tokenizer import EOS, LoadedTokenizer
-from foundation.shards.errors import DataError as UnusableData
+from foundation.shards.errors import ShardError
 from nanotron_ext.data.loader import MixtureLoader
 from tests.datapipes import hub_server
 from tests.datapipes.helpers import make_tokenizer, shard_bytes
@@ -74,7 +74,7 @@ def test_a_tokenizer_laid_out_otherwise_is_the_same(layout: str, make_source: Ma
     state = look(source, other, data)
     assert state.kind == "stale"
     assert state.reasons == (f"tokenizer: {same.content_sha256[:12]} -> {other.content_sha256[:12]}",)
-    with pytest.raises(UnusableData, match="The tokens were made by tokenizer"):
+    with pytest.raises(ShardError, match="The tokens were made by tokenizer"):
         train(data, other)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.math_problems import VERSION
 from datapipes.registry import Source, find_source
 from datapipes.trained_tokenizer import train_tokenizer_once
@@ -41,9 +41,9 @@ def test_texts_count_by_their_contents(
     raw.touch()
     train()
     raw.write_text(raw.read_text().replace("water", "metal"))
-    with pytest.raises(DataError, match=r"letters: files: 000\.jsonl: other content"):
+    with pytest.raises(SourceError, match=r"letters: files: 000\.jsonl: other content"):
         train()
-    with pytest.raises(DataError, match=r"vocab_size: 280 -> 290; letters: files"):
+    with pytest.raises(SourceError, match=r"vocab_size: 280 -> 290; letters: files"):
         train(TRAIN.model_copy(update={"vocab_size": 290}))
     shutil.rmtree(raw.parent)
     capsys.readouterr()
@@ -63,5 +63,5 @@ def test_a_tokenizer_of_an_earlier_release_stands(recipe: Recipe, tmp_path: Path
     record.write_text(json.dumps(old))
     train_tokenizer_once(recipe, train, sources, Console())
     record.write_text(json.dumps(old).replace(corpus, "sha256:of-other-texts"))
-    with pytest.raises(DataError, match="tiny-web-deu-heldout: revision: sha256:of-other-texts -> sha256:"):
+    with pytest.raises(SourceError, match="tiny-web-deu-heldout: revision: sha256:of-other-texts -> sha256:"):
         train_tokenizer_once(recipe, train, sources, Console())

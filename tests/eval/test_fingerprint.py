@@ -85,7 +85,7 @@ def test_generators_backends_and_judges_redo_what_uses_them(root):
         ("eval/tasks/code.py", "row = doc.specific or {}", "row = doc.specific or {}  # A remark."),
         ("eval/benchmarks.py", '"gsm8k", "base"', '"gsm9k", "base"'),
         ("eval/recipe.py", "seed: int = Field(0", "another: int = 0\n    seed: int = Field(0"),
-        ("eval/report.py", "Percent ", "Per cent "),
+        ("eval/tables.py", "Percent ", "Per cent "),
         ("foundation/errors.py", "class UserError", "class Another:\n    pass\n\n\nclass UserError"),
     ],
 )

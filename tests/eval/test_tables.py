@@ -4,8 +4,9 @@ import pytest
 
 from eval.published import CARD
 from eval.recipe import load_eval_recipe
-from eval.report import (
-    ReportError,
+from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
+from eval.tables import (
+    TableError,
     base_scores,
     build_table,
     card_sheet,
@@ -13,7 +14,6 @@ from eval.report import (
     task_sheets,
     win_rates,
 )
-from eval.results import DatasetInfo, Metric, ModelInfo, SuiteResult, TaskResult, write_json
 from smollm3.command_line import main
 
 SETTINGS = {"max_documents": None, "formulation": "cf", "num_fewshots": 0, "temperature": 0.0}
@@ -130,7 +130,7 @@ def test_gate_fails_below_the_band_only(tmp_path, capsys):
     )
     found = regressions(table, "ref", tolerance=2.0)
     assert len(found) == 1 and found[0].startswith("low: base/piqa is 60.00")
-    with pytest.raises(ReportError, match="no model 'gone'"):
+    with pytest.raises(TableError, match="no model 'gone'"):
         regressions(table, "gone", 2.0)
     for name, value in (("ref", 0.7), ("low", 0.6)):
         write_json(suite(name, task("piqa", value)), tmp_path / name / "base.json")
@@ -150,5 +150,5 @@ def test_an_unknown_model_is_refused_and_the_table_kept(tmp_path, capsys):
 
 
 def test_scores_on_different_data_are_not_put_in_one_row():
-    with pytest.raises(ReportError, match="different data"):
+    with pytest.raises(TableError, match="different data"):
         build_table([suite("a", task("piqa", 0.5, sha="x")), suite("b", task("piqa", 0.5, sha="y"))])

@@ -1,4 +1,4 @@
-"""The bridge to nanotron: its version guard, and the one edge that gives wrong numbers without it."""
+"""The bridge to nanotron: its version guard, and the one defect that gives wrong numbers without it."""
 
 import subprocess
 import sys

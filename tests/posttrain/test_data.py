@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.data import DataError, SetReport, TrainingData, prepare_data
+from posttrain.data import DatasetError, SetReport, TrainingData, prepare_data
 from posttrain.recipe import MissingInputError, PostTrainingRecipe, load_recipe
 from posttrain.tokenization import IGNORED
 
@@ -210,7 +210,7 @@ def test_sets_of_bad_rows_are_refused(
 
     tokenizer = type(tokenizer).from_pretrained(tokenizer.name_or_path, chat_template=tokenizer.chat_template)
     tokenizer.add_tokens([AddedToken("<|reserved|>", special=True)])
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DatasetError) as refused:
         prepare(phase, write_set(tmp_path / "bad_set", [row] * 4), tokenizer)
     assert "bad_set" in str(refused.value) and "4 of 4" in str(refused.value) and reason in str(refused.value)
 
@@ -219,7 +219,7 @@ def test_losses_below_the_threshold_pass(tmp_path: Path, tokenizer: PreTrainedTo
     rows = [pair(f"q{i}", "yes", "no", **NO_THINK) for i in range(19)] + [pair("q", "yes", "yes", **NO_THINK)]
     path = write_set(tmp_path, rows)
     assert len(prepare("apo", path, tokenizer, "data.max_lost_fraction=0.05").dataset) == 19
-    with pytest.raises(DataError, match="loses 1 of 20 samples: 1 x chosen equals rejected"):
+    with pytest.raises(DatasetError, match="loses 1 of 20 samples: 1 x chosen equals rejected"):
         prepare("apo", path, tokenizer, "data.max_lost_fraction=0.04")
 
 
@@ -237,12 +237,12 @@ def test_files_that_cannot_be_used(
     phase: str, content: str, weight: float, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     (tmp_path / "train.jsonl").write_text(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DatasetError, match=message):
         prepare(phase, str(tmp_path), tokenizer, weight=weight)
 
 
 def test_a_missing_file_names_the_generator(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(MissingInputError, match=r"There is no .*train\.jsonl or .*\.parquet.*posttrain\.tiny_data"):
+    with pytest.raises(MissingInputError, match=r"There is no .*train\.jsonl or .*\.parquet.*smollm3 posttrain-data"):
         prepare("sft", str(tmp_path / "a/b"), tokenizer)
 
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from posttrain import data, tokenization
-from posttrain.data import DataError, TrainingData, prepare_data
+from posttrain.data import DatasetError, TrainingData, prepare_data
 from posttrain.recipe import load_recipe
 from posttrain.rows import with_inline_reasoning
 from posttrain.template import render
@@ -184,7 +184,7 @@ def test_supervised_rows(
     content: dict[str, Any], expected: Kept | str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     if isinstance(expected, str):
-        with pytest.raises(DataError) as refused:
+        with pytest.raises(DatasetError) as refused:
             prepare("sft", [content] * 4, tmp_path, tokenizer)
         assert f"loses 4 of 4 samples: 4 x {expected} (rows 1, 2, 3)" in str(refused.value)
         assert f"{tmp_path}/train.jsonl" in str(refused.value)
@@ -237,7 +237,7 @@ def test_preference_rows(
     content: dict[str, Any], expected: tuple[str, list[str]] | str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     if isinstance(expected, str):
-        with pytest.raises(DataError) as refused:
+        with pytest.raises(DatasetError) as refused:
             prepare("apo", [content] * 4, tmp_path, tokenizer)
         assert f"4 x {expected} (rows 1, 2, 3)" in str(refused.value)
         return
@@ -265,7 +265,7 @@ def test_bad_rows_within_the_budget_are_named_by_their_place_in_the_file(
     """Of 40 rows, in whatever order they are trained on; each kind is counted on its own."""
     from rich.console import Console
 
-    from posttrain.report import print_report
+    from posttrain.data_report import print_report
 
     rows = [no_think(str(number)) for number in range(1, 41)]
     rows[6] = think("yes")
@@ -284,7 +284,9 @@ def test_bad_rows_within_the_budget_are_named_by_their_place_in_the_file(
     shown = capsys.readouterr().out
     assert "lost 2 x reasoning under /no_think (rows 23, 39)" in shown
     assert f"noted 1 x {FROM_REPLY['no_think']} (row 12)" in shown
-    with pytest.raises(DataError, match=r"loses 3 of 40 samples: 2 x reasoning under /no_think \(rows 23, 39\); 1 x"):
+    with pytest.raises(
+        DatasetError, match=r"loses 3 of 40 samples: 2 x reasoning under /no_think \(rows 23, 39\); 1 x"
+    ):
         prepare("sft", rows, tmp_path, tokenizer, "data.max_lost_fraction=0.07")
 
 

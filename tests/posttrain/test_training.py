@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from foundation.launch import torchrun_command
 from posttrain import train as train_command
-from posttrain.data import DataError, prepare_data
+from posttrain.data import DatasetError, prepare_data
 from posttrain.progress import TrainingFailure
 from posttrain.recipe import PostTrainingRecipe
 from posttrain.template import load_template
@@ -310,7 +310,7 @@ def test_a_template_without_marks_is_refused(run: Path, monkeypatch: pytest.Monk
     """Nothing would be trained: the loss is taken between the marks."""
     bare = load_template("dual_mode").replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
     monkeypatch.setattr("posttrain.template.load_template", lambda name: bare)
-    with pytest.raises(DataError, match="12 of 12 samples: 12 x no trained token"):
+    with pytest.raises(DatasetError, match="12 of 12 samples: 12 x no trained token"):
         train(recipe("sft", from_base(run)))
 
 

@@ -112,7 +112,7 @@ def test_markdown_has_the_same_sections_and_its_charts(profile: Profile, tmp_pat
 
 def test_empty_run_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUN", str(tmp_path))
-    with pytest.raises(ReportError, match="make demo"):
+    with pytest.raises(ReportError, match="smollm3 demo"):
         collect(Profile(RECIPES, tmp_path))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from datapipes.errors import DataError
+from datapipes.errors import SourceError
 from datapipes.synthetic.answers import AnswerLog, Unusable, parse_answer, repeats_itself
 from datapipes.synthetic.build import Report, build
 from datapipes.synthetic.recipe import load_recipe
@@ -208,7 +208,9 @@ def test_a_run_that_broke_off_goes_on(tmp_path: Path) -> None:
 
     with (
         serving(lambda payload, number: echo(payload, 0) if number < 7 else (503, "overloaded")) as server,
-        pytest.raises(DataError, match=r"gives no answer: HTTP 503: overloaded \(tried 2 times\).*7 answers are kept"),
+        pytest.raises(
+            SourceError, match=r"gives no answer: HTTP 503: overloaded \(tried 2 times\).*7 answers are kept"
+        ),
     ):
         make(tmp_path / "broken", server.url)
     assert not (tmp_path / "broken/out/train.jsonl").exists()
@@ -229,7 +231,7 @@ def test_filters_change_without_asking_again(tmp_path: Path) -> None:
         write_prompts(tmp_path / "prompts", [chat("one")])
         assert make(tmp_path, server.url).rows == 1
         assert len(server.requests) == 2
-    with pytest.raises(DataError, match=r"begun with .*'max_tokens': 64.* now says .*'max_tokens': 65"):
+    with pytest.raises(SourceError, match=r"begun with .*'max_tokens': 64.* now says .*'max_tokens': 65"):
         make(tmp_path, server.url, "teacher.request.max_tokens=65")
 
 
@@ -238,7 +240,7 @@ def test_a_set_of_other_origin_is_left_alone(tmp_path: Path) -> None:
     mine = tmp_path / "out" / "train.jsonl"
     mine.parent.mkdir()
     mine.write_text("bought")
-    with serving(echo) as server, pytest.raises(DataError, match=r"holds a train\.jsonl without answers"):
+    with serving(echo) as server, pytest.raises(SourceError, match=r"holds a train\.jsonl without answers"):
         make(tmp_path, server.url)
     assert mine.read_text() == "bought" and server.requests == []
 
@@ -288,7 +290,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("answer", "message"), FAILURES.values(), ids=FAILURES.keys())
 def test_a_teacher_that_cannot_be_understood(answer: Any, message: str, tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts", [chat("one")])
-    with serving(lambda *_: answer) as server, pytest.raises(DataError, match=message):
+    with serving(lambda *_: answer) as server, pytest.raises(SourceError, match=message):
         make(tmp_path, server.url)
 
 
@@ -302,7 +304,7 @@ def test_a_teacher_that_is_down(tmp_path: Path, capsys: pytest.CaptureFixture[st
     write_prompts(tmp_path / "prompts", [chat("one")])
     with serving(echo) as server:
         url = server.url
-    with pytest.raises(DataError, match=f"no server at {url} for the teacher teacher"):
+    with pytest.raises(SourceError, match=f"no server at {url} for the teacher teacher"):
         make(tmp_path, url)
     assert main(["synthesize", str(tmp_path / "synthetic.yaml")]) == 2
     assert capsys.readouterr().err.startswith(f"error: There is no server at {url}")
@@ -314,7 +316,7 @@ def test_a_teacher_that_is_slow(tmp_path: Path) -> None:
         return echo(payload, 0)
 
     write_prompts(tmp_path / "prompts", [chat("one")])
-    with serving(respond) as server, pytest.raises(DataError, match=r"no answer within 0\.1 s"):
+    with serving(respond) as server, pytest.raises(SourceError, match=r"no answer within 0\.1 s"):
         make(tmp_path, server.url, "teacher.request_timeout_seconds=0.1")
 
 
@@ -325,7 +327,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     with serving(echo) as server:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
         try:
-            with pytest.raises(DataError, match=r"teacher\.jsonl cannot be written: .*the same command goes on"):
+            with pytest.raises(SourceError, match=r"teacher\.jsonl cannot be written: .*the same command goes on"):
                 make(tmp_path, server.url)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -337,7 +339,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_the_api_key_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_prompts(tmp_path / "prompts", [chat("one")])
     with serving(echo) as server:
-        with pytest.raises(DataError, match="environment variable TEACHER_KEY"):
+        with pytest.raises(SourceError, match="environment variable TEACHER_KEY"):
             make(tmp_path, server.url, "teacher.api_key_variable=TEACHER_KEY")
         monkeypatch.setenv("TEACHER_KEY", "secret")
         make(tmp_path, server.url, "teacher.api_key_variable=TEACHER_KEY")
@@ -349,7 +351,7 @@ def test_too_many_losses_are_an_error(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts", [chat(f"{i}") for i in range(4)])
     with (
         serving(lambda *_: "no reasoning") as server,
-        pytest.raises(DataError, match=r"4 of 4 conversations are lost: 4 x without reasoning"),
+        pytest.raises(SourceError, match=r"4 of 4 conversations are lost: 4 x without reasoning"),
     ):
         make(tmp_path, server.url)
     assert not (tmp_path / "out/train.jsonl").exists()
@@ -367,7 +369,7 @@ def test_too_many_losses_are_an_error(tmp_path: Path) -> None:
 def test_prompt_sets_that_cannot_be_used(content: str, message: str, tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts", [])
     (tmp_path / "prompts/train.jsonl").write_text(content)
-    with serving(echo) as server, pytest.raises(DataError, match=message):
+    with serving(echo) as server, pytest.raises(SourceError, match=message):
         make(tmp_path, server.url)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 from foundation.shards.manifest import read_source
 from nanotron_ext.data.loader import MixtureLoader
 from tests.nanotron_ext.data.prepared_data import make_recipe, random_documents, write_source
@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def refusal(data: Path, *more: str) -> str:
-    with pytest.raises(DataError) as error:
+    with pytest.raises(ShardError) as error:
         MixtureLoader(make_recipe(data, [(1, {"a": 0.5, "b": 0.5})], more=more), 0, 1)
     return str(error.value)
 

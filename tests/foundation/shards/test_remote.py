@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from foundation.recipe import Recipe
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 from foundation.shards.manifest import read_remote_source
 from nanotron_ext.data.loader import MixtureLoader
 from tests.nanotron_ext.data.prepared_data import make_recipe, random_documents, write_source
@@ -52,7 +52,7 @@ def cached_bytes(cache: Path) -> int:
 
 
 def refusal(recipe: Recipe) -> str:
-    with pytest.raises(DataError) as error:
+    with pytest.raises(ShardError) as error:
         batches(recipe)
     return str(error.value)
 

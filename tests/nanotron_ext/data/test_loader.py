@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from foundation.errors import UserError
 from foundation.recipe import Recipe
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 from nanotron_ext.data.loader import MicroBatch, MixtureLoader, StepBatch, validation_batches
 from nanotron_ext.train.startup import data_state
 from tests.nanotron_ext.data.prepared_data import Documents, make_recipe, random_documents, write_source
@@ -289,7 +289,7 @@ def test_what_cannot_be_continued_is_refused(data: Path, tmp_path: Path, change:
     if change is None:
         shutil.rmtree(data / "a")
         write_source(data, "a", [random_documents(RNG, 300)])
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(ShardError, match=complaint):
         MixtureLoader(make_recipe(data, STAGES, 20, more=[key, *([change] if change else [])]), 0, 1)
 
 
@@ -318,7 +318,7 @@ def test_step_outside_the_run(data: Path, step: int) -> None:
 
 
 def test_batch_that_does_not_split(data: Path) -> None:
-    with pytest.raises(DataError, match=r"global batch of 4 samples does not split .* Change parallelism\.dp"):
+    with pytest.raises(ShardError, match=r"global batch of 4 samples does not split .* Change parallelism\.dp"):
         MixtureLoader(make_recipe(data, STAGES, 20, micro_batch_size=4), 0, 3)
 
 
@@ -360,7 +360,7 @@ def test_read_ahead_raises_at_its_step_and_measures_the_wait(data: Path, monkeyp
 def test_file_truncated_during_the_run(data: Path) -> None:
     loader = MixtureLoader(make_recipe(data, [(1, {"b": 1.0})], 30), 0, 1)
     (data / "b" / "000.ds").write_bytes(b"\0\0")
-    with pytest.raises(DataError, match=r"b/000\.ds: The file was truncated after the run had started"):
+    with pytest.raises(ShardError, match=r"b/000\.ds: The file was truncated after the run had started"):
         for step in range(1, 12):
             loader.batch(step)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundation.shards.errors import DataError
+from foundation.shards.errors import ShardError
 from nanotron_ext.data.mixture import MAX_PERIOD, Mixture, Stage, earliest_deadline_first, integer_quotas
 
 
@@ -102,5 +102,5 @@ def test_too_fine_shares_are_rounded_and_reported() -> None:
 
 
 def test_vanishing_share_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'b' in stage .* is below the smallest .* remove the source"):
+    with pytest.raises(ShardError, match=r"'b' in stage .* is below the smallest .* remove the source"):
         Mixture([stage({"a": 1 - Fraction("1e-9"), "b": Fraction("1e-9")}, 10)])

@@ -25,7 +25,7 @@ class Table:
     cells: dict[tuple[str, str], dict[str, TaskResult]]
 
 
-class ReportError(UserError):
+class TableError(UserError):
     """Results that cannot be compared; the message is for the user."""
 
 
@@ -33,18 +33,18 @@ def read_results(folder: Path) -> list[SuiteResult]:
     """All <folder>/<model>/<suite>.json.
 
     Raises:
-        ReportError: if there are none, or one is not a result file.
+        TableError: if there are none, or one is not a result file.
     """
     results = []
     for file in sorted(folder.glob("*/*.json")):
         try:
             results.append(read_suite(file))
         except ValidationError as error:
-            raise ReportError(
+            raise TableError(
                 f"{file} is not a result of this version ({error.errors()[0]['msg']}). Remove it or evaluate again."
             ) from None
     if not results:
-        raise ReportError(f"There are no results in {folder}. Make some: smollm3 eval --model FOLDER")
+        raise TableError(f"There are no results in {folder}. Make some: smollm3 eval --model FOLDER")
     return results
 
 
@@ -52,19 +52,19 @@ def of_models(results: Sequence[SuiteResult], names: Sequence[str]) -> list[Suit
     """The results of the models with these names.
 
     Raises:
-        ReportError: there is no result of one.
+        TableError: there is no result of one.
     """
     known = sorted({result.model.name for result in results})
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean {close[0]}?" if close else f"There are results of {', '.join(known)}."
-            raise ReportError(f"There is no result of a model {name}. {hint}")
+            raise TableError(f"There is no result of a model {name}. {hint}")
     return [result for result in results if result.model.name in names]
 
 
 def build_table(results: Sequence[SuiteResult]) -> Table:
-    """Raises ReportError if one row would mix data: scores on different data do not compare."""
+    """Raises TableError if one row would mix data: scores on different data do not compare."""
     models: list[str] = []
     cells: dict[tuple[str, str], dict[str, TaskResult]] = {}
     for result in results:
@@ -75,7 +75,7 @@ def build_table(results: Sequence[SuiteResult]) -> Table:
             row[result.model.name] = task
             # Generated prompts differ with the tokenizer by nature.
             if len({entry.dataset.sha256 for entry in row.values() if entry.dataset.edition != "generated"}) > 1:
-                raise ReportError(
+                raise TableError(
                     f"{result.suite}/{task.task} was evaluated on different data; evaluate one of them again."
                 )
     return Table(models, cells)
@@ -156,7 +156,7 @@ def win_rates(scores: dict[str, dict[str, float]]) -> dict[str, float]:
 def regressions(table: Table, reference: str, tolerance: float) -> list[str]:
     """Sentences about every score that lies more than `tolerance` combined standard errors below the reference's."""
     if reference not in table.models:
-        raise ReportError(f"There is no model {reference!r} in these results, only {', '.join(table.models)}.")
+        raise TableError(f"There is no model {reference!r} in these results, only {', '.join(table.models)}.")
     found = []
     for (suite, task), row in table.cells.items():
         if reference not in row:

@@ -7,7 +7,7 @@ from report.blocks import Block, Details, Finding, Table
 from report.collect import Report
 from report.effects import Claim, Effect, measure, multi_step_tasks, over_posttraining_seeds
 
-SEEDS_COMMAND = "make demo-seeds"
+SEEDS_COMMAND = "smollm3 demo-seeds"
 _Values = Mapping[tuple[str, str], Sequence[float]]  # (claim, effect) -> its value under each seed
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from nanotron_ext.plan.estimate import Estimate, Target
 
 
-def report(name: str, target: Target, plan: Estimate, by_recomputation: dict[str, float]) -> str:
+def plan_text(name: str, target: Target, plan: Estimate, by_recomputation: dict[str, float]) -> str:
     """One screen: the run, memory and time by part, cost, storage."""
     layout = plan.layout
     lines = [
