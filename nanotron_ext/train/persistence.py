@@ -51,8 +51,9 @@ class CheckpointWriter:
         uploads = state.recipe.checkpoints.remote_path is not None and torch.distributed.get_rank() == 0
         self._uploader = Uploader(state.recipe) if uploads else None
 
-    def start(self, step: int, data: dict[str, Any]) -> None:
-        """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far."""
+    def start(self, step: int, data: dict[str, Any], first: Callable[[], None] | None = None) -> None:
+        """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far; `first` is what the
+        thread does before, and the checkpoint is not visible without it."""
         self.commit()
         recipe, context = self._state.recipe, self._state.context
         self._work = Work()
@@ -80,7 +81,7 @@ class CheckpointWriter:
             mine = {kind: list(_copied(self._state.optimizer.state(kind))) for kind in STATE_KINDS}
         self._work.total_bytes = sum(tensor.nbytes for parts in mine.values() for _, _, tensor in parts)
         rank_name = f"pp{dist.get_rank(context.pp_pg)}-tp{dist.get_rank(context.tp_pg)}-dp{dp_rank}"
-        self._writing = self._thread.submit(_write, self._temporary, rank_name, mine, self._work.advance)
+        self._writing = self._thread.submit(_write, self._temporary, rank_name, mine, self._work.advance, first)
 
     @property
     def is_busy(self) -> bool:
@@ -156,8 +157,16 @@ def _copied(parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Iterator[tuple[An
         yield slot, start, tensor.detach().to("cpu", copy=True)
 
 
-def _write(folder: Path, rank_name: str, parts_by_kind: dict[str, list[Any]], advance: Advance) -> dict[str, Any]:
+def _write(
+    folder: Path,
+    rank_name: str,
+    parts_by_kind: dict[str, list[Any]],
+    advance: Advance,
+    first: Callable[[], None] | None,
+) -> dict[str, Any]:
     """Write and flush one rank's files; what the manifest will say of them."""
+    if first is not None:
+        first()
     files: dict[str, Any] = {}
     for kind in list(parts_by_kind):
         files |= save_shard(folder, kind, rank_name, iter(parts_by_kind.pop(kind)), advance)  # and free the copy

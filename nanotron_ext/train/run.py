@@ -186,7 +186,7 @@ def _train(
                 writer.commit()  # what is being written is the checkpoint to go back to
             _report_spike(state, batch, spike)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
-            writer.start(batch.step, extra["data"])
+            writer.start(batch.step, extra["data"], journal.sync if journal is not None else None)
         if result.stop_requested:
             break
         heartbeat.waits_for("reading data", DOWNLOADS)
@@ -269,11 +269,13 @@ class Journal:
         if self.samples is not None:
             self.samples.write({"step": step, "samples": samples})
         self.metrics.write(row)
-        if "data" in extra:  # a checkpoint is written next
-            for log in self._logs:
-                log.sync()
         self.wandb.log(row)
         self.console.show(row, seconds)
+
+    def sync(self) -> None:
+        """Have the disk hold all rows, so that a checkpoint never outlives the rows in front of it."""
+        for log in self._logs:
+            log.sync()
 
     def close(self) -> None:
         for log in self._logs:

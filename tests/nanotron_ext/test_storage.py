@@ -93,7 +93,7 @@ def test_what_is_not_uploaded_is_not_deleted(root: Path) -> None:
     recipe = remote_recipe(root, "offline", keep_last=1, keep_local=False)
     [(outcome, log)] = run_ranks(run_and_listen, 1, recipe, tuple(range(3, 1000)))
     assert outcome == Outcome("finished", 8)
-    assert "4 checkpoints are not in file://" in log and "nanotron_ext.checkpoints upload" in log
+    assert "4 checkpoints are not in file://" in log and "smollm3 checkpoints upload" in log
     assert steps(recipe.run_folder) == [2, 4, 6, 8] and RemoteCheckpoints(recipe).steps() == []
     storage.upload_patiently(RemoteCheckpoints(recipe), recipe.run_folder / "checkpoints" / "2")
     assert RemoteCheckpoints(recipe).steps() == [2]

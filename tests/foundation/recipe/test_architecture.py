@@ -28,7 +28,7 @@ def small(**changes: object) -> ModelConfig:
 def test_parts_are_the_tensors_of_transformers_model(tied: bool, kv_heads: int) -> None:
     config = small(tie_word_embeddings=tied, num_key_value_heads=kv_heads)
     with torch.device("meta"):
-        model = SmolLM3ForCausalLM(SmolLM3Config(**hf_config(config, "float32")))
+        model = SmolLM3ForCausalLM(SmolLM3Config(**hf_config(config, "float32") | {"pad_token_id": 0}))
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     parts = [
         (name, (rows, *parameter.shape[1:]))

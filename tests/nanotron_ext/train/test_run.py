@@ -108,17 +108,17 @@ def test_stop_and_go_on_equals_one_run(
 
 
 def run_noting_what_is_saved(recipe: Recipe) -> list[str]:
-    sync, start, order = StepLog.sync, CheckpointWriter.start, []
+    sync, finish, order = StepLog.sync, persistence.finish_checkpoint, []
 
     def noting_sync(log: StepLog) -> None:
         order.append(f"{Path(log._file.name).stem} {(last_row(Path(log._file.name)) or {})['step']}")
         sync(log)
 
-    def noting_start(writer: CheckpointWriter, step: int, data: dict[str, Any]) -> None:
-        order.append(f"checkpoint {step}")
-        start(writer, step, data)
+    def noting_finish(*arguments: Any) -> None:
+        order.append(f"checkpoint {arguments[1].name}")
+        finish(*arguments)
 
-    StepLog.sync, CheckpointWriter.start = noting_sync, noting_start  # type: ignore[method-assign]
+    StepLog.sync, persistence.finish_checkpoint = noting_sync, noting_finish  # type: ignore[method-assign]
     run(recipe)
     return order
 
@@ -346,11 +346,11 @@ def run_in_a_folder_that_closes(recipe: Recipe) -> str:
     drop_privileges()
     start = CheckpointWriter.start
 
-    def start_without_permission(writer: CheckpointWriter, step: int, data: dict[str, Any]) -> None:
+    def start_without_permission(writer: CheckpointWriter, step: int, *arguments: Any) -> None:
         if step == 8:
             writer.commit()
             (recipe.run_folder / "checkpoints").chmod(0o555)
-        start(writer, step, data)
+        start(writer, step, *arguments)
 
     CheckpointWriter.start = start_without_permission  # type: ignore[method-assign]
     try:
