@@ -84,7 +84,7 @@ def check_inputs(profile: Profile, plan: Plan, coming: Iterable[str] = ()) -> No
     maker = _maker(profile, plan.name, missing[0])
     fix = f"Finish {maker} first, or submit it together with this job" if maker else "Make it"
     what = "no checkpoint to start from" if all(path.name == "checkpoint.json" for path in missing) else "missing input"
-    raise JobError(f"{plan.name}: {what}: {listed}. {fix}: make cluster-run submits the whole chain.")
+    raise JobError(f"{plan.name}: {what}: {listed}. {fix}: smollm3 cluster-run submits the whole chain.")
 
 
 def _products(profile: Profile, name: str) -> Sequence[Path]:

@@ -50,7 +50,7 @@ def submit_chain(profile: Profile, scheduler: Scheduler, *, dry_run: bool = Fals
             ids[name] = scheduler.submit(Submission(missing[name], profile.run, tuple(ids[job] for job in before)))
         print(f"  {name:<18} {'would be submitted' if dry_run else f'job {ids[name]}'} {behind}".rstrip())
     count = 0 if dry_run else len(missing)
-    print(f"{count} jobs submitted. `make cluster-status` shows where they are.")
+    print(f"{count} jobs submitted. `smollm3 cluster-status` shows where they are.")
     return count
 
 
@@ -69,6 +69,8 @@ def submit_job(
     if name in queue:
         raise JobError(f"{name} is in the queue already, as job {queue[name].job_id} ({queue[name].state}).")
     plan = profile.plan(name, overrides)
+    if (profile.model or profile.suites) and not plan.suites:
+        raise JobError(f"{name} is no evaluation, so it takes no model and no suites (--model, --suite, MODEL, SUITE).")
     check_job(profile, scheduler, plan, scheduler.resources(name, options), list(queue))
     if plan.is_done and not (name == "data" and os.environ.get("REBUILD")):
         return f"{name} is done: {plan.products[-1]} exists."

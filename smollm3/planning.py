@@ -8,7 +8,7 @@ import click
 
 from foundation.errors import UserError
 from jobs.profile import Profile
-from smollm3.options import json_option, takes_recipes
+from smollm3.options import FolderForResults, Place, json_option, takes_recipes
 
 _ALL_BUT_CLUSTER = (
     "pretrain*.yaml", "long_context*.yaml", "midtrain*.yaml", "sft*.yaml", "apo*.yaml", "synthetic*.yaml",
@@ -39,8 +39,8 @@ def check(profile: Profile, recipes: list[Path], overrides: list[str], data: boo
 
 
 @click.command()
-@click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("a", type=Place())
+@click.argument("b", type=Place())
 @json_option
 def diff(a: Path, b: Path, as_json: bool) -> int:
     """Compare two recipes key by key, with their bases, variables and defaults.
@@ -61,18 +61,18 @@ def diff(a: Path, b: Path, as_json: bool) -> int:
 @takes_recipes("pretrain_stage*.yaml")
 @click.option("--gpu", help="GPU of nanotron_ext/plan/devices.py, or cpu (this machine); default: h100, of tiny cpu.")
 @click.option("--nodes", type=click.IntRange(1), help="Nodes of 8 GPUs; default: what the recipe's layout needs.")
-@click.option("--price", type=float, help="Of a device-hour, in any currency.")
+@click.option("--price", type=click.FloatRange(0), help="Of a device-hour, in any currency.")
 @click.option(
-    "--document-tokens", type=int, help="Mean document length, weighted by tokens; default: the whole window."
+    "--document-tokens",
+    type=click.IntRange(1),
+    help="Mean document length, weighted by tokens; default: the whole window.",
 )
-@click.option(
-    "--measured", type=click.Path(exists=True, path_type=Path), help="A step that bench/step.py measured there."
-)
+@click.option("--measured", type=Place(exists=True, dir_okay=False), help="A step that bench/step.py measured there.")
 @click.option(
     "--trainer", type=click.Choice(["ours", "nanotron"]), default="ours", show_default=True, help="Whose memory."
 )
-@click.option("--layouts", type=int, default=8, show_default=True, help="How many other layouts to list.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Also write FOLDER/<recipe>.json.")
+@click.option("--layouts", type=click.IntRange(0), default=8, show_default=True, help="How many other layouts to list.")
+@click.option("--out", type=FolderForResults(), metavar="FOLDER", help="Also write FOLDER/<recipe>.json.")
 @json_option
 def plan(
     profile: Profile, recipes: list[Path], overrides: list[str], gpu: str | None, as_json: bool, **options: Any
