@@ -124,7 +124,7 @@ def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], 
             folder = chosen.recipes
             recipes = [recipe_file(folder, name) for name in named]
             if not recipes:
-                recipes = [file for pattern in defaults for file in sorted(folder.glob(pattern))]
+                recipes = list(dict.fromkeys(file for pattern in defaults for file in sorted(folder.glob(pattern))))
             _check_number(folder, recipes, defaults, several)
             return function(profile=chosen, recipes=recipes, overrides=overrides, **options)
 

@@ -10,21 +10,22 @@ from foundation.errors import UserError
 from jobs.profile import Profile
 from smollm3.options import FolderForResults, Place, json_option, takes_recipes
 
-_ALL_BUT_CLUSTER = (
+_ALL = (
     "pretrain*.yaml", "long_context*.yaml", "midtrain*.yaml", "sft*.yaml", "apo*.yaml", "synthetic*.yaml",
-    "merge*.yaml", "eval*.yaml",
+    "merge*.yaml", "eval*.yaml", "*.yaml",
 )  # fmt: skip
 
 
 @click.command()
-@takes_recipes(*_ALL_BUT_CLUSTER)
+@takes_recipes(*_ALL)
 @click.option("--data", is_flag=True, help="Also look at data, checkpoints and disk space.")
 def check(profile: Profile, recipes: list[Path], overrides: list[str], data: bool) -> int:
     """Validate recipes of every phase, without a GPU, in seconds.
 
-    Looks at keys and what must hold between them, at sources against the registry, at the recipe that a run starts
-    from, and at the Slurm script's nodes and GPUs against the layout. With --data also at what a pretraining run finds
-    on disk: shards, tokenizer, checkpoint to start from, run folder and space.
+    Without RECIPE: all of the profile, and its cluster.yaml. Looks at keys and what must hold between them, at sources
+    against the registry, at the recipe that a run starts from, and at the Slurm script's nodes and GPUs against the
+    layout. With --data also at what a pretraining run finds on disk: shards, tokenizer, checkpoint to start from, run
+    folder and space.
     """
     from check.recipes import check as check_recipe
 

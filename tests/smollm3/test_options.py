@@ -64,6 +64,17 @@ def test_a_profile_holds_recipes(home: Path, capsys: pytest.CaptureFixture[str])
     assert not (home / "runs").exists() or not list((home / "runs").glob("*/*.json"))
 
 
+def test_check_leaves_out_no_recipe(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe_in(home / "mine").with_name("cluster.yaml").write_text("device: cpu\nsbatch: {all: {nodes: 1}}\n")
+    assert main(["check", "--profile", "mine"]) == 0
+    assert "mine/cluster.yaml: ok" in capsys.readouterr().out
+    (home / "mine" / "cluster.yaml").write_text("device: tpu\n")
+    refused(capsys, "mine/cluster.yaml is not valid", "check", "--profile", "mine")
+    (home / "mine" / "cluster.yaml").unlink()
+    (home / "mine" / "midtrian.yaml").write_text("extends: recipes/tiny/midtrain.yaml\n")
+    refused(capsys, "midtrian.yaml: the name of a recipe starts with its phase", "check", "--profile", "mine")
+
+
 def test_recipes_of_two_profiles_would_share_a_run_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = [str(recipe_in(home / "a")), str(recipe_in(home / "b"))]
     refused(capsys, "The recipes are of several profiles, ", "check", *both)
