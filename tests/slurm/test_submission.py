@@ -181,6 +181,16 @@ def test_a_model_for_a_job_that_evaluates_none_is_refused(login: Login) -> None:
     refused(login, "pretrain_stage1 is no evaluation", "pretrain_stage1", SUITE="base")
 
 
+def test_a_model_that_is_not_there_is_no_jobs_fault(login: Login) -> None:
+    model_of_the_site(login)
+    refused(login, f"eval: {login.root}/nope is no transformers folder", "--model", str(login.root / "nope"), "eval")
+
+
+def test_a_job_of_this_machine_alone_is_not_looked_for_in_the_queues_scripts(login: Login) -> None:
+    command = f"RUN={login.root}/runs smollm3 plan --profile {login.root}/recipes"
+    refused(login, f"plan is no job of this scheduler; on this machine: {command} --out", "plan")
+
+
 def test_the_whole_graph_evaluates_its_own_models(login: Login) -> None:
     command = [sys.executable, "-m", "smollm3", "cluster-run"]
     environment = login.environment | {"MODEL": "other", "SUITE": "base"}
