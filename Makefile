@@ -7,15 +7,17 @@ SMOLLM3 := $(VENV)/bin/smollm3
 VLLM_VENV := .venv-vllm
 INSTALL := $(PY) -m pip install --quiet --constraint constraints-cuda.txt
 
-# PROFILE names a folder of recipes; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
+# PROFILE names a folder of recipes, RECIPES any such folder; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
 # told otherwise; everything else is the miniature.
-PROFILE ?= $(if $(filter merge% eval%,$(firstword $(MAKECMDGOALS))),smollm3-3b,tiny)
-export RUN ?= runs/$(PROFILE)
+# `override`, for a variable that is given but empty: $(RUN)/plan must not become /plan.
+override PROFILE := $(or $(PROFILE),$(if $(filter merge% eval%,$(firstword $(MAKECMDGOALS))),smollm3-3b,tiny))
+override RECIPES := $(or $(RECIPES),recipes/$(PROFILE))
+override RUN := $(or $(RUN),runs/$(notdir $(RECIPES:/=)))
+export RECIPES RUN
 STAGE ?= 1 2 3
 PHASE ?= midtrain sft apo
 GPU ?= $(if $(filter tiny,$(PROFILE)),cpu,h100)
 MODEL ?= $(RUN)/hf/merged
-export RECIPES ?= recipes/$(PROFILE)
 COMMA := ,
 SPACE := $() $()
 SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))))

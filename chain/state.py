@@ -1,5 +1,6 @@
 """What the chain remembers in `<run>/chain.json`: per step the key it was made with, its state and its seconds."""
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -117,13 +118,23 @@ def reason_to_run(step: Step, keys: Mapping[str, Fingerprint], state: ChainState
 
 
 def set_aside(step: Step, run: Path) -> Path | None:
-    """Move what an older recipe or older code has left to `<run>/replaced/<time>/`; returns that folder."""
+    """Move what an older recipe or older code has left to `<run>/replaced/<time>/`; returns that folder.
+
+    Raises:
+        ChainError: before anything is moved, when something of it lies outside of the run folder.
+    """
     existing = [output for output in step.plan.outputs if output.exists()]
     if not existing:
         return None
+    within = {output: Path(os.path.relpath(output, run)) for output in existing}
+    if outside := [output for output, place in within.items() if place.parts[:1] == ("..",)]:
+        raise ChainError(
+            f"{step.name} has to run anew, and {outside[0]} is in its way: it lies outside of {run}, where the chain "
+            f"moves nothing. Move it away, or have the recipe name another folder."
+        )
     folder = run / "replaced" / time.strftime("%Y%m%d-%H%M%S")
-    for output in existing:
-        target = folder / output.relative_to(run)
+    for output, place in within.items():
+        target = folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(output, target)
     return folder

@@ -13,7 +13,7 @@ from foundation.recipe import Problem, Recipe, load_as, load_recipe
 from foundation.recipe.checks import check_recipe
 from foundation.recipe.compare import differences
 from jobs.checks import processes_per_node
-from jobs.plan import POST_TRAINING, PRETRAINING
+from jobs.plan import POST_TRAINING, PRETRAINING, default_run
 from jobs.profile import Profile
 from jobs.scheduler import load_cluster_settings, load_scheduler
 from nanotron_ext.flops import step_flops
@@ -36,6 +36,9 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: when it cannot be used.
     """
+    if path.stem == "cluster":
+        load_scheduler(_profile_of(path))
+        return "ok"
     load = loader_for(path)
     if load is not load_recipe:
         load(path, overrides)
@@ -59,9 +62,14 @@ def check_slurm(path: Path, overrides: Sequence[str] = ()) -> None:
     name = path.stem
     if name not in (*PRETRAINING, *POST_TRAINING):  # which torchrun starts on all nodes
         return
-    profile = Profile(path.parent, Path(os.environ.get("RUN", f"runs/{path.parent.name}")))
+    profile = _profile_of(path)
     resources = load_scheduler(profile).resources(name)
     processes_per_node(profile.plan(name, overrides), resources, load_cluster_settings(profile).device)
+
+
+def _profile_of(path: Path) -> Profile:
+    run = os.environ.get("RUN")
+    return Profile(path.parent, Path(run) if run else default_run(path.parent))
 
 
 def _check_layout(path: Path, overrides: Sequence[str]) -> Iterator[Problem]:

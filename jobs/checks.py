@@ -81,6 +81,8 @@ def check_inputs(profile: Profile, plan: Plan, coming: Iterable[str] = ()) -> No
     if not missing:
         return
     listed = ", ".join(str(path) for path in missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+    if profile.model is not None and missing[0].parent == profile.model:
+        raise JobError(f"{plan.name}: {profile.model} is no transformers folder (no config.json). Correct its path.")
     maker = _maker(profile, plan.name, missing[0])
     fix = f"Finish {maker} first, or submit it together with this job" if maker else "Make it"
     what = "no checkpoint to start from" if all(path.name == "checkpoint.json" for path in missing) else "missing input"

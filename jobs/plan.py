@@ -133,9 +133,15 @@ class Plan:
         return [path for path in self.inputs if not _exists(path)]
 
 
+def default_run(recipes: Path) -> Path:
+    """Where the results of a folder of recipes go unless told otherwise: runs/<its name>."""
+    named = recipes if recipes.name not in ("", "..") else recipes.resolve()  # `.` and `..` say no name
+    return Path("runs", named.name)
+
+
 def typed(folders: Folders, commands: Iterable[Sequence[str]]) -> str:
     """The commands as one types them, with RUN where results do not go to runs/<profile>."""
-    run = "" if folders.run == Path("runs") / folders.recipes.name else f"RUN={shlex.quote(str(folders.run))} "
+    run = "" if folders.run == default_run(folders.recipes) else f"RUN={shlex.quote(str(folders.run))} "
     return " && ".join(f"{run}{shlex.join(['smollm3', *command])}" for command in _together(commands))
 
 

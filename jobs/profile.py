@@ -21,7 +21,16 @@ class Profile(Folders):
         return tuple(name for name, job in JOBS.items() if job.in_graph and job.applies(self))
 
     def jobs_in(self, place: Place) -> tuple[str, ...]:
-        return tuple(name for name in self.jobs if place in JOBS[name].places)
+        """Those of the `jobs` that run there.
+
+        Raises:
+            JobError: when there are none.
+            UserError: as `jobs`.
+        """
+        found = tuple(name for name in self.jobs if place in JOBS[name].places)
+        if not found:
+            raise JobError(f"{self.recipes} has a recipe of no job: pretrain.yaml, sft.yaml, eval.yaml and so on.")
+        return found
 
     def comes_after(self, name: str, among: Container[str]) -> tuple[str, ...]:
         """The jobs `among` which `name` has to wait for, in order. A job that is not among them stands for those that

@@ -11,6 +11,7 @@ from jobs.checks import check_job
 from jobs.plan import JobError, Plan
 from jobs.profile import Profile
 from jobs.scheduler import QueuedJob, Scheduler, Submission
+from jobs.table import job_of
 
 
 def missing_jobs(profile: Profile, scheduler: Scheduler, queue: dict[str, QueuedJob]) -> dict[str, Plan]:
@@ -65,10 +66,14 @@ def submit_job(
     Raises:
         UserError: nothing was submitted; the message says why.
     """
+    if scheduler.place not in job_of(name).places:
+        raise JobError(f"{name} is no job of this scheduler; on this machine: {profile.command(name) or 'none'}.")
     queue = scheduler.queue(profile.run)
     if name in queue:
         raise JobError(f"{name} is in the queue already, as job {queue[name].job_id} ({queue[name].state}).")
     plan = profile.plan(name, overrides)
+    if (profile.model or profile.suites) and not plan.suites:
+        raise JobError(f"{name} is no evaluation, so it takes no model and no suites (--model, --suite, MODEL, SUITE).")
     check_job(profile, scheduler, plan, scheduler.resources(name, options), list(queue))
     if plan.is_done and not (name == "data" and os.environ.get("REBUILD")):
         return f"{name} is done: {plan.products[-1]} exists."

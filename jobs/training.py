@@ -74,7 +74,8 @@ def predict(folders: Folders, job: Job, overrides: Sequence[str]) -> Plan:
     stages = [name for name in folders.pretraining if name.startswith("pretrain")]
     made = folders.run / "plan"
     return Plan(
-        job, folders.recipe(job.recipe), folders.run / "slurm" / job.name, (("plan", *folders.option),), (),
+        job, folders.recipe(job.recipe), folders.run / "slurm" / job.name,
+        (("plan", *folders.option, "--out", str(made)),), (),
         tuple(made / f"{stage}.json" for stage in stages), (made,),
         recipes=tuple(folders.recipe(stage) for stage in stages),
     )  # fmt: skip

@@ -20,11 +20,13 @@ from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
 from foundation.errors import UserError
 from foundation.journal import read_metrics, read_rows
+from jobs.plan import typed
 from jobs.profile import Profile
 from jobs.table import GROUPS, JOBS
 
 SEEDS_FILE = "seeds.json"  # of the folder with a run per seed; see report/seeds.py
 _PACKAGES = ("torch", "nanotron", "datatrove", "transformers", "trl", "mergekit", "lighteval")
+_VERBS_OF_MANY_JOBS = ("demo", "demo-seeds", "ablations", "cluster-run")
 
 
 class ReportError(UserError):
@@ -81,7 +83,7 @@ class Report:
     seeds: Mapping[str, Any] | None  # effects of the whole chain under several seeds (chain/seeds.py)
     posttraining_seeds: Mapping[str, Any] | None  # shares after post-training under several seeds
     missing: Sequence[str]  # stages of the chain without results
-    commands: Mapping[str, str]  # what to type for each job of the profile, or group of jobs; empty where it has none
+    commands: Mapping[str, str]  # what to type for each job of the profile, or group, or all; empty where it has none
 
     @property
     def seconds(self) -> float:
@@ -100,7 +102,8 @@ def collect(profile: Profile) -> Report:
     phases = profile.post_training
     posttraining = [t for job in phases if (t := _training(profile.plan(job).folder))]
     if not pretraining and not posttraining:
-        raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: smollm3 demo")
+        command = typed(profile, [("demo", *profile.option)])
+        raise ReportError(f"{run} holds no run of {profile.recipes}. Train something first, for example: {command}")
     done = {training.name for training in (*pretraining, *posttraining)}
     mixtures = _mixtures(pretraining)
     wanted = [profile.plan(job).folder.name for job in (*profile.pretraining, *phases)]
@@ -123,7 +126,8 @@ def collect(profile: Profile) -> Report:
         seeds=_json(run.with_name(f"{run.name}-seeds") / SEEDS_FILE),  # the runs lie beside the profile's own
         posttraining_seeds=_json(run / "eval" / "posttrain_seeds.json"),
         missing=[name for name in wanted if name not in done],
-        commands={name: profile.command(name) for name in (*JOBS, *GROUPS)},
+        commands={name: profile.command(name) for name in (*JOBS, *GROUPS)}
+        | {verb: typed(profile, [(verb, *profile.option)]) for verb in _VERBS_OF_MANY_JOBS},
     )
 
 

@@ -17,8 +17,8 @@ _OPEN_SUITE = "base"  # the other suites' tables are folded away
 _MODES = ("think", "no_think")
 _EDITION_NOTE = (
     "† our own small edition of the set, a few dozen items: not comparable with published numbers. ‡ generated "
-    "prompts. § another test than the published one of that name; the table of smollm3 eval-report says how. A "
-    "difference within the standard errors says nothing."
+    "prompts. § another test than the published one of that name; the table of smollm3 eval-report says how. "
+    "A difference within the standard errors says nothing."
 )
 
 

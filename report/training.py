@@ -31,7 +31,7 @@ def summary(report: Report) -> list[Block]:
 
 def time_per_stage(report: Report) -> list[Block]:
     if report.chain is None:
-        return [Missing("The times of the stages", "smollm3 demo")]
+        return [Missing("The times of the stages", report.commands["demo"])]
     total = report.seconds or 1.0
     rows, heat = [], []
     for name, step in report.chain["steps"].items():
@@ -170,7 +170,7 @@ def checkpoint_scores(report: Report) -> list[Block]:
     suites = _checkpoint_curves(report)
     if not suites:
         what = "Scores of checkpoints, which the jobs of a cluster evaluate while training goes on"
-        return [Missing(what, "smollm3 cluster-run")]
+        return [Missing(what, report.commands["cluster-run"])]
     boundaries = _boundaries(report)
     means = [series_of(suite, _mean_curve(list(tasks.values())), marks=True) for suite, tasks in suites.items()]
     single: list[Block] = []
@@ -241,7 +241,7 @@ def posttraining(report: Report) -> list[Block]:
 
 def ablations(report: Report) -> list[Block]:
     if report.ablations is None:
-        return [Missing("The announcement's ablations", "smollm3 ablations")]
+        return [Missing("The announcement's ablations", report.commands["ablations"])]
     effects = report.ablations["effects"]
     rows = []
     for effect in effects:

@@ -7,14 +7,13 @@ from report.blocks import Block, Details, Finding, Table
 from report.collect import Report
 from report.effects import Claim, Effect, measure, multi_step_tasks, over_posttraining_seeds
 
-SEEDS_COMMAND = "smollm3 demo-seeds"
 _Values = Mapping[tuple[str, str], Sequence[float]]  # (claim, effect) -> its value under each seed
 
 
 def findings(report: Report) -> list[Finding]:
     """One finding per claim."""
     values = _values_over_seeds(report)
-    return [_finding(claim, values) for claim in measure(report)]
+    return [_finding(claim, values, report.commands["demo-seeds"]) for claim in measure(report)]
 
 
 def _values_over_seeds(report: Report) -> dict[tuple[str, str], list[float]]:
@@ -32,7 +31,7 @@ def _values_over_seeds(report: Report) -> dict[tuple[str, str], list[float]]:
     return values
 
 
-def _finding(claim: Claim, values: _Values) -> Finding:
+def _finding(claim: Claim, values: _Values, over_seeds_command: str) -> Finding:
     if not claim.effects:
         if claim.absent:
             return Finding("not measured", claim.text, [claim.absent])
@@ -46,7 +45,7 @@ def _finding(claim: Claim, values: _Values) -> Finding:
         for effect, (_, words) in zip(claim.effects, over_seeds, strict=True)
     ]
     if any(low is None for low in intervals):
-        return Finding("not measured", claim.text, [*lines, "One run gives no interval."], SEEDS_COMMAND)
+        return Finding("not measured", claim.text, [*lines, "One run gives no interval."], over_seeds_command)
     shown = all(low > effect.null for low, effect in zip(intervals, claim.effects, strict=True) if low is not None)
     return Finding("shown" if shown else "not shown at this size", claim.text, lines)
 

@@ -1,12 +1,13 @@
 """Verbs for clusters: put jobs into a scheduler's queue, and see where they are."""
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
 from jobs.profile import Profile
-from smollm3.options import takes_profile
+from smollm3.options import Place, takes_profile
 
 
 @click.command(
@@ -14,7 +15,7 @@ from smollm3.options import takes_profile
     options_metavar="[OPTIONS]",
 )
 @takes_profile
-@click.option("--model", envvar="MODEL", type=click.Path(path_type=Path), help="For an evaluation: this model folder.")
+@click.option("--model", envvar="MODEL", type=Place(file_okay=False), help="For an evaluation: this model folder.")
 @click.option("--suite", "suites", envvar="SUITE", multiple=True, help="For an evaluation: only this suite.")
 @click.argument("job")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCHEDULER OPTION...] [-- section.key=value ...]")
@@ -30,8 +31,15 @@ def submit(profile: Profile, model: Path | None, suites: tuple[str, ...], job: s
 
     split = words.index("--") if "--" in words else len(words)
     name = job.removeprefix("slurm/").removesuffix(".sh")
-    chosen = Profile(profile.recipes, profile.run, model, suites)
+    chosen = _that_evaluates(profile, model, suites)
     click.echo(submit_job(chosen, load_scheduler(chosen), name, words[:split], words[split + 1 :]))
+
+
+def _that_evaluates(profile: Profile, model: Path | None = None, suites: tuple[str, ...] = ()) -> Profile:
+    """The profile whose evaluations look at `model` and `suites`, or at the chain's own; job scripts read the same in
+    the environment."""
+    os.environ |= {"MODEL": str(model or ""), "SUITE": " ".join(suites)}
+    return Profile(profile.recipes, profile.run, model, suites)
 
 
 @click.command("cluster-run")
@@ -45,7 +53,7 @@ def cluster_run(profile: Profile, dry_run: bool) -> None:
     from jobs.scheduler import load_scheduler
     from jobs.submission import submit_chain
 
-    submit_chain(profile, load_scheduler(profile), dry_run=dry_run)
+    submit_chain(_that_evaluates(profile), load_scheduler(profile), dry_run=dry_run)
 
 
 @click.command("cluster-status")

@@ -138,10 +138,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except UserError as error:
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=color)
-        click.echo(str(error), err=True)
+        _say_error(str(error), color)
+        return 2
+    except OSError as error:
+        if error.filename is None:  # not about a file: ours to mend, with the traceback
+            raise
+        _say_error(f"{error.strerror}: {error.filename}. Give another path, or mend this one.", color)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("\nInterrupted.", err=True)
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _say_error(text: str, color: bool | None) -> None:
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=color)
+    click.echo(text, err=True)

@@ -11,7 +11,7 @@ import click
 
 from foundation.errors import UserError
 from jobs.profile import Profile
-from smollm3.options import json_option, takes_recipes
+from smollm3.options import Place, json_option, takes_recipes
 
 
 @click.command()
@@ -21,10 +21,10 @@ from smollm3.options import json_option, takes_recipes
 )
 @click.option("--verify", is_flag=True, help="Read prepared shards again and check them in full.")
 @click.option(
-    "--raw", type=click.Path(path_type=Path), help="Folder with copies of hub datasets, as RAW/<owner>/<name>."
+    "--raw", type=Place(exists=True, file_okay=False), help="Folder with copies of hub datasets, as RAW/<owner>/<name>."
 )
 @click.option(
-    "--benchmarks", type=click.Path(path_type=Path), help="Folder with evaluation sets, as <benchmark>.jsonl."
+    "--benchmarks", type=Place(exists=True, file_okay=False), help="Folder with evaluation sets, as <benchmark>.jsonl."
 )
 @click.option(
     "--rebuild",
@@ -45,9 +45,13 @@ from smollm3.options import json_option, takes_recipes
 )
 @click.option("--qos", envvar="SBATCH_QOS", default="", help="Slurm's; default: $SBATCH_QOS.")
 @click.option(
-    "--cpus-per-task", type=int, default=1, show_default=True, help="In Slurm; more than one only for their memory."
+    "--cpus-per-task",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="In Slurm; more than one only for their memory.",
 )
-@click.option("--mem-per-cpu", type=int, default=4, show_default=True, metavar="GB", help="In Slurm.")
+@click.option("--mem-per-cpu", type=click.IntRange(1), default=4, show_default=True, metavar="GB", help="In Slurm.")
 def data(
     profile: Profile,
     recipes: list[Path],
@@ -102,11 +106,23 @@ _MAX_EPOCHS = 4.0  # up to here, repeated data is worth almost as much as new da
 
 @click.command()
 @takes_recipes("pretrain.yaml", several=False)
-@click.option("--samples", type=int, default=0, show_default=True, help="Decoded training samples to print.")
 @click.option(
-    "--max-epochs", type=float, default=_MAX_EPOCHS, show_default=True, help="Warn about more repetitions than that."
+    "--samples", type=click.IntRange(0), default=0, show_default=True, help="Decoded training samples to print."
 )
-@click.option("--lint-windows", type=int, default=64, show_default=True, help="Windows per source to judge; 0: none.")
+@click.option(
+    "--max-epochs",
+    type=click.FloatRange(0, min_open=True),
+    default=_MAX_EPOCHS,
+    show_default=True,
+    help="Warn about more repetitions than that.",
+)
+@click.option(
+    "--lint-windows",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Windows per source to judge; 0: none.",
+)
 @json_option
 def audit(
     profile: Profile,

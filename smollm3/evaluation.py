@@ -8,10 +8,10 @@ import click
 from foundation.errors import UserError
 from jobs.profile import Profile
 from smollm3.models import final_model, model_folder
-from smollm3.options import DEFAULT_PROFILE, recipe_file, takes_profile, takes_recipes
+from smollm3.options import DEFAULT_PROFILE, Place, names_and_overrides, recipe_file, takes_profile, takes_recipes
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = Place(dir_okay=False)
+_FOLDER = Place(file_okay=False)
 _suite_option = click.option(
     "--suite", "suites", multiple=True, metavar="SUITE", help="Only this suite (may be repeated); default: all."
 )
@@ -100,8 +100,9 @@ def eval_curve(
     from eval.recipe import load_eval_recipe
 
     held_against = read_curve(reference) if reference else None
-    loaded = load_eval_recipe(recipe_file(profile.recipes, recipe), [text for text in arguments if "=" in text])
-    runs = [_run_folder(profile, text) for text in arguments if "=" not in text] or _stage_runs(profile)
+    folders, overrides = names_and_overrides(arguments)
+    loaded = load_eval_recipe(recipe_file(profile.recipes, recipe), overrides)
+    runs = [_run_folder(profile, folder) for folder in folders] or _stage_runs(profile)
     curve = follow(loaded, runs, suites or ("base",))
     return _report(below_band(curve, held_against, tolerance) if held_against else [])
 

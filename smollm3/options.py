@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from foundation.errors import UserError
 from foundation.project import project_file, recipe_place
+from jobs.plan import default_run
 from jobs.profile import Profile
 
 PROFILES = Path("recipes")  # the folder of profiles
@@ -19,6 +20,29 @@ DEFAULT_PROFILE = "tiny"
 Function = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+class Place(click.Path):
+    """A path, given as a `Path`. An empty one, such as a variable that is not set, would be the current folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("It is empty, as of a variable that is not set. Give a path, or leave it out.")
+        return super().convert(value, parameter, context)
+
+
+class FolderForResults(Place):
+    """A folder that is there, or can be made."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        folder: Path = super().convert(value, parameter, context)
+        nearest = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+        if not nearest.is_dir() and nearest.exists():
+            self.fail(f"{nearest} is a file. Results need a folder.")
+        return folder
 
 
 class Seeds(click.ParamType):
@@ -74,7 +98,8 @@ def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], 
     The function is given `profile`, `recipes` (list of files) and `overrides` (list of strings for `load_recipe`).
     Without a recipe on the command line it gets the profile's recipes that match `defaults`, patterns such as
     "pretrain_stage*.yaml", in that order; without `defaults` one must be given. The profile of a recipe that is given
-    as a file is its folder, unless --profile says otherwise.
+    as a file is its folder, unless --profile says otherwise; then recipes of several folders are refused, whose results
+    would share a run folder.
     """
 
     def decorate(function: Function) -> Function:
@@ -83,22 +108,23 @@ def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], 
 
         @click.argument("arguments", nargs=-1, metavar=metavar)
         @click.option(
-            "--with", "overlays", multiple=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+            "--with", "overlays", multiple=True, metavar="FILE", type=Place(exists=True, dir_okay=False),
             help="YAML file whose keys replace the recipe's; may be repeated.",
         )  # fmt: skip
         @_profile_options
         @functools.wraps(function)
         def command(
-            *, profile: str, run: Path | None, arguments: tuple[str, ...], overlays: tuple[str, ...], **options: Any
+            *, profile: str, run: Path | None, arguments: tuple[str, ...], overlays: tuple[Path, ...], **options: Any
         ) -> Any:
-            overrides = [*overlays, *(argument for argument in arguments if "=" in argument)]
-            named = [argument for argument in arguments if "=" not in argument]
+            named, overrides = names_and_overrides(arguments)
+            overrides = [*map(str, overlays), *overrides]
             folder = _folder_of(named)
-            chosen = choose_profile(folder or profile_folder(profile), run, says_so=folder is None)
+            by_variable = click.get_current_context().get_parameter_source("run") == ParameterSource.ENVIRONMENT
+            chosen = choose_profile(folder or profile_folder(profile), run, says_so=folder is None or by_variable)
             folder = chosen.recipes
             recipes = [recipe_file(folder, name) for name in named]
             if not recipes:
-                recipes = [file for pattern in defaults for file in sorted(folder.glob(pattern))]
+                recipes = list(dict.fromkeys(file for pattern in defaults for file in sorted(folder.glob(pattern))))
             _check_number(folder, recipes, defaults, several)
             return function(profile=chosen, recipes=recipes, overrides=overrides, **options)
 
@@ -113,21 +139,30 @@ def choose_profile(recipes: Path, run: Path | None, *, says_so: bool = True) -> 
     The run folder (default: runs/<name of the folder>) becomes the environment's RUN, which recipes write as ${RUN};
     job scripts also read the profile from the environment.
     """
-    profile = Profile(recipes, run or Path("runs") / recipes.name)
-    os.environ |= {"RUN": str(profile.run), "RECIPES": str(recipes), "PROFILE": recipes.name}
+    profile = Profile(recipes, run or default_run(recipes))
+    os.environ |= {"RUN": str(profile.run), "RECIPES": str(recipes), "PROFILE": default_run(recipes).name}
     if says_so:
         click.echo(f"profile {profile.recipes}, results in {profile.run}", err=True)
     return profile
 
 
+def names_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments that name something, and those that read section.key=value; a path that exists names something."""
+    overrides = [text for text in arguments if "=" in text and not recipe_place(Path(text)).exists()]
+    return [text for text in arguments if text not in overrides], overrides
+
+
 def profile_folder(profile: str) -> Path:
-    """The folder of recipes called `profile`, or at that path.
+    """The folder of recipes called `profile`, or at that path: tiny is a name, ./tiny and recipes/tiny are paths.
 
     Raises:
-        ArgumentError: when there is none.
+        ArgumentError: when there is none, or it holds no recipe.
     """
-    for folder in (recipe_place(PROFILES / profile), recipe_place(Path(profile))):
-        if folder.is_dir():
+    is_name = Path(profile).name == profile and profile not in ("", "..")
+    for folder in (*([recipe_place(PROFILES / profile)] if is_name else []), recipe_place(Path(profile))):
+        if profile and folder.is_dir():
+            if not any(folder.glob("*.yaml")):
+                raise ArgumentError(f"The folder {folder} holds no recipe (*.yaml), so it is no profile.")
             return folder
     places = (PROFILES, project_file(PROFILES))
     known = sorted({file.parent.name for place in places for file in place.glob("*/pretrain.yaml")})
@@ -161,18 +196,27 @@ def _profile_options(function: Function) -> Function:
         help="Folder of recipes/, or any folder of recipes; the variables PROFILE and RECIPES do the same.",
     )  # fmt: skip
     run = click.option(
-        "--run", envvar="RUN", type=click.Path(path_type=Path), metavar="FOLDER",
+        "--run", envvar="RUN", type=FolderForResults(), metavar="FOLDER",
         help="Where results go; default: runs/NAME. The variable RUN does the same.",
     )  # fmt: skip
     return profile(run(function))
 
 
 def _folder_of(names: Sequence[str]) -> Path | None:
-    """The folder of the first recipe that is given as a file, if the command line names no profile."""
+    """The folder of the recipes that are given as files, if the command line names no profile.
+
+    Raises:
+        ArgumentError: for recipes of several folders.
+    """
     if click.get_current_context().get_parameter_source("profile") == ParameterSource.COMMANDLINE:
         return None
-    files = (recipe_place(Path(name)) for name in names)
-    return next((file.parent for file in files if file.is_file()), None)
+    folders = {file.parent.resolve(): file.parent for name in names if (file := recipe_place(Path(name))).is_file()}
+    if len(folders) > 1:
+        raise ArgumentError(
+            f"The recipes are of several profiles, {' and '.join(map(str, folders.values()))}, whose results would go "
+            f"to one run folder. Give those of one profile, or say which with --profile."
+        )
+    return next(iter(folders.values()), None)
 
 
 def _check_number(folder: Path, recipes: Sequence[Path], defaults: Sequence[str], several: bool) -> None:

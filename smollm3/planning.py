@@ -8,23 +8,24 @@ import click
 
 from foundation.errors import UserError
 from jobs.profile import Profile
-from smollm3.options import json_option, takes_recipes
+from smollm3.options import FolderForResults, Place, json_option, takes_recipes
 
-_ALL_BUT_CLUSTER = (
+_ALL = (
     "pretrain*.yaml", "long_context*.yaml", "midtrain*.yaml", "sft*.yaml", "apo*.yaml", "synthetic*.yaml",
-    "merge*.yaml", "eval*.yaml",
+    "merge*.yaml", "eval*.yaml", "*.yaml",
 )  # fmt: skip
 
 
 @click.command()
-@takes_recipes(*_ALL_BUT_CLUSTER)
+@takes_recipes(*_ALL)
 @click.option("--data", is_flag=True, help="Also look at data, checkpoints and disk space.")
 def check(profile: Profile, recipes: list[Path], overrides: list[str], data: bool) -> int:
     """Validate recipes of every phase, without a GPU, in seconds.
 
-    Looks at keys and what must hold between them, at sources against the registry, at the recipe that a run starts
-    from, and at the Slurm script's nodes and GPUs against the layout. With --data also at what a pretraining run finds
-    on disk: shards, tokenizer, checkpoint to start from, run folder and space.
+    Without RECIPE: all of the profile, and its cluster.yaml. Looks at keys and what must hold between them, at sources
+    against the registry, at the recipe that a run starts from, and at the Slurm script's nodes and GPUs against the
+    layout. With --data also at what a pretraining run finds on disk: shards, tokenizer, checkpoint to start from, run
+    folder and space.
     """
     from check.recipes import check as check_recipe
 
@@ -39,8 +40,8 @@ def check(profile: Profile, recipes: list[Path], overrides: list[str], data: boo
 
 
 @click.command()
-@click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("a", type=Place())
+@click.argument("b", type=Place())
 @json_option
 def diff(a: Path, b: Path, as_json: bool) -> int:
     """Compare two recipes key by key, with their bases, variables and defaults.
@@ -61,18 +62,18 @@ def diff(a: Path, b: Path, as_json: bool) -> int:
 @takes_recipes("pretrain_stage*.yaml")
 @click.option("--gpu", help="GPU of nanotron_ext/plan/devices.py, or cpu (this machine); default: h100, of tiny cpu.")
 @click.option("--nodes", type=click.IntRange(1), help="Nodes of 8 GPUs; default: what the recipe's layout needs.")
-@click.option("--price", type=float, help="Of a device-hour, in any currency.")
+@click.option("--price", type=click.FloatRange(0), help="Of a device-hour, in any currency.")
 @click.option(
-    "--document-tokens", type=int, help="Mean document length, weighted by tokens; default: the whole window."
+    "--document-tokens",
+    type=click.IntRange(1),
+    help="Mean document length, weighted by tokens; default: the whole window.",
 )
-@click.option(
-    "--measured", type=click.Path(exists=True, path_type=Path), help="A step that bench/step.py measured there."
-)
+@click.option("--measured", type=Place(exists=True, dir_okay=False), help="A step that bench/step.py measured there.")
 @click.option(
     "--trainer", type=click.Choice(["ours", "nanotron"]), default="ours", show_default=True, help="Whose memory."
 )
-@click.option("--layouts", type=int, default=8, show_default=True, help="How many other layouts to list.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Also write FOLDER/<recipe>.json.")
+@click.option("--layouts", type=click.IntRange(0), default=8, show_default=True, help="How many other layouts to list.")
+@click.option("--out", type=FolderForResults(), metavar="FOLDER", help="Also write FOLDER/<recipe>.json.")
 @json_option
 def plan(
     profile: Profile, recipes: list[Path], overrides: list[str], gpu: str | None, as_json: bool, **options: Any

@@ -7,15 +7,15 @@ import click
 
 from jobs.profile import Profile
 from smollm3.models import final_model, model_folder, model_or_hub_name
-from smollm3.options import json_option, seeds_option, takes_profile, takes_recipes
+from smollm3.options import FolderForResults, Place, json_option, seeds_option, takes_profile, takes_recipes
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = Place(dir_okay=False)
 _HELD_OUT = Path("posttrain_data") / "heldout.jsonl"  # in the run folder
 
 
 @click.command("posttrain-data")
 @takes_profile
-@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", required=False, type=FolderForResults())
 @click.option("--replace", is_flag=True, help="Files with other rows may be replaced.")
 @click.option("--seed", type=int, default=6, show_default=True, help="Of every row.")
 @click.option("--midtrain", type=click.IntRange(1), default=5600, show_default=True, help="Rows of mid-training.")

@@ -7,9 +7,9 @@ import click
 
 from foundation.errors import UserError
 from jobs.profile import Profile
-from smollm3.options import takes_profile, takes_recipes
+from smollm3.options import Place, takes_profile, takes_recipes
 
-_FOLDER = click.Path(path_type=Path)
+_FOLDER = Place()
 
 
 @click.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from jobs.profile import Profile
-from smollm3.options import seeds_option, takes_profile
+from smollm3.options import Place, names_and_overrides, seeds_option, takes_profile
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def demo_seeds(profile: Profile, seeds: tuple[int, ...]) -> None:
 
 @click.command("report-seeds")
 @takes_profile
-@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("folder", required=False, type=Place(file_okay=False, exists=True))
 @seeds_option(at_least=2)
 def report_seeds(profile: Profile, folder: Path | None, seeds: tuple[int, ...]) -> None:
     """Measure the effects of chains that have run under several seeds, without running any.
@@ -88,8 +88,7 @@ def ablations(profile: Profile, arguments: tuple[str, ...], seeds: tuple[int, ..
     """
     from chain.ablations import run_ablations
 
-    variants = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    variants, overrides = names_and_overrides(arguments)
     run_ablations(profile.recipes, profile.run, seeds, variants, overrides)
 
 

@@ -52,8 +52,9 @@ def load_as(
 ) -> Schema:
     """Read, resolve and validate a recipe of any phase.
 
-    `path` is a YAML file, as `recipe_place` finds it; `extends: other.yaml` (relative to the file) supplies what the
-    file leaves out, section by section. `${NAME}` and `${NAME:-default}` come from the environment. `overrides` are
+    `path` is a YAML file, as `recipe_place` finds it; `extends: other.yaml` (relative to the file, or recipes/...)
+    supplies what the file leaves out, section by section. `${NAME}` and `${NAME:-default}` come from the environment;
+    the default also stands for an empty variable, as in a shell. `overrides` are
     `section.key=value` strings whose values are YAML, and overlays: names of YAML files (ending in .yaml) whose keys
     replace the recipe's. `check` finds what is wrong between keys that are each right.
 
@@ -65,7 +66,7 @@ def load_as(
     tree = _read_with_bases(path, locations, seen=())
     problems = []
     for override in overrides:
-        if override.endswith(".yaml") and "=" not in override:
+        if override.endswith(".yaml") and ("=" not in override or recipe_place(Path(override)).is_file()):
             tree = _merge(tree, _read_with_bases(recipe_place(Path(override)), locations, seen=()))
         else:
             problems += _apply_override(tree, override, locations)
@@ -91,16 +92,22 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def _read_with_bases(path: Path, locations: dict[KeyPath, Location], seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
+    if path.resolve() in (earlier.resolve() for earlier in seen):  # a/../b is b
         raise RecipeError(str(path), [Problem(("extends",), f"{path} extends itself through {seen[-1]}.")], {})
     file_locations: dict[KeyPath, Location] = {}
     tree = _read_file(path, file_locations)
     base_name = tree.pop("extends", None)
     base: dict[str, Any] = {}
     if base_name is not None:
-        base = _read_with_bases(path.parent / str(base_name), locations, (*seen, path))
+        base = _read_with_bases(_base(path, str(base_name)), locations, (*seen, path))
     locations.update(file_locations)
     return _merge(base, tree)
+
+
+def _base(path: Path, name: str) -> Path:
+    """What `extends: name` in `path` means: a file beside it, or recipes/<profile>/<file> as a command line says it."""
+    beside = path.parent / name
+    return recipe_place(Path(name)) if Path(name).parts[:1] == ("recipes",) and not beside.is_file() else beside
 
 
 def _read_file(path: Path, locations: dict[KeyPath, Location]) -> dict[str, Any]:
@@ -148,7 +155,9 @@ def _construct(node: yaml.Node, key: KeyPath, path: Path, locations: dict[KeyPat
 
 def _scalar(node: yaml.ScalarNode, key: KeyPath, path: Path, locations: dict[KeyPath, Location]) -> Any:
     def from_environment(match: re.Match[str]) -> str:
-        value = os.environ.get(match["name"], match["default"])
+        value = os.environ.get(match["name"])
+        if match["default"] is not None:
+            value = value or match["default"]
         if value is None:
             name = match["name"]
             message = f"The environment variable {name} is not set. Export it, or write ${{{name}:-default}}."

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foundation.errors import UserError
 from foundation.recipe import Recipe, load_recipe
@@ -100,7 +101,7 @@ class Options:
 
 
 def plan_recipes(paths: Sequence[Path], overrides: Sequence[str], options: Options) -> None:
-    """Print the plan of every recipe, and write it where `options` say so.
+    """Print the plan of every recipe, as JSON an object or of several a list, and write it where `options` say so.
 
     Raises:
         UserError: before any figure is printed.
@@ -118,11 +119,13 @@ def plan_recipes(paths: Sequence[Path], overrides: Sequence[str], options: Optio
             on_nodes(recipe, options.nodes, target.machine.devices_per_node)
             for recipe, target in zip(recipes, targets, strict=True)
         ]
-    for path, recipe, target in zip(paths, recipes, targets, strict=True):
-        plan_recipe(path, recipe, target, options)
+    plans = [plan_recipe(*one, options) for one in zip(paths, recipes, targets, strict=True)]
+    if options.as_json:
+        print(json.dumps(plans if len(plans) > 1 else plans[0], indent=1))
 
 
-def plan_recipe(path: Path, recipe: Recipe, target: Target, options: Options) -> None:
+def plan_recipe(path: Path, recipe: Recipe, target: Target, options: Options) -> dict[str, Any]:
+    """Print the plan of a recipe unless `options` ask for JSON, write it where they say so, and return it."""
     trainer = options.trainer
     plan = estimate(recipe, target, options.document_tokens, options.price, trainer)
     count = 0 if options.gpu == "cpu" else options.layouts  # the search would time kernels of every shape
@@ -134,10 +137,10 @@ def plan_recipe(path: Path, recipe: Recipe, target: Target, options: Options) ->
         "memory_by_recomputation": by_recomputation,
         "layouts": [one.to_dict() for one in others],
     }
-    text = json.dumps(content, indent=1)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
+        (options.out / f"{path.stem}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if not options.as_json:
         text = plan_text(str(path), target, plan, by_recomputation) + ("\n" + layouts_table(others) if others else "")
-    print(text, flush=True)
+        print(text, flush=True)
+    return content

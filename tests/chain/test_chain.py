@@ -14,7 +14,7 @@ import pytest
 
 import chain.runner
 from chain.runner import StepFailed, only_one, pending, run_step
-from chain.state import ChainState, read_state, reason_to_run, step_keys
+from chain.state import ChainState, read_state, reason_to_run, set_aside, step_keys
 from chain.steps import ChainError, Step, select, steps_of
 from eval.recipe import load_eval_recipe
 from foundation.code import Code
@@ -95,6 +95,17 @@ def test_changed_step_runs_again_and_keeps_what_was_there(folder: Path, change: 
     assert execute(chain_of_two()) == ["train"]
     assert (folder / "run" / "train" / "out").read_text() == "text\n"
     assert len(list((folder / "run").glob("replaced/*/train/out"))) == (change != "output")
+
+
+def test_what_lies_outside_of_the_run_folder_is_not_moved(folder: Path) -> None:
+    """A recipe may have a training write anywhere."""
+    (folder / "shared").mkdir()
+    (folder / "shared" / "model").write_text("mine")
+    job = chain_of_two()[0].plan.job
+    outside = Plan(job, Path("recipe.yaml"), Path("run"), (), (), (), (folder / "shared",))
+    with pytest.raises(ChainError, match=r"text has to run anew, and /.*/shared is in its way"):
+        set_aside(Step(outside), Path("run"))
+    assert (folder / "shared" / "model").read_text() == "mine"
 
 
 def test_reason_names_what_changed(folder: Path) -> None:

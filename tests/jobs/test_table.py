@@ -10,6 +10,7 @@ from jobs.plan import JobError
 from jobs.profile import Profile
 from jobs.table import GROUPS, JOBS
 from slurm.adapter import script_of
+from smollm3.command_line import main
 
 PROFILES = ("tiny", "smollm3-135m", "smollm3-360m", "smollm3-3b")
 
@@ -88,6 +89,19 @@ def test_commands_are_what_one_types(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = Profile(profile.recipes, Path("my runs"))
     assert elsewhere.command("merge") == "RUN='my runs' smollm3 merge --profile recipes/tiny"
     assert profile_of("smollm3-135m", monkeypatch).command("posttrain") == ""
+
+
+def test_the_plan_is_written_where_the_report_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table's own command makes what the table says that it makes."""
+    monkeypatch.setenv("RUN", str(tmp_path / "run"))
+    (tmp_path / "recipes").mkdir()
+    base = Path("recipes/tiny/pretrain_stage1.yaml").resolve()
+    for name in ("pretrain", "pretrain_stage1"):
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(f"extends: {base}\n")
+    plan = Profile(tmp_path / "recipes", tmp_path / "run").plan("plan")
+    [words] = plan.commands
+    assert main([*words, "--gpu", "h100", "--layouts", "0"]) == 0
+    assert plan.is_done, plan.missing_products
 
 
 def test_an_evaluation_looks_at_what_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,11 @@ def test_missing_stages_are_named_with_the_command_that_makes_them(profile: Prof
     page = page_of(profile)
     assert "stage3" in page and "not there yet" in page
     recipes = " ".join(f"{RECIPES}/{name}.yaml" for name in ("midtrain", "sft", "apo", "apo_seed43"))
-    for command in (f"posttrain {recipes}", f"merge-sweep --profile {RECIPES}", f"plan --profile {RECIPES}"):
+    for command in (
+        f"posttrain {recipes}",
+        f"merge-sweep --profile {RECIPES}",
+        f"plan --profile {RECIPES} --out {profile.run}/plan",
+    ):
         assert f"<code>RUN={profile.run} smollm3 {command}</code>" in page
 
 
@@ -68,7 +72,10 @@ def test_what_a_profile_has_no_recipe_for_is_said(profile: Profile) -> None:
     """A profile of pretraining alone: no command would make models that talk."""
     page = page_of(Profile(RECIPES.with_name("smollm3-135m"), profile.run))
     assert "Post-training: this profile has no recipe for it.</p>" in page
-    assert f"smollm3 plan --profile {RECIPES.with_name('smollm3-135m')}</code> makes it." in page
+    assert (
+        f"smollm3 plan --profile {RECIPES.with_name('smollm3-135m')} --out {profile.run}/plan</code> makes it." in page
+    )
+    assert f"RUN={profile.run} smollm3 ablations --profile {RECIPES.with_name('smollm3-135m')}</code>" in page
 
 
 class _Loaded(HTMLParser):
@@ -112,7 +119,7 @@ def test_markdown_has_the_same_sections_and_its_charts(profile: Profile, tmp_pat
 
 def test_empty_run_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUN", str(tmp_path))
-    with pytest.raises(ReportError, match="smollm3 demo"):
+    with pytest.raises(ReportError, match=f"for example: RUN={tmp_path} smollm3 demo --profile {RECIPES}$"):
         collect(Profile(RECIPES, tmp_path))
 
 

@@ -59,7 +59,10 @@ def write_seeds(profile: Profile, claim: str, **effects: list[float]) -> None:
 
 def test_one_run_shows_falling_bits_but_no_interval(profile: Profile) -> None:
     found = verdicts_of(profile)["stages"]
-    assert found.verdict == "not measured" and found.lines[-1] == "To measure it: smollm3 demo-seeds"
+    assert (
+        found.verdict == "not measured"
+        and found.lines[-1] == f"To measure it: RUN={profile.run} smollm3 demo-seeds --profile {RECIPES}"
+    )
     assert found.numbers[0] == "stage1: 4.000 to 2.000; +2.000 bits per byte"
     assert found.numbers[1].startswith("stage2: 2.000 to 1.467; +0.533")
     assert not any("long_context" in line for line in found.numbers)

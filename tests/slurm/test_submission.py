@@ -18,6 +18,7 @@ cd "$(dirname "$0")"
 SBATCH = """#!/bin/bash
 cd "$(dirname "$0")"
 echo "$*" >>submitted
+echo "${MODEL-} ${SUITE-}" >>evaluates
 wc --lines <submitted
 """
 
@@ -154,6 +155,47 @@ def test_prepared_data_is_submitted_again_only_to_rebuild_it(login: Login) -> No
     assert "pretrain_stage1: job" in login.submit("pretrain_stage1", REBUILD="a b").stdout
     finish_stage(login, "stage1", LAST_STEPS["stage1"])
     assert "pretrain_stage1 is done" in login.submit("pretrain_stage1", REBUILD="a b").stdout
+
+
+def model_of_the_site(login: Login) -> Path:
+    """A model folder and an evaluation with two suites, whose data is there."""
+    for folder in ("model", "data/sets"):
+        (login.root / folder).mkdir(parents=True, exist_ok=True)
+    (login.root / "model" / "config.json").write_text("{}")
+    tree = {"extends": str(Path("recipes/tiny/eval.yaml").resolve()), "data": str(login.root / "data" / "sets")}
+    (login.root / "recipes" / "eval.yaml").write_text(yaml.safe_dump(tree))
+    return login.root / "model"
+
+
+def test_the_job_evaluates_the_model_and_suites_that_it_was_submitted_with(login: Login) -> None:
+    """The job plans again when it starts, from its environment."""
+    model = model_of_the_site(login)
+    answer = login.submit("--model", str(model), "--suite", "base", "--suite", "long", "eval", MODEL="other", SUITE="x")
+    assert answer.returncode == 0, answer.stderr
+    assert login.submit("eval_base", MODEL=str(model), SUITE="base").returncode == 0
+    assert (login.bin / "evaluates").read_text().splitlines() == [f"{model} base long", f"{model} base"]
+
+
+def test_a_model_for_a_job_that_evaluates_none_is_refused(login: Login) -> None:
+    refused(login, "pretrain_stage1 is no evaluation", "--model", str(model_of_the_site(login)), "pretrain_stage1")
+    refused(login, "pretrain_stage1 is no evaluation", "pretrain_stage1", SUITE="base")
+
+
+def test_a_model_that_is_not_there_is_no_jobs_fault(login: Login) -> None:
+    model_of_the_site(login)
+    refused(login, f"eval: {login.root}/nope is no transformers folder", "--model", str(login.root / "nope"), "eval")
+
+
+def test_a_job_of_this_machine_alone_is_not_looked_for_in_the_queues_scripts(login: Login) -> None:
+    command = f"RUN={login.root}/runs smollm3 plan --profile {login.root}/recipes"
+    refused(login, f"plan is no job of this scheduler; on this machine: {command} --out", "plan")
+
+
+def test_the_whole_graph_evaluates_its_own_models(login: Login) -> None:
+    command = [sys.executable, "-m", "smollm3", "cluster-run"]
+    environment = login.environment | {"MODEL": "other", "SUITE": "base"}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert set((login.bin / "evaluates").read_text().splitlines()) == {" "}
 
 
 def test_a_job_that_is_queued_or_done_is_not_submitted_again(login: Login) -> None:

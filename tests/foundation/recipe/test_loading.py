@@ -116,6 +116,32 @@ def test_self_extension_is_refused(tmp_path: Path) -> None:
         load_recipe(write(tmp_path / "loop.yaml", "extends: loop.yaml\n"))
 
 
+def test_extension_in_a_circle_through_folders_is_refused(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pretrain.yaml").write_text(f"extends: ../{other}/pretrain.yaml\n")
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(tmp_path / "a" / "pretrain.yaml")
+
+
+def test_recipes_of_ones_own_extend_shipped_ones_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`recipes/...` means what it means on a command line, also where the user has recipes/ too."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "recipes" / "mine" / "pretrain_stage1.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("extends: recipes/tiny/pretrain_stage1.yaml\ngeneral: {seed: 7}\n")
+    recipe = load_recipe("recipes/mine/pretrain_stage1.yaml")
+    shipped = load_recipe("recipes/tiny/pretrain_stage1.yaml")
+    assert recipe.general.seed == 7 and recipe.tokens == shipped.tokens
+
+
+def test_an_empty_variable_is_not_the_root_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN", "")
+    assert load_recipe("recipes/tiny/pretrain_stage1.yaml").run_folder == Path("runs/tiny/stage1")
+
+
 def test_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(write(tmp_path / "broken.yaml", "a: [1, 2\n"))

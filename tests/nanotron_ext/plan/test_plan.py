@@ -164,7 +164,7 @@ def test_several_recipes_are_planned_as_each_alone(tmp_path: Path, capsys: pytes
 def test_recipes_of_one_name_are_not_written_over_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", PRETRAIN, "recipes/tiny/pretrain.yaml", "--out", str(tmp_path)]) == 2
+    assert main(["plan", PRETRAIN, "recipes/tiny/pretrain.yaml", "--profile", "tiny", "--out", str(tmp_path)]) == 2
     assert "Two recipes of one name" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -201,6 +201,14 @@ def test_wrong_arguments(arguments: list[str], expected: str, capsys: pytest.Cap
 def test_other_phases_are_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "recipes/smollm3-3b/sft.yaml"]) == 2
     assert "only pretraining and long-context recipes" in capsys.readouterr().err
+
+
+def test_json_of_several_recipes_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = [PRETRAIN.replace("pretrain.yaml", f"pretrain_stage{stage}.yaml") for stage in (1, 2)]
+    assert main(["plan", *stages, "--layouts", "0", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert main(["plan", stages[1], "--layouts", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == second != first
 
 
 def test_table_and_json_agree(capsys: pytest.CaptureFixture[str]) -> None:
