@@ -8,6 +8,7 @@ from pathlib import Path
 from check.loaders import loader_for
 from datapipes.errors import SourceError
 from datapipes.registry import find_source
+from eval.recipe import load_eval_recipe
 from foundation.errors import UserError
 from foundation.recipe import Problem, Recipe, load_as, load_recipe
 from foundation.recipe.checks import check_recipe
@@ -17,7 +18,7 @@ from jobs.plan import POST_TRAINING, PRETRAINING, default_run
 from jobs.profile import Profile
 from jobs.scheduler import load_cluster_settings, load_scheduler
 from nanotron_ext.flops import step_flops
-from nanotron_ext.plan.estimate import STATE_BYTES_PER_PARAMETER, checkpoints_kept, steps_before
+from nanotron_ext.plan.estimate import checkpoints_kept, steps_before
 
 _SHAPES = (
     "vocab_size",
@@ -46,7 +47,11 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
         return "ok"
 
     def problems(recipe: Recipe) -> list[Problem]:
-        return check_recipe(recipe) or [*_check_surroundings(recipe, path), *_check_layout(path, overrides)]
+        return check_recipe(recipe) or [
+            *_check_surroundings(recipe, path),
+            *_check_evaluations(recipe, path),
+            *_check_layout(path, overrides),
+        ]
 
     recipe = load_as(Recipe, path, overrides, problems)
     if not with_data:
@@ -115,6 +120,25 @@ def _check_surroundings(recipe: Recipe, path: Path) -> Iterator[Problem]:
                     yield Problem(("model", "model_config", name), f"{message} Give both the same.")
 
 
+def _check_evaluations(recipe: Recipe, path: Path) -> Iterator[Problem]:
+    """Whether there will be the checkpoints that the profile's eval.yaml wants to evaluate while training goes on."""
+    evaluation = path.with_name("eval.yaml")
+    if path.stem not in PRETRAINING or not evaluation.is_file():
+        return
+    try:
+        section = load_eval_recipe(evaluation).checkpoints
+    except UserError:  # reported where it is checked itself
+        return
+    interval = recipe.checkpoints.checkpoint_interval
+    if section is not None and section.every_steps <= recipe.last_step and section.every_steps % interval:
+        yield Problem(
+            ("checkpoints", "checkpoint_interval"),
+            f"{evaluation} evaluates the checkpoints of every {section.every_steps} steps (checkpoints.every_steps), "
+            f"but a checkpoint every {interval} steps leaves most of those out. Make every_steps a multiple of "
+            f"checkpoint_interval.",
+        )
+
+
 _loaded = functools.cache(load_recipe)
 
 
@@ -141,9 +165,12 @@ def _summary(recipe: Recipe) -> str:
     steps = last - first + 1
     tokens = steps * recipe.tokens_per_step
     flops = step_flops(recipe.architecture, tokens, tokens * recipe.tokens.sequence_length)
-    checkpoint_gb = STATE_BYTES_PER_PARAMETER * recipe.architecture.num_parameters() / 1e9
+    checkpoint_gb = recipe.checkpoint_bytes / 1e9
+    layers = recipe.architecture.num_hidden_layers
+    rotary = sum(map(recipe.architecture.layer_has_rope, range(layers)))  # an interval above `layers` leaves out none
     return (
-        f"ok: {recipe.architecture.num_parameters():,} parameters, {recipe.parallelism.world_size} processes, "
+        f"ok: {recipe.architecture.num_parameters():,} parameters, rotary in {rotary} of {layers} layers, "
+        f"{recipe.parallelism.world_size} processes, "
         f"{recipe.tokens_per_step:,} tokens x {steps:,} steps = {tokens:.4g} ({', '.join(parts)}), {flops:.3g} FLOPs, "
         f"stops at step {last:,}, keeps {checkpoints_kept(recipe, steps):,} checkpoints of {checkpoint_gb:.4g} GB"
     )

@@ -6,12 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from eval.benchmarks import Benchmark
 from eval.engine import LightevalModel, LightevalTask, LightevalTaskConfig, SuitePipeline
+from eval.errors import EvalError
 from eval.recipe import Mode, Task
 from eval.tasks.common import Row, TaskPlan
 
 
 def task_plan(benchmark: Benchmark, task: Task) -> TaskPlan:
-    build = getattr(importlib.import_module(f"eval.tasks.{benchmark.family}"), benchmark.builder)
+    """Raises EvalError when the benchmark's family has no function of its `builder`'s name."""
+    module = importlib.import_module(f"eval.tasks.{benchmark.family}")
+    build = getattr(module, benchmark.builder, None)
+    if build is None:
+        raise EvalError(
+            f"eval/benchmarks.py names {benchmark.builder!r} as the builder of {benchmark.name!r}, which "
+            f"eval/tasks/{benchmark.family}.py does not have. Write that function, or correct the name."
+        )
     plan: TaskPlan = build(benchmark, task)
     return plan
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from eval.benchmarks import LANGUAGES, Benchmark
 from eval.code_items import Row, bfcl, humaneval, livecodebench, mbpp
+from eval.errors import EvalError
 from eval.local_data import Rows
 
 _ITEMS, _FEWSHOT_ITEMS = 24, 10
@@ -57,10 +58,19 @@ _SUM = {
 
 
 def small_rows(benchmark: Benchmark) -> Rows:
-    """All splits of the benchmark's dataset; the same rows in every run, and no item in two splits."""
+    """All splits of the benchmark's dataset; the same rows in every run, and no item in two splits.
+
+    Raises:
+        EvalError: when nobody has written a function that makes items in this set's schema.
+    """
     assert benchmark.dataset is not None
     rng = random.Random(benchmark.dataset.folder)
-    make = _MAKERS[benchmark.builder]
+    make = _MAKERS.get(benchmark.builder)
+    if make is None:
+        raise EvalError(
+            f"There are no items of our own for the benchmark {benchmark.name!r}: _MAKERS in eval/editions.py has no "
+            f"function for {benchmark.builder!r}. Write one, or take the real set: smollm3 eval-data --edition full."
+        )
     rows: list[Row] = []
     seen: set[str] = set()
     wanted = _ITEMS + (_FEWSHOT_ITEMS if len(benchmark.dataset.splits) > 1 else 0)

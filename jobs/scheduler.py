@@ -128,7 +128,10 @@ def load_scheduler(folders: Folders) -> Scheduler:
         adapter = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         message = f"scheduler: {settings.scheduler} is no adapter that can be imported ({error})"
-        raise JobError(f"{folders.recipe('cluster')}: {message}. Write module:class, as in {SLURM}.") from None
+        raise JobError(
+            f"{folders.recipe('cluster')}: {message}. Write module:class, as in {SLURM}, and put the folder of a "
+            f"module of your own on PYTHONPATH."
+        ) from None
     try:
         scheduler: Scheduler = adapter(settings.of_the_adapter)
     except ValidationError as error:

@@ -1,10 +1,11 @@
 """Checkpoints that load into any layout.
 
 A checkpoint folder `<run>/checkpoints/<step>/` holds, per rank that owns a shard of the optimizer, one safetensors
-file for each kind of state (float32 masters, Adam's two moments) and, written last, `checkpoint.json`. A tensor in a
-file is a flat part of a local parameter; its metadata says which global parameter, which local range, and which block
-of the whole tensor the local one is. Any rank of any other layout reads whole tensors and cuts its own part. The
-model's own weights are the masters rounded to its dtype, so they are not stored twice.
+file for each kind of state (the recipe's `Optimizer.state_kinds`: float32 masters, AdamW's two moments) and, written
+last, `checkpoint.json`. A tensor in a file is a flat part of a local parameter; its metadata says which global
+parameter, which local range, and which block of the whole tensor the local one is. Any rank of any other layout reads
+whole tensors and cuts its own part. The model's own weights are the masters rounded to its dtype, so they are not
+stored twice.
 
 Files are written to `<step>.tmp/`, which is renamed when every rank has finished: a folder without a complete
 `checkpoint.json` is not a checkpoint. Files and folders are flushed in this order, so it also holds after a power cut.
@@ -23,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 
 from foundation.errors import UserError
 from foundation.files import flush, flush_file, write_atomically
 from foundation.paths import UnsafeNameError, plain_name
 from foundation.progress import unwatched
+from foundation.recipe.schema import Optimizer
 
-STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 MANIFEST = "checkpoint.json"
 RECIPE_FILE = "recipe.yaml"  # the resolved recipe, in the run folder
 FORMAT = "smollm3-checkpoint/1"
@@ -259,7 +261,9 @@ class CheckpointReader:
         """
         parts = self._parts.get((kind, name))
         if not parts:
-            raise CheckpointError(f"{self.folder} holds no {kind} for parameter {name!r}; it is of another model.")
+            raise CheckpointError(
+                f"{self.folder} holds no {kind} for parameter {name!r}; it is of another model or optimizer."
+            )
         if expected_shape is not None and parts[0].shape != expected_shape:
             raise CheckpointError(
                 f"{self.folder} holds {name!r} with shape {list(parts[0].shape)}, the recipe's model has "
@@ -290,13 +294,23 @@ class CheckpointReader:
     def incomplete_parameters(self) -> list[str]:
         """Parameters of which a part of the state is missing, as sentences. Reads everything."""
         problems = []
-        for kind in STATE_KINDS if self.manifest["recipe_hash"] else ("master",):  # an import has no Adam state
+        for kind in self._state_kinds():
             for name in self.names():
                 try:
                     self.read(kind, name)
                 except CheckpointError as error:
                     problems.append(str(error))
         return problems
+
+    def _state_kinds(self) -> tuple[str, ...]:
+        if not self.manifest["recipe_hash"]:  # an import has no optimizer state
+            return ("master",)
+        try:
+            return Optimizer.model_validate(self.manifest["recipe"]["optimizer"]).state_kinds
+        except ValidationError:
+            raise CheckpointError(
+                f"{self.folder} was written by a release with another recipe schema. Verify it with that release."
+            ) from None
 
     def _local_tensors(self, kind: str, name: str, parts: list[StoredPart]) -> Iterator[tuple[torch.Tensor, Any]]:
         """Local tensors put together from their flat ranges; of copies on several ranks only one."""

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from posttrain.recipe import TemplateName
 from posttrain.template import (
     EMPTY_THINK_BLOCK,
     THINK_END,
     THINK_START,
     Message,
     Mode,
+    has_modes,
     reasoning_mode,
     split_thinking,
 )
@@ -160,7 +162,9 @@ def _without_block(message: Message) -> Message:
     return {**message, "content": split_thinking(message["content"])[1]}
 
 
-def mode_of_conversation(messages: Sequence[Message], arguments: Mapping[str, Any], *, has_header: bool) -> AgreedMode:
+def mode_of_conversation(
+    messages: Sequence[Message], arguments: Mapping[str, Any], template: TemplateName
+) -> AgreedMode:
     """The mode of a supervised row, reasoning inline, in which every reply is trained on.
 
     Raises:
@@ -171,16 +175,16 @@ def mode_of_conversation(messages: Sequence[Message], arguments: Mapping[str, An
         if fault:
             raise UnusableRow(fault)
     thoughts = [reasons(reply) for reply in replies]
-    if not has_header:
+    if not has_modes(template):
         return AgreedMode("think" if thoughts[-1] else "no_think", [True] * len(replies), [])
-    agreed = _agree(header_mode(messages, arguments), thoughts)
+    agreed = _agree(header_mode(messages, arguments, template), thoughts)
     if agreed.mode == "no_think" and any(map(has_other_empty_block, replies)):
         agreed.notes.append("empty think block written as the template's")
     return agreed
 
 
 def mode_of_pair(
-    pair: Mapping[str, Sequence[Message]], arguments: Mapping[str, Any], *, has_header: bool
+    pair: Mapping[str, Sequence[Message]], arguments: Mapping[str, Any], template: TemplateName
 ) -> AgreedMode:
     """The mode of a `checked_pair`, whose last replies are trained on. An unfinished reply may be why it was rejected.
 
@@ -195,16 +199,16 @@ def mode_of_pair(
             notes.append(f"{fault} in rejected")
         elif fault:
             raise UnusableRow(f"{fault} in {name}")
-    if not has_header:
+    if not has_modes(template):
         return AgreedMode("think" if thoughts["chosen"] else "no_think", [True], notes)
-    header = header_mode(pair["chosen"], arguments)
+    header = header_mode(pair["chosen"], arguments, template)
     if header is None and thoughts["chosen"] != thoughts["rejected"]:
         raise UnusableRow("no mode given, and only one of chosen and rejected reasons")
     agreed, _ = (_agree(header, [thought], f" in {name}") for name, thought in thoughts.items())
     return AgreedMode(agreed.mode, [True], notes + agreed.notes, agreed.arguments)
 
 
-def header_mode(messages: Sequence[Message], arguments: Mapping[str, Any]) -> Mode | None:
+def header_mode(messages: Sequence[Message], arguments: Mapping[str, Any], template: TemplateName) -> Mode | None:
     """The mode that the row asks for, a flag in the system message before `enable_thinking`; None if it has neither.
 
     Raises:
@@ -215,7 +219,7 @@ def header_mode(messages: Sequence[Message], arguments: Mapping[str, Any]) -> Mo
         raise UnusableRow(f"enable_thinking is no boolean but {given!r}")
     system = messages[:1] if messages[0]["role"] == "system" else []
     asked = [True, False] if given is None else [given]
-    modes = {reasoning_mode(system, enable_thinking=thinking) for thinking in asked}
+    modes = {reasoning_mode(system, template=template, enable_thinking=thinking) for thinking in asked}
     return modes.pop() if len(modes) == 1 else None
 
 

@@ -56,9 +56,19 @@ def render(
     return Rendering(texts[0], spans[0])
 
 
-def reasoning_mode(messages: Sequence[Message], **arguments: Any) -> Mode:
-    """The mode that flags and arguments select, as the dual-mode template decides it."""
-    rendered = render(messages, add_generation_prompt=True, **arguments).text
+@cache
+def has_modes(template: TemplateName) -> bool:
+    """Whether the template says in the system turn which mode it is."""
+    said = [{"role": "user", "content": ""}]
+    thinking, answering = (
+        render(said, template=template, enable_thinking=mode, date_string=".") for mode in (True, False)
+    )
+    return thinking.text != answering.text
+
+
+def reasoning_mode(messages: Sequence[Message], *, template: TemplateName = "dual_mode", **arguments: Any) -> Mode:
+    """The mode that flags and arguments select, as a template with modes decides it."""
+    rendered = render(messages, template=template, add_generation_prompt=True, **arguments).text
     return "no_think" if rendered.endswith(EMPTY_THINK_BLOCK) else "think"
 
 

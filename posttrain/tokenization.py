@@ -24,7 +24,7 @@ from posttrain.rows import (
     with_inline_reasoning,
     without_none,
 )
-from posttrain.template import TURN_END, TURN_START, Message, Rendering, render
+from posttrain.template import TURN_END, TURN_START, Message, Rendering, has_modes, render
 
 IGNORED = -100  # label of a token without loss
 FLAGS = ("/think", "/no_think", "/system_override")
@@ -79,7 +79,7 @@ class RowTokenizer:
         check_messages(row.get("messages"), "messages")
         messages = with_inline_reasoning(row["messages"])
         arguments = self._template_arguments(row)
-        agreed = mode_of_conversation(messages, arguments, has_header=self._has_header)
+        agreed = mode_of_conversation(messages, arguments, self.data.chat_template)
         rendering = self._render(messages, agreed, arguments)
         spans = [
             span for span, is_trained in zip(rendering.assistant_spans, agreed.trained, strict=False) if is_trained
@@ -102,7 +102,7 @@ class RowTokenizer:
     def _pair(self, row: dict[str, Any]) -> dict[str, Any]:
         pair = checked_pair(row)
         arguments = self._template_arguments(row)
-        agreed = mode_of_pair(pair, arguments, has_header=self._has_header)
+        agreed = mode_of_pair(pair, arguments, self.data.chat_template)
         before = agreed.as_the_template_takes(pair["chosen"][:-1])
         arguments |= agreed.arguments
         prompt = render(before, template=self.data.chat_template, add_generation_prompt=True, **arguments).text
@@ -121,8 +121,7 @@ class RowTokenizer:
 
     @property
     def _has_header(self) -> bool:
-        """Whether the template says in the system turn which mode it is."""
-        return self.data.chat_template == "dual_mode"
+        return has_modes(self.data.chat_template)
 
     def _template_arguments(self, row: Mapping[str, Any]) -> dict[str, Any]:
         own = row.get("chat_template_kwargs", {})

@@ -364,8 +364,8 @@ def _check_same_data(recipe: PostTrainingRecipe, data: TrainingData) -> None:
     if changed:
         raise RunError(
             f"{', '.join(changed)} gives other samples than those that {recipe.run_folder} has been trained on so far: "
-            "the data, the tokenizer, or the code that reads them has changed. Restore it, or give this run its own "
-            "general.run."
+            "the data, the tokenizer, the chat template, or the code that reads them has changed. Restore it, or give "
+            "this run its own general.run."
         )
 
 

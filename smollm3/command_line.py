@@ -135,7 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = smollm3.main(arguments, prog_name="smollm3", standalone_mode=False, color=color)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
+        _say_error(error.format_message(), color)
         return error.exit_code
     except UserError as error:
         _say_error(str(error), color)

@@ -8,7 +8,7 @@ import click
 
 from foundation.errors import UserError
 from jobs.profile import Profile
-from smollm3.options import FolderForResults, Place, json_option, takes_recipes
+from smollm3.options import FolderForResults, Place, json_option, recipe_file, takes_recipes
 
 _ALL = (
     "pretrain*.yaml", "long_context*.yaml", "midtrain*.yaml", "sft*.yaml", "apo*.yaml", "synthetic*.yaml",
@@ -40,10 +40,10 @@ def check(profile: Profile, recipes: list[Path], overrides: list[str], data: boo
 
 
 @click.command()
-@click.argument("a", type=Place())
-@click.argument("b", type=Place())
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
 @json_option
-def diff(a: Path, b: Path, as_json: bool) -> int:
+def diff(first: str, second: str, as_json: bool) -> int:
     """Compare two recipes key by key, with their bases, variables and defaults.
 
     A and B are recipes of any phase, or configurations in nanotron's own schema, whose keys and names of sources are
@@ -53,8 +53,11 @@ def diff(a: Path, b: Path, as_json: bool) -> int:
     from check.diff import as_json as to_json
     from check.diff import as_text, differences
 
+    a, b = (recipe_file(Path(name).parent, name) for name in (first, second))
     found = differences(a, b)
-    click.echo(json.dumps([to_json(one) for one in found], indent=1) if as_json else as_text(a, b, found))
+    click.echo(
+        json.dumps([to_json(one) for one in found], indent=1) if as_json else as_text(Path(first), Path(second), found)
+    )
     return 1 if found else 0
 
 

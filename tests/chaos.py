@@ -29,7 +29,7 @@ from foundation.journal import read_metrics, read_samples
 from foundation.launch import torchrun_command
 from foundation.recipe import Recipe
 from nanotron_ext import checkpoint
-from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints, resolve_checkpoint
 from tests.nanotron_ext.ranks import CONTEXT, free_port, set_rank
 from tests.nanotron_ext.tiny_run import RECIPE_PATH, overrides, prepare, tiny_recipe
 
@@ -322,7 +322,8 @@ def final_state(recipe: Recipe) -> Any:
     """Everything that must be equal: state as bytes, metrics (but timings), samples, checkpoints kept."""
     reader = CheckpointReader(resolve_checkpoint(recipe.run_folder))
     assert reader.step == STEPS and reader.damaged_files() == []
-    state = {(kind, name): reader.read(kind, name).numpy().tobytes() for kind in STATE_KINDS for name in reader.names()}
+    kinds = recipe.optimizer.state_kinds
+    state = {(kind, name): reader.read(kind, name).numpy().tobytes() for kind in kinds for name in reader.names()}
     exact = ("step", "loss", "lr", "grad_norm", "tokens", "data", "validation_bits_per_byte")
     metrics = [{key: row.get(key) for key in exact} for row in read_metrics(recipe.run_folder)]
     samples = read_samples(recipe.run_folder)

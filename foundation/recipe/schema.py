@@ -128,6 +128,16 @@ class Optimizer(Section):
     torch_adam_is_fused: bool = Field(True, description="Use torch's fused AdamW kernel.")
     learning_rate_scheduler: LearningRateScheduler
 
+    @property
+    def state_kinds(self) -> tuple[str, ...]:
+        """What training keeps of every parameter in float32, as checkpoints name it: masters, then AdamW's moments."""
+        return ("master", "exp_avg", "exp_avg_sq")
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The kinds of state that the optimizer itself keeps."""
+        return self.state_kinds[1:]
+
     def has_weight_decay(self, name: str) -> bool:
         """Whether the parameter of that name decays: no exclusion matches any part of it."""
         return not any(re.search(pattern, name) for pattern in self.weight_decay_exclude_named_params)
@@ -265,6 +275,11 @@ class Recipe(Section):
     @property
     def tokens_per_step(self) -> int:
         return self.global_batch_size * self.tokens.sequence_length
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint: everything that training keeps of the parameters, in float32."""
+        return 4 * len(self.optimizer.state_kinds) * self.architecture.num_parameters()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain YAML-able mapping of the resolved recipe."""

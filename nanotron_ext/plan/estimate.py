@@ -11,7 +11,6 @@ from nanotron_ext.plan.search import RECOMPUTATION, with_layout
 from nanotron_ext.plan.speed import Machine, StepTime, step_time
 
 SECONDS_PER_DAY = 86_400
-STATE_BYTES_PER_PARAMETER = 12  # a checkpoint: float32 masters and Adam's two moments
 FITTING_SHARE = 0.95  # of a device's memory: the rest goes to fragmentation
 
 
@@ -97,7 +96,7 @@ def estimate(
         days=steps * time.total / SECONDS_PER_DAY,
         device_hours=hours,
         cost=hours * price_per_device_hour if price_per_device_hour is not None else None,
-        checkpoint_bytes=STATE_BYTES_PER_PARAMETER * recipe.architecture.num_parameters(),
+        checkpoint_bytes=recipe.checkpoint_bytes,
         checkpoints=checkpoints_kept(recipe, steps),
         checkpoint_interval_minutes=recipe.checkpoints.checkpoint_interval * time.total / 60,
         data_bytes=tokens * (2 if recipe.architecture.vocab_size <= 2**16 else 4),

@@ -108,7 +108,7 @@ def _stage_memory(recipe: Recipe, stage: StageShard, runtime_bytes: float, on_cp
         weights=b * n,
         gradients=4 * n + (2 * b * n if trainer == "nanotron" else reduced),
         masters=0.0 if b == 4 and shards == 1 and trainer == "ours" else 4 * n / shards,
-        adam=8 * n / shards,
+        adam=4 * len(recipe.optimizer.moments) * n / shards,
         activations=activations,
         loss=working,
         communication=max(update - activations - working, 0.0) + _gathered(recipe),

@@ -23,6 +23,7 @@ class Optimizer:
     def __init__(self, model: SmolLM3ForTraining, section: OptimizerSection, context: ParallelContext) -> None:
         self.context = context
         self.clip_grad = section.clip_grad
+        self.moments = section.moments
         self.sharded = section.zero_stage == 1 and context.dp_pg.size() > 1
         shard_over, shard_rank = (context.dp_pg.size(), dist.get_rank(context.dp_pg)) if self.sharded else (1, 0)
         self.groups = [
@@ -69,7 +70,7 @@ class Optimizer:
     def state(self, kind: str) -> Iterator[tuple[Slot, int, torch.Tensor]]:
         """Per parameter: its slot, the first element of it in this rank's shard, and that part of the state, flat.
 
-        `kind` is one of `checkpoint.STATE_KINDS`. The tensors are views: writing to them changes the state.
+        `kind` is one of the recipe's `Optimizer.state_kinds`. The tensors are views: writing to them changes the state.
         """
         for group in self.groups:
             yield from group.parts(group.master if kind == "master" else self._adam_state(group)[kind])
@@ -98,8 +99,7 @@ class Optimizer:
             fused = self.adam.defaults["fused"]
             device = group.master.device if fused else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(group.master)
-            state["exp_avg_sq"] = torch.zeros_like(group.master)
+            state.update({kind: torch.zeros_like(group.master) for kind in self.moments})
         return state
 
 

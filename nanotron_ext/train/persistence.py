@@ -12,7 +12,6 @@ import torch
 
 from foundation.progress import Work, unwatched
 from nanotron_ext.checkpoint import (
-    STATE_KINDS,
     Advance,
     CheckpointError,
     CheckpointReader,
@@ -78,7 +77,7 @@ class CheckpointWriter:
         dp_rank = dist.get_rank(context.dp_pg)
         mine: dict[str, list[Any]] = {}
         if self._state.optimizer.sharded or dp_rank == 0:
-            mine = {kind: list(_copied(self._state.optimizer.state(kind))) for kind in STATE_KINDS}
+            mine = {kind: list(_copied(self._state.optimizer.state(kind))) for kind in recipe.optimizer.state_kinds}
         self._work.total_bytes = sum(tensor.nbytes for parts in mine.values() for _, _, tensor in parts)
         rank_name = f"pp{dist.get_rank(context.pp_pg)}-tp{dist.get_rank(context.tp_pg)}-dp{dp_rank}"
         self._writing = self._thread.submit(_write, self._temporary, rank_name, mine, self._work.advance, first)
@@ -191,12 +190,12 @@ def verify_together(reader: CheckpointReader, is_shared: bool, advance: Advance)
 
 
 def load_checkpoint(state: TrainState, reader: CheckpointReader, advance: Advance = unwatched) -> None:
-    """Fill masters, Adam state and model from a checkpoint of any layout; `advance` is told of the bytes read.
+    """Fill masters, optimizer state and model from a checkpoint of any layout; `advance` is told of the bytes read.
 
     Raises:
-        CheckpointError: when it does not hold all of this model and its Adam state.
+        CheckpointError: when it does not hold all of this model and its optimizer's state.
     """
-    for kind in STATE_KINDS:
+    for kind in state.recipe.optimizer.state_kinds:
         _load_kind(state, reader, kind, advance)
     state.optimizer.set_steps_taken(reader.step)
     state.optimizer.masters_to_model()

@@ -22,7 +22,6 @@ from foundation.recipe import Recipe, load_recipe
 from foundation.wandb_run import wandb_mode
 from nanotron_ext.checkpoint import (
     RECIPE_FILE,
-    STATE_KINDS,
     CheckpointError,
     CheckpointReader,
     list_checkpoints,
@@ -40,8 +39,6 @@ logger = logging.getLogger("nanotron_ext.train")
 LOCK_FILE = "training.lock"
 ALONE_SECONDS = 3.0  # torchrun notices a failed rank every 0.1 s
 LOCK_WAIT_SECONDS = 10.0  # a killed process keeps its lock until the kernel has freed its memory
-
-_BYTES_PER_STATE = 4  # masters and Adam's moments are float32
 
 
 class StartupError(UserError):
@@ -173,7 +170,7 @@ def check_run_folder(recipe: Recipe) -> None:
 
 def check_disk_space(recipe: Recipe) -> None:
     """Raises StartupError when the next checkpoint would not fit beside what is there."""
-    needed = recipe.architecture.num_parameters() * len(STATE_KINDS) * _BYTES_PER_STATE
+    needed = recipe.checkpoint_bytes
     folder, free = _existing_parent(recipe.run_folder / "checkpoints"), free_disk_bytes(recipe)
     if free < needed * 1.05:
         raise StartupError(

@@ -4,14 +4,15 @@ import json
 
 import pytest
 
-from eval.benchmarks import BENCHMARKS, Dataset
+from eval.asking import task_plan
+from eval.benchmarks import BENCHMARKS, Benchmark, Dataset
 from eval.data import write_full_edition, write_small_edition
 from eval.editions import small_rows
 from eval.engine import Doc
 from eval.errors import EvalError
 from eval.local_data import read_dataset, write_dataset
 from eval.reasoning import split_answer
-from eval.recipe import load_eval_recipe
+from eval.recipe import Task, load_eval_recipe
 from eval.tasks.base import last_boxed
 from eval.tasks.code import contest_tests, extract_code
 from eval.tasks.common import letter_score, math_score
@@ -69,6 +70,15 @@ def test_small_editions_repeat_and_share_no_item_between_splits():
         everything = [json.dumps(row, sort_keys=True) for split in rows.values() for row in split]
         assert len(set(everything)) == len(everything) >= 20, benchmark.name
         assert set(rows) == set(benchmark.dataset.splits)
+
+
+def test_a_benchmark_that_is_half_written_names_what_is_missing():
+    """A row of eval/benchmarks.py alone, as somebody who adds a benchmark begins."""
+    row = Benchmark("sciq", "base", "sciq", Dataset("allenai/sciq", "default", "test"), "log-likelihood")
+    with pytest.raises(EvalError, match=r"eval/tasks/base\.py does not have"):
+        task_plan(row, Task())
+    with pytest.raises(EvalError, match=r"_MAKERS in eval/editions\.py .* --edition full"):
+        small_rows(row)
 
 
 def test_changed_or_missing_data_is_refused(tmp_path):

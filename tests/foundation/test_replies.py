@@ -101,9 +101,9 @@ def _without_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _mode_of_row(text: str) -> None:
     messages = rows.with_inline_reasoning(_conversation(text))
     with contextlib.suppress(rows.UnusableRow):
-        rows.mode_of_conversation(messages, {}, has_header=True)
+        rows.mode_of_conversation(messages, {}, "dual_mode")
     with contextlib.suppress(rows.UnusableRow):
-        rows.mode_of_pair({"chosen": messages[:3], "rejected": messages[:3]}, {}, has_header=True)
+        rows.mode_of_pair({"chosen": messages[:3], "rejected": messages[:3]}, {}, "dual_mode")
 
 
 def _teacher_answer(text: str) -> None:

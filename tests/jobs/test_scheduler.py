@@ -145,7 +145,7 @@ def test_one_job_waits_for_those_in_the_queue_that_make_what_it_lacks(site: Site
     ("scheduler", "message"),
     [
         ("pbs", "scheduler: pbs is no adapter that can be imported"),
-        ("tests.jobs.nowhere:Pbs", "No module named 'tests.jobs.nowhere'.*Write module:class"),
+        ("tests.jobs.nowhere:Pbs", "No module named 'tests.jobs.nowhere'.*Write module:class.* on PYTHONPATH"),
         ("tests.jobs.pbs:Pbss", "no attribute 'Pbss'"),
     ],
 )

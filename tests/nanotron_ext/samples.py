@@ -9,6 +9,8 @@ from nanotron_ext.data.loader import MicroBatch, StepBatch
 from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.step import TrainState
 
+STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")  # what AdamW's checkpoints hold
+
 RECIPE: dict[str, Any] = {
     "general": {"project": "test", "run": "test", "runs_path": "runs/test", "seed": 3},
     "parallelism": {},

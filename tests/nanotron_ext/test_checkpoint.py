@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from foundation.progress import Work
 from foundation.recipe import Recipe
 from nanotron_ext import checkpoint
-from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, resolve_checkpoint
+from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.train import buckets
 from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
-from tests.nanotron_ext.samples import random_batch, save_checkpoint, small_recipe
+from tests.nanotron_ext.samples import STATE_KINDS, random_batch, save_checkpoint, small_recipe
 
 LAYOUTS = [
     {"tp": tp, "pp": pp, "dp": dp, "context_parallel_size": 1, "zero_stage": zero}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -11,6 +12,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
+from posttrain import template
+from posttrain.rows import UnusableRow, mode_of_conversation
 from posttrain.template import (
     EMPTY_THINK_BLOCK,
     ToolCall,
@@ -133,6 +136,20 @@ def test_reasoning_mode() -> None:
     assert reasoning_mode([hi]) == "think"
     assert reasoning_mode([hi], enable_thinking=False) == "no_think"
     assert reasoning_mode([system("/think"), hi], enable_thinking=False) == "think"
+
+
+def test_a_template_of_ones_own_has_its_own_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Under any name, and with other words for the flags: rows are held against what their own template says."""
+    own = load_template("dual_mode").replace("'/no_think'", "'/brief'").replace("'/think'", "'/deep'")
+    (tmp_path / "own.jinja").write_text(own)
+    monkeypatch.setitem(template._FILES, "own", str(tmp_path / "own.jinja"))  # type: ignore[arg-type]
+    assert [template.has_modes(name) for name in ("dual_mode", "chatml", "own")] == [True, False, True]  # type: ignore[arg-type]
+    rows = {"/brief": "b", "/deep": "<think>\na\n</think>\nb"}
+    for (flag, reply), mode in zip(rows.items(), ("no_think", "think"), strict=True):
+        agreed = mode_of_conversation([system(flag), hi, bot(reply)], {}, "own")  # type: ignore[arg-type]
+        assert (agreed.mode, agreed.notes) == (mode, [])
+    with pytest.raises(UnusableRow, match="reasoning under /no_think"):
+        mode_of_conversation([system("/brief"), hi, bot(rows["/deep"])], {}, "own")  # type: ignore[arg-type]
 
 
 def test_chatml_is_plain() -> None:

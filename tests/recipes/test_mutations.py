@@ -88,6 +88,9 @@ MUTATIONS: list[tuple[str, str, str]] = [
     ("smollm3-3b/pretrain_stage2", "data.seed=7", "checkpoints.resume_checkpoint_path"),
     ("smollm3-3b/pretrain_stage2", "tokens.stop_step=3450000", "checkpoints.resume_checkpoint_path"),
     ("smollm3-3b/long_context_32k", f"{MODEL}.num_hidden_layers=32", f"{MODEL}.num_hidden_layers"),
+    # eval.yaml evaluates the checkpoints of every 100 and 20,000 steps
+    ("tiny/pretrain_stage1", "checkpoints.checkpoint_interval=30", "checkpoints.checkpoint_interval"),
+    ("smollm3-3b/pretrain_stage2", "checkpoints.checkpoint_interval=3000", "checkpoints.checkpoint_interval"),
     # other phases
     ("smollm3-3b/sft", "data.packing_strategy=wrapped", "data.packing_strategy"),
     ("smollm3-3b/sft", "data.max_lenght=65536", "data.max_lenght"),
@@ -110,6 +113,13 @@ def test_mistakes_are_refused(recipe: str, mistakes: str, key: str) -> None:
     message = str(caught.value)
     assert any(line.strip().split("  ")[0] == key for line in message.splitlines())
     assert len(message.splitlines()) < 40
+
+
+@pytest.mark.parametrize(("interval", "rotary"), [(2, 2), (4, 3), (0, 4), (8, 4)])
+def test_the_summary_says_in_how_many_layers_positions_are(interval: int, rotary: int) -> None:
+    """An interval above the number of layers leaves out none, and nothing else would say so."""
+    summary = check(RECIPES / "tiny/pretrain.yaml", overrides=[f"{MODEL}.no_rope_layer_interval={interval}"])
+    assert f"rotary in {rotary} of 4 layers" in summary
 
 
 def test_there_are_fifty() -> None:

@@ -14,7 +14,7 @@ import torch
 from foundation.journal import read_metrics
 from foundation.outcome import Outcome
 from foundation.recipe import Recipe
-from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints, resolve_checkpoint
 from nanotron_ext.train import startup
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
@@ -111,7 +111,7 @@ def assert_same_end(recipe: Recipe, straight: Recipe) -> None:
     assert [row["loss"] for row in read_metrics(recipe.run_folder)] == losses
     state, expected = (CheckpointReader(resolve_checkpoint(r.run_folder)) for r in (recipe, straight))
     assert state.step == expected.step == 12
-    for kind in STATE_KINDS:
+    for kind in straight.optimizer.state_kinds:
         assert all(torch.equal(state.read(kind, name), expected.read(kind, name)) for name in expected.names())
 
 

@@ -1,21 +1,28 @@
 """Fifty of our steps equal fifty of plain torch on transformers' model: rate, decay groups, clipping, weights."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-from foundation.recipe import Recipe
+from foundation.journal import read_metrics
+from foundation.recipe import Recipe, schema
 from foundation.recipe.architecture import parameters_of
+from nanotron_ext.checkpoint import resolve_checkpoint
 from nanotron_ext.engine import ParallelContext, dist, initialize_distributed
 from nanotron_ext.hf_format import hf_config, to_hf
+from nanotron_ext.inspection import problems_of
 from nanotron_ext.model.init import initial_tensor
+from nanotron_ext.plan.memory import peak_memory
+from nanotron_ext.train.run import run
 from nanotron_ext.train.schedule import learning_rate
 from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import random_batch, small_recipe
+from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 
 STEPS, WARMUP, DECAY_START, PEAK, CLIP = 50, 5, 36, 5e-3, 0.7
 
@@ -136,3 +143,51 @@ def test_rates_are_exact_at_the_corners_of_every_style() -> None:
         )
         assert learning_rate(styled, halfway) == pytest.approx(1e-4 + (PEAK - 1e-4) * remaining)
         assert learning_rate(styled, STEPS) == pytest.approx(1e-4)
+
+
+class Momentum(torch.optim.Optimizer):
+    """SGD with momentum, which keeps one moment where AdamW keeps two."""
+
+    def __init__(self, groups: Any, lr: float, **of_adamw: Any) -> None:
+        super().__init__(groups, {"lr": lr, "fused": False})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                moment = state.setdefault("exp_avg", torch.zeros_like(parameter))
+                state.setdefault("step", torch.zeros(())).add_(1)
+                parameter.sub_(moment.mul_(0.9).add_(parameter.grad), alpha=group["lr"])
+
+
+def with_keys(recipe: Recipe, section: str, **keys: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=keys)})
+
+
+def train_with_one_moment(recipe: Recipe) -> dict[str, Any]:
+    """Eight steps in one go, and again with a checkpoint and a new process state after four."""
+    schema.Optimizer.state_kinds = property(lambda _: ("master", "exp_avg"))  # type: ignore[assignment, method-assign]
+    torch.optim.AdamW = Momentum  # type: ignore[assignment, misc]
+    whole, parts = (with_keys(recipe, "general", run=name) for name in ("whole", "parts"))
+    for one in (whole, with_keys(parts, "tokens", stop_step=4), parts):
+        run(one)
+    checkpoint = resolve_checkpoint(parts.run_folder)
+    return {
+        "losses": [[row["loss"] for row in read_metrics(one.run_folder)] for one in (whole, parts)],
+        "kinds": {path.name.split("-")[0] for path in checkpoint.glob("*.safetensors")},
+        "problems": problems_of(checkpoint),
+        "checkpoint_bytes": recipe.checkpoint_bytes,
+        "moment_bytes": peak_memory(recipe, 0.0).adam,
+    }
+
+
+def test_an_optimizer_that_keeps_one_moment_needs_nothing_else(tmp_path: Path) -> None:
+    """Checkpoints, resuming, their verification and the planner follow from `Optimizer.state_kinds`."""
+    prepare(tmp_path)
+    recipe = tiny_recipe(tmp_path, parallelism="{dp: 1}", optimizer__zero_stage=0)
+    [found] = run_ranks(train_with_one_moment, 1, recipe)
+    parameters = sum(parameter.elements for parameter in parameters_of(recipe.architecture).values())
+    assert found["kinds"] == {"master", "exp_avg"} and found["problems"] == []
+    assert found["losses"][0] == found["losses"][1] and len(found["losses"][0]) == 8
+    assert found["checkpoint_bytes"] == 8 * parameters and found["moment_bytes"] == 4 * parameters

@@ -10,11 +10,12 @@ from foundation.journal import read_metrics
 from foundation.outcome import Outcome
 from foundation.progress import unwatched
 from foundation.recipe import Recipe
-from nanotron_ext.checkpoint import STATE_KINDS, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints, resolve_checkpoint
 from nanotron_ext.engine import initialize_distributed, node_name
 from nanotron_ext.train.persistence import verify_together
 from nanotron_ext.train.run import run
 from tests.nanotron_ext.ranks import run_ranks
+from tests.nanotron_ext.samples import STATE_KINDS
 from tests.nanotron_ext.tiny_run import damage, prepare, tiny_recipe
 
 

@@ -19,7 +19,7 @@ import torch
 from foundation.journal import StepLog, last_row, read_metrics, read_samples
 from foundation.outcome import Outcome
 from foundation.recipe import Recipe, load_recipe
-from nanotron_ext.checkpoint import STATE_KINDS, CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.checkpoint import CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import export
@@ -31,7 +31,7 @@ from nanotron_ext.train.startup import StartupError
 from nanotron_ext.train.step import NonFiniteError, TrainState
 from nanotron_ext.train.validation import token_bytes
 from tests.nanotron_ext.ranks import run_ranks
-from tests.nanotron_ext.samples import random_batch, small_recipe
+from tests.nanotron_ext.samples import STATE_KINDS, random_batch, small_recipe
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 
 TOKENS = "{sequence_length: 16, train_steps: 8, micro_batch_size: %d, batch_accumulation_per_replica: %d, %s}"
