@@ -17,7 +17,7 @@ from foundation.finite import check_finite
 from foundation.hf_folder import read_config, spelled_for_all
 from foundation.paths import indexed_weight_files
 from foundation.recipe.architecture import Parameter, parameters_of
-from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, save_whole
+from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, list_checkpoints, save_whole
 from nanotron_ext.hf_format import model_config_from_hf
 
 
@@ -41,8 +41,8 @@ def import_hf(model: Path, out: Path) -> Path:
     if missing:
         raise ImportModelError(f"{model} lacks {len(missing)} tensors, the first is {missing[0]!r}.")
     final = checkpoint_folder(out, 0)
-    if final.exists():
-        raise ImportModelError(f"{final} exists. Remove it, or choose another folder.")
+    if there := [final] if final.exists() else list_checkpoints(out):
+        raise ImportModelError(f"{there[0]} exists: {out} belongs to another run. Choose another folder.")
     temporary = final.with_name("0.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     files_written: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from foundation.launch import torchrun_command
+from foundation.recipe.loading import names_and_overrides
 from posttrain.recipe import PostTrainingRecipe, check_inputs, load_recipe
 
 
@@ -36,9 +37,9 @@ def training_command(paths: Sequence[str | Path], overrides: Sequence[str]) -> t
         available = torch.cuda.device_count() or cores
     processes = process_count(recipes, available)
     threads = str(max(1, cores // processes))  # torchrun alone would set 1
-    overlays = [f"--with={override}" for override in overrides if "=" not in override]
-    values = [override for override in overrides if "=" in override]
-    command = torchrun_command(processes, "-m", "posttrain.train", *overlays, *map(str, paths), *values)
+    overlays, values = names_and_overrides(overrides)
+    options = [f"--with={overlay}" for overlay in overlays]
+    command = torchrun_command(processes, "-m", "posttrain.train", *options, *map(str, paths), *values)
     return command, {"OMP_NUM_THREADS": threads, **os.environ}
 
 

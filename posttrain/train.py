@@ -29,12 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--with", action="append", dest="overlays", metavar="FILE", help="YAML file whose keys replace the recipes'"
     )
     options = parser.parse_args(arguments)
-    overrides = [*(options.overlays or ()), *(argument for argument in options.recipes if "=" in argument)]
-    paths = [argument for argument in options.recipes if "=" not in argument]
+    from foundation.errors import UserError
+    from foundation.recipe.loading import names_and_overrides
+
+    paths, values = names_and_overrides(options.recipes)
+    overrides = [*(options.overlays or ()), *values]
     if not paths:
         parser.error("no recipe given")
 
-    from foundation.errors import UserError
     from posttrain.quiet import quiet_libraries
     from posttrain.recipe import load_recipe
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from jobs.profile import Profile
+from smollm3 import completing
 from smollm3.options import Place, takes_profile
 
 
@@ -17,7 +18,7 @@ from smollm3.options import Place, takes_profile
 @takes_profile
 @click.option("--model", envvar="MODEL", type=Place(file_okay=False), help="For an evaluation: this model folder.")
 @click.option("--suite", "suites", envvar="SUITE", multiple=True, help="For an evaluation: only this suite.")
-@click.argument("job")
+@click.argument("job", shell_complete=completing.jobs)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCHEDULER OPTION...] [-- section.key=value ...]")
 def submit(profile: Profile, model: Path | None, suites: tuple[str, ...], job: str, words: tuple[str, ...]) -> None:
     """Check JOB and put it into the queue, behind the jobs that it needs.

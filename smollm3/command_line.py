@@ -5,6 +5,7 @@ a second. Exit codes: 0 done; 1 a check that failed (a difference, a score below
 sentence that says what to change; 75 stopped on request, the same command goes on; 130 interrupted.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -143,9 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_error(str(error), color)
         return 2
     except OSError as error:
-        if error.filename is None:  # not about a file: ours to mend, with the traceback
+        if error.filename is not None:
+            _say_error(f"{error.strerror}: {error.filename}. Give another path, or mend this one.", color)
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _say_error(f"{error.strerror}. Make room; the same command goes on.", color)
+        else:  # not about a file: ours to mend, with the traceback
             raise
-        _say_error(f"{error.strerror}: {error.filename}. Give another path, or mend this one.", color)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("\nInterrupted.", err=True)

@@ -6,9 +6,11 @@ from typing import Any
 import click
 
 from foundation.errors import UserError
+from foundation.paths import plain_name
+from foundation.recipe.loading import names_and_overrides
 from jobs.profile import Profile
 from smollm3.models import final_model, model_folder
-from smollm3.options import DEFAULT_PROFILE, Place, names_and_overrides, recipe_file, takes_profile, takes_recipes
+from smollm3.options import DEFAULT_PROFILE, Place, recipe_file, takes_profile, takes_recipes
 
 _FILE = Place(dir_okay=False)
 _FOLDER = Place(file_okay=False)
@@ -38,6 +40,10 @@ def evaluate(
     if name and len(models) > 1:
         raise click.UsageError("--name is for one --model; several are called like their folders.")
     folders = [model_folder(profile, model) for model in models] or [final_model(profile)]
+    if len({folder.name for folder in folders}) < len(folders):
+        raise UserError("Two models of one name would write the same results. Evaluate one at a time, with --name.")
+    if name is not None:
+        plain_name(name)  # it becomes a folder of the results
     from eval.data import write_edition
     from eval.evaluate import evaluate as run
     from eval.recipe import load_eval_recipe

@@ -11,11 +11,13 @@ import click
 from click.core import ParameterSource
 
 from foundation.errors import UserError
-from foundation.project import project_file, recipe_place
+from foundation.project import recipe_place
+from foundation.recipe.loading import names_and_overrides
 from jobs.plan import default_run
 from jobs.profile import Profile
+from smollm3 import completing
+from smollm3.completing import PROFILES
 
-PROFILES = Path("recipes")  # the folder of profiles
 DEFAULT_PROFILE = "tiny"
 Function = Callable[..., Any]
 
@@ -106,7 +108,7 @@ def takes_recipes(*defaults: str, several: bool = True) -> Callable[[Function], 
         recipe = "RECIPE..." if several else "RECIPE"
         metavar = f"[{recipe}] [section.key=value ...]" if defaults else f"{recipe} [section.key=value ...]"
 
-        @click.argument("arguments", nargs=-1, metavar=metavar)
+        @click.argument("arguments", nargs=-1, metavar=metavar, shell_complete=completing.recipes)
         @click.option(
             "--with", "overlays", multiple=True, metavar="FILE", type=Place(exists=True, dir_okay=False),
             help="YAML file whose keys replace the recipe's; may be repeated.",
@@ -146,12 +148,6 @@ def choose_profile(recipes: Path, run: Path | None, *, says_so: bool = True) -> 
     return profile
 
 
-def names_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments that name something, and those that read section.key=value; a path that exists names something."""
-    overrides = [text for text in arguments if "=" in text and not recipe_place(Path(text)).exists()]
-    return [text for text in arguments if text not in overrides], overrides
-
-
 def profile_folder(profile: str) -> Path:
     """The folder of recipes called `profile`, or at that path: tiny is a name, ./tiny and recipes/tiny are paths.
 
@@ -164,8 +160,7 @@ def profile_folder(profile: str) -> Path:
             if not any(folder.glob("*.yaml")):
                 raise ArgumentError(f"The folder {folder} holds no recipe (*.yaml), so it is no profile.")
             return folder
-    places = (PROFILES, project_file(PROFILES))
-    known = sorted({file.parent.name for place in places for file in place.glob("*/pretrain.yaml")})
+    known = completing.known_profiles()
     close = difflib.get_close_matches(profile, known, 1)
     raise ArgumentError(
         f"There is no profile {profile!r}: neither a folder of {PROFILES} nor a folder of its own. "
@@ -193,6 +188,7 @@ def recipe_file(folder: Path, name: str) -> Path:
 def _profile_options(function: Function) -> Function:
     profile = click.option(
         "--profile", envvar=["RECIPES", "PROFILE"], default=DEFAULT_PROFILE, show_default=True, metavar="NAME",
+        shell_complete=completing.profiles,
         help="Folder of recipes/, or any folder of recipes; the variables PROFILE and RECIPES do the same.",
     )  # fmt: skip
     run = click.option(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from foundation.recipe.loading import names_and_overrides
 from jobs.profile import Profile
-from smollm3.options import Place, names_and_overrides, seeds_option, takes_profile
+from smollm3 import completing
+from smollm3.options import Place, seeds_option, takes_profile
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def _stops_in_good_order() -> Iterator[None]:
 
 @click.command()
 @takes_profile
-@click.argument("stages", nargs=-1, metavar="[STAGE...]")
+@click.argument("stages", nargs=-1, metavar="[STAGE...]", shell_complete=completing.stages)
 @click.option("--dry-run", is_flag=True, help="Print what would run and why, and run nothing.")
 def demo(profile: Profile, stages: tuple[str, ...], dry_run: bool) -> None:
     """Run the chain: data, pretraining, post-training, merge, evaluation, report.

@@ -66,7 +66,7 @@ def load_as(
     tree = _read_with_bases(path, locations, seen=())
     problems = []
     for override in overrides:
-        if override.endswith(".yaml") and ("=" not in override or recipe_place(Path(override)).is_file()):
+        if override.endswith(".yaml") and names_and_overrides([override])[0]:
             tree = _merge(tree, _read_with_bases(recipe_place(Path(override)), locations, seen=()))
         else:
             problems += _apply_override(tree, override, locations)
@@ -80,6 +80,12 @@ def load_as(
     if problems:
         raise RecipeError(str(path), problems, locations)
     return recipe
+
+
+def names_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments that name something, and those that read section.key=value; a path that exists names something."""
+    overrides = [text for text in arguments if "=" in text and not recipe_place(Path(text)).exists()]
+    return [text for text in arguments if text not in overrides], overrides
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def plan_recipes(paths: Sequence[Path], overrides: Sequence[str], options: Optio
     """
     if options.out and len({path.stem for path in paths}) < len(paths):
         raise UserError("Two recipes of one name would write one file of --out. Plan them one at a time.")
+    if options.measured is not None and options.gpu == "cpu":
+        raise UserError("--measured is a step on a GPU: give that one with --gpu. --gpu cpu measures this machine.")
     recipes = load_recipes(paths, overrides)
     # All of them before the first estimate: that times kernels, after which memory is not that of a fresh process.
     targets = [

@@ -285,6 +285,16 @@ def test_import_of_parts_that_only_add_up_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "imported" / "checkpoints" / "0").exists()
 
 
+def test_import_into_a_run_is_refused(tmp_path: Path) -> None:
+    """Its first checkpoint would be another model's, and `latest` would name it."""
+    folder, there = save_model(tmp_path / "model"), tmp_path / "run" / "checkpoints" / "7"
+    there.mkdir(parents=True)
+    (there / "checkpoint.json").write_text("{}")
+    with pytest.raises(ImportModelError, match=rf"{there} exists: .*run belongs to another run"):
+        import_hf(folder, tmp_path / "run")
+    assert [path.name for path in tmp_path.glob("run/*")] == ["checkpoints"]
+
+
 def test_without_a_stated_type_an_import_has_that_of_the_weights(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

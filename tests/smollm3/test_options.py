@@ -1,11 +1,15 @@
 """Which profile, run folder and recipes a command line means, from the user's own folder, and what it refuses."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from foundation.project import project_file
+import posttrain.launch
+import posttrain.train
+from foundation.project import ROOT, project_file
 from jobs.profile import Profile
 from posttrain.recipe import load_recipe
 from smollm3.command_line import main
@@ -124,6 +128,20 @@ def test_a_path_with_an_equals_sign_is_no_override(home: Path) -> None:
     assert load_recipe(*chosen(str(recipe), "--with", overlay)[1], [overlay]).general.seed == 7
 
 
+def test_a_path_with_an_equals_sign_reaches_the_trainers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's program tells recipes from overrides anew."""
+    recipe = recipe_in(home / "lr=1e-3")
+    overlay = home / "lr=1e-3" / "more.yaml"
+    overlay.write_text("general: {seed: 7}\n")
+    monkeypatch.setattr(posttrain.launch, "check_inputs", lambda recipe: None)
+    command, _ = posttrain.launch.training_command([recipe], [str(overlay), "general.seed=3"])
+    found = []
+    monkeypatch.setattr(posttrain.train, "_train", lambda recipes: found.append(recipes) or 0)
+    assert posttrain.train.main(command[command.index("posttrain.train") + 1 :]) == 0
+    [[trained]] = found
+    assert trained.general.seed == 3
+
+
 def test_run_of_the_environment_is_said_beside_a_recipe_file(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +161,25 @@ def test_numbers_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str
     ]:
         refused(capsys, f"Invalid value for '{option}'", verb, option, value)
     refused(capsys, "Invalid value for '--raw'", "data", "--raw", "nowhere", "--dry-run")
+
+
+def test_results_of_a_model_lie_in_the_folder_of_results(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/model", "b/model"):
+        (home / name).mkdir(parents=True)
+    refused(capsys, "is not the plain name", "eval", "--model", "a/model", "--name", "../../x")
+    refused(capsys, "Two models of one name", "eval", "--model", "a/model", "--model", "b/model")
+
+
+def test_an_option_that_would_be_passed_over_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "step.json").write_text("{}")
+    refused(capsys, "--measured is a step on a GPU", "plan", "--measured", "step.json")
+
+
+def test_a_full_disk_is_said_in_a_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "smollm3", "diff", "recipes/tiny/sft.yaml", "recipes/tiny/apo.yaml"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.stderr == "error: No space left on device. Make room; the same command goes on.\n"
 
 
 def test_shipped_recipes_are_compared_from_any_folder(capsys: pytest.CaptureFixture[str]) -> None:
