@@ -25,6 +25,7 @@ from foundation.recipe import load_recipe
 
 OVERLAYS = Path("recipes/ablations")
 BASE = "base"
+_SET_FOR_EACH_RUN = ("general.seed", "data.seed", "general.runs_path", "general.run")
 _LAST_STEPS = 10  # the training loss is a mean over so many steps
 
 
@@ -120,6 +121,8 @@ def run_ablations(
     Raises:
         UserError: an unknown variant or a wrong recipe, before anything runs; or a run that failed.
     """
+    if fixed := [override for override in overrides if override.partition("=")[0] in _SET_FOR_EACH_RUN]:
+        raise ChainError(f"{fixed[0]}: every run is given its own {', '.join(_SET_FOR_EACH_RUN)}. Leave it out.")
     known = sorted(path.stem for path in recipe_place(OVERLAYS).glob("*.yaml"))
     unknown = [variant for variant in variants if variant not in known]
     if unknown:

@@ -25,7 +25,7 @@ def run_chain(profile: Profile, stages: Sequence[str], *, dry_run: bool = False)
         KeyboardInterrupt: after the running stage has stopped.
     """
     chain = steps_of(profile)
-    keys = step_keys(chain)
+    keys = step_keys(chain, profile.run)
     chosen = select(chain, stages) if stages else chain
     state = read_state(profile.run)
     state.steps = {name: state.steps[name] for name in keys if name in state.steps}  # in the order of the chain

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -64,11 +64,12 @@ def write_state(run: Path, state: ChainState) -> None:
     partial.replace(run / CHAIN_FILE)
 
 
-def step_keys(steps: Sequence[Step], code: Code | None = None) -> dict[str, Fingerprint]:
+def step_keys(steps: Sequence[Step], run: Path, code: Code | None = None) -> dict[str, Fingerprint]:
     """What every step's results depend on: its commands, its resolved recipes, its code, installed packages, and all of
     that of the steps that it needs.
 
-    `steps` is the whole chain in order.
+    `steps` is the whole chain in order. How the folders are written changes nothing: recipes/tiny, ./recipes/tiny and
+    /home/me/recipes/tiny have the same keys, and so has the run folder `run`, wherever it lies.
 
     Raises:
         UserError: when a recipe cannot be read.
@@ -77,8 +78,11 @@ def step_keys(steps: Sequence[Step], code: Code | None = None) -> dict[str, Fing
     for step in steps:
         keys[step.name] = fingerprint(
             {
-                "command": _without_folder(step),
-                "recipe": [*map(read_tree, step.plan.recipes), step.plan.settings],
+                "command": _named(step.plan.commands, {step.plan.recipe.parent: "recipes", run: "run"}),
+                "recipe": [
+                    _named([read_tree(recipe) for recipe in step.plan.recipes], {run: "run"}),
+                    step.plan.settings,
+                ],
                 "code": code.digest(*step.plan.job.code, *step.plan.code, without=step.plan.code_by_value),
                 "versions": versions(step.plan.job.versions),
                 "an earlier stage": {need: keys[need].total for need in step.needs},
@@ -87,14 +91,16 @@ def step_keys(steps: Sequence[Step], code: Code | None = None) -> dict[str, Fing
     return keys
 
 
-def _without_folder(step: Step) -> list[list[str]]:
-    """The commands, however the folder of recipes is written: recipes/tiny, ./recipes/tiny, /home/me/recipes/tiny."""
-    folder = step.plan.recipe.parent
-
-    def within(word: str) -> str:
-        return str(Path("recipes") / Path(word).relative_to(folder)) if Path(word).is_relative_to(folder) else word
-
-    return [[within(word) for word in command] for command in step.plan.commands]
+def _named(value: Any, folders: Mapping[Path, str]) -> Any:
+    """The value with names in place of the `folders` in which paths of it begin."""
+    if isinstance(value, str):
+        for folder, name in folders.items():
+            if value == str(folder) or value.startswith(f"{folder}/"):
+                return name + value.removeprefix(str(folder))
+        return value
+    if isinstance(value, dict):
+        return {key: _named(inner, folders) for key, inner in value.items()}
+    return [_named(inner, folders) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def is_done(step: Step, keys: Mapping[str, Fingerprint], state: ChainState) -> bool:

@@ -56,7 +56,7 @@ def read_dataset(data: Path, dataset: Dataset) -> LocalDataset:
     folder = data / dataset.folder
     file = folder / MANIFEST_NAME
     if not file.is_file():
-        raise EvalError(f"There is no data in {folder}. Write it: smollm3 eval-data --edition small (or full).")
+        raise EvalError(f"There is no data in {folder}. Write it: smollm3 eval-data RECIPE --edition small (or full).")
     manifest = json.loads(file.read_text(encoding="utf-8"))
     rows: Rows = {}
     for split in dataset.splits:

@@ -23,9 +23,7 @@ from smollm3.options import Place, json_option, takes_recipes
 @click.option(
     "--raw", type=Place(exists=True, file_okay=False), help="Folder with copies of hub datasets, as RAW/<owner>/<name>."
 )
-@click.option(
-    "--benchmarks", type=Place(exists=True, file_okay=False), help="Folder with evaluation sets, as <benchmark>.jsonl."
-)
+@click.option("--benchmarks", type=Place(file_okay=False), help="Folder with evaluation sets, as <benchmark>.jsonl.")
 @click.option(
     "--rebuild",
     multiple=True,

@@ -1,12 +1,13 @@
 """Verbs that average models, and what they ask of the evaluation."""
 
-import shlex
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from foundation.errors import UserError
+from jobs.plan import Folders, default_run, typed
 from jobs.profile import Profile
 from smollm3.options import takes_recipes
 
@@ -82,8 +83,11 @@ def suite_scores(model: Path, name: str, evaluation: "Evaluation", output: Path)
         results = evaluate(load_eval_recipe(evaluation.recipe, overrides), model, name, evaluation.suites)
     except UserError as error:
         suites = [f"--suite={suite}" for suite in evaluation.suites]
-        command = ["smollm3", "eval", evaluation.recipe, f"--model={model}", f"--name={name}", *suites, *overrides]
-        raise ScoringError(f"{model} could not be evaluated. {error}\nTo repeat it: {shlex.join(command)}") from None
+        words = ["eval", evaluation.recipe, f"--model={model}", f"--name={name}", *suites, *overrides]
+        recipes = Path(evaluation.recipe).parent
+        run = Path(os.environ.get("RUN") or default_run(recipes))
+        command = typed(Folders(recipes, run), [words])
+        raise ScoringError(f"{model} could not be evaluated. {error}\nTo repeat it: {command}") from None
     return {
         f"{suite.suite}/{task.task}": {"value": task.main_metric.value, "stderr": task.main_metric.stderr or 0.0}
         for suite in results

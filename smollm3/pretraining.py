@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from foundation.errors import UserError
+from jobs.plan import typed
 from jobs.profile import Profile
 from smollm3.options import Place, takes_profile, takes_recipes
 
@@ -175,5 +176,6 @@ def summary(profile: Profile) -> None:
         raise UserError(f"{profile.recipes} has no recipe pretrain_stage*.yaml.")
     model = profile.run / "hf" / stages[-1].general.run
     if not (model / "config.json").is_file():
-        raise UserError(f"There is no model {model}. Write it: smollm3 export {stages[-1].run_folder} {model}")
+        command = typed(profile, [("export", str(stages[-1].run_folder), str(model))])
+        raise UserError(f"There is no model {model}. Write it: {command}")
     summarise([stage.run_folder for stage in stages], model, profile.run / "eval" / "pretraining.json")

@@ -61,6 +61,8 @@ def test_every_variant_is_trained_under_every_seed(
     arguments = ["ablations", "--run", str(tmp_path), "--seeds", "1,2", "general.project=own"]
     assert main([*arguments, "rop"]) == 2
     assert "There is no ablation 'rop' in recipes/ablations. Did you mean rope?" in capsys.readouterr().err and not runs
+    assert main([*arguments, "rope", "data.seed=7"]) == 2
+    assert "data.seed=7: every run is given its own general.seed" in capsys.readouterr().err and not runs
     assert main([*arguments, "rope"]) == 0
     assert runs == ["base-1", "rope-1", "base-2", "rope-2"]
     document = json.loads((tmp_path / "ablations" / "ablations.json").read_text())

@@ -68,7 +68,7 @@ def execute(steps: list[Step]) -> list[str]:
     """Run what is pending; returns its names."""
     chain.runner.PROGRAM = ("bash", "commands")
     run = Path("run")
-    keys, state = step_keys(steps, Code(Path())), read_state(run)
+    keys, state = step_keys(steps, Path("run"), Code(Path())), read_state(run)
     todo = pending(steps, keys, state)
     for step in todo:
         run_step(step, run, keys, state, lambda step, seconds: None)
@@ -112,7 +112,7 @@ def test_reason_names_what_changed(folder: Path) -> None:
     execute(chain_of_two())
     (folder / "code" / "a.py").write_text("one = 2\n")
     changed = [step("text", "loudly"), *chain_of_two()[1:]]
-    keys, state = step_keys(changed, Code(Path())), read_state(Path("run"))
+    keys, state = step_keys(changed, Path("run"), Code(Path())), read_state(Path("run"))
     reasons = {step.name: reason_to_run(step, keys, state) for step in changed}
     assert reasons == {"text": "changed: command", "train": "changed: code, an earlier stage"}
 
@@ -122,7 +122,7 @@ def test_a_product_that_is_gone_is_made_again(folder: Path) -> None:
     execute(chain_of_two())
     (folder / "run" / "train" / "out").unlink()
     steps = chain_of_two()
-    keys, state = step_keys(steps, Code(Path())), read_state(Path("run"))
+    keys, state = step_keys(steps, Path("run"), Code(Path())), read_state(Path("run"))
     assert reason_to_run(steps[1], keys, state) == "run/train/out is gone"
 
 

@@ -16,13 +16,14 @@ from jobs.profile import Profile
 PRETRAINING = {"pretrain_stage1", "pretrain_stage2", "pretrain_stage3", "long_context_32k", "long_context_64k"}
 POST_TRAINING = {"midtrain", "sft", "apo"}
 EVALUATIONS = {"eval_base", "eval_long", "eval"}
+RUN = Path("runs/tiny")
 
 
 @pytest.fixture(scope="module")
 def steps() -> list[Step]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RUN", "runs/tiny")
-        return steps_of(Profile(Path("recipes/tiny"), Path("runs/tiny")))
+        patch.setenv("RUN", str(RUN))
+        return steps_of(Profile(Path("recipes/tiny"), RUN))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def before(steps: list[Step], root: Path) -> dict[str, Fingerprint]:
-    return step_keys(steps, Code(root))
+    return step_keys(steps, RUN, Code(root))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_an_edit_redoes_what_it_changes_and_nothing_else(
 ) -> None:
     text = (root / file).read_text(encoding="utf-8")
     (root / file).write_text(f"{text}ANOTHER = 1\n", encoding="utf-8")
-    after = step_keys(steps, Code(root))
+    after = step_keys(steps, RUN, Code(root))
     (root / file).write_text(text, encoding="utf-8")
     assert {name for name in before if before[name].changes_since(after[name].parts).startswith("code")} == names
     follow = set(names)  # whatever needs one of them
@@ -85,7 +86,7 @@ def test_a_comment_or_a_docstring_redoes_nothing(
             if text.startswith('"""') and first.endswith('"""'):
                 text = text.replace(first, '"""Another sentence."""', 1)
             path.write_text(text + "# A remark.\n", encoding="utf-8")
-    after = step_keys(steps, Code(tmp_path / "copy"))
+    after = step_keys(steps, RUN, Code(tmp_path / "copy"))
     assert {name: key.parts for name, key in after.items()} == {name: key.parts for name, key in before.items()}
 
 
@@ -103,9 +104,9 @@ def test_another_release_redoes_what_it_may_change(
     steps: list[Step], monkeypatch: pytest.MonkeyPatch, package: str, names: set[str]
 ) -> None:
     code, installed = Code(), foundation.fingerprint._version
-    before = step_keys(steps, code)
+    before = step_keys(steps, RUN, code)
     monkeypatch.setattr("foundation.fingerprint._version", lambda name: "0" if name == package else installed(name))
-    after = step_keys(steps, code)
+    after = step_keys(steps, RUN, code)
     assert {name for name in before if before[name].parts["versions"] != after[name].parts["versions"]} == names
 
 
@@ -113,12 +114,18 @@ def test_code_that_is_not_there_is_said(steps: list[Step], root: Path, tmp_path:
     shutil.copytree(root, tmp_path / "copy")
     (tmp_path / "copy" / "merge" / "sweep.py").unlink()
     with pytest.raises(FileNotFoundError, match=r"merge/sweep\.py is said to be code"):
-        step_keys(steps, Code(tmp_path / "copy"))
+        step_keys(steps, RUN, Code(tmp_path / "copy"))
 
 
-def test_how_the_folder_of_recipes_is_written_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUN", "runs/tiny")
-    here, there = Path("recipes/tiny"), Path.cwd() / "recipes" / "tiny"
-    code = Code()
-    keys = [step_keys(steps_of(Profile(recipes, Path("runs/tiny"))), code) for recipes in (here, there)]
-    assert {name: key.total for name, key in keys[0].items()} == {name: key.total for name, key in keys[1].items()}
+def test_how_the_folders_are_written_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, keys = Code(), []
+    for recipes, run in (
+        (Path("recipes/tiny"), Path("runs/tiny")),
+        (Path.cwd() / "recipes" / "tiny", Path("runs/tiny")),
+        (Path("recipes/tiny"), Path.cwd() / "runs" / "tiny"),
+        (Path("recipes/tiny"), Path("elsewhere")),
+    ):
+        monkeypatch.setenv("RUN", str(run))
+        found = step_keys(steps_of(Profile(recipes, run)), run, code)
+        keys.append({name: key.total for name, key in found.items()})
+    assert keys[0] == keys[1] == keys[2] == keys[3]

@@ -226,8 +226,11 @@ def test_second_model_of_a_process_scores_as_in_its_own(make_checkpoint, tmp_pat
     assert details[0] == details[1] != details[2]
 
 
-def test_an_evaluation_that_fails_says_how_to_repeat_it(tmp_path):
-    with pytest.raises(ScoringError, match=r"(?s)There is no recipe .*To repeat it: smollm3 eval .*output=.*/eval"):
+def test_an_evaluation_that_fails_says_how_to_repeat_it(tmp_path, monkeypatch):
+    """With the run folder that its recipe reads."""
+    monkeypatch.setenv("RUN", "my runs")
+    repeat = r"(?s)There is no recipe .*To repeat it: RUN='my runs' smollm3 eval .*output=.*/eval"
+    with pytest.raises(ScoringError, match=repeat):
         suite_scores(tmp_path, "m", Evaluation(recipe=str(tmp_path / "no.yaml"), suites=["base"]), tmp_path / "eval")
 
 

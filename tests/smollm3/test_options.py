@@ -170,6 +170,12 @@ def test_results_of_a_model_lie_in_the_folder_of_results(home: Path, capsys: pyt
     refused(capsys, "Two models of one name", "eval", "--model", "a/model", "--model", "b/model")
 
 
+def test_what_an_error_tells_to_type_can_be_typed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a space in the folder, and elsewhere than runs/<profile>."""
+    command = "RUN='my runs' smollm3 export 'my runs/stage3' 'my runs/hf/stage3'"
+    refused(capsys, f"Write it: {command}", "summary", "--run", "my runs")
+
+
 def test_an_option_that_would_be_passed_over_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "step.json").write_text("{}")
     refused(capsys, "--measured is a step on a GPU", "plan", "--measured", "step.json")
