@@ -83,7 +83,7 @@ def step_keys(steps: Sequence[Step], run: Path, code: Code | None = None) -> dic
                     _named([read_tree(recipe) for recipe in step.plan.recipes], {run: "run"}),
                     step.plan.settings,
                 ],
-                "code": code.digest(*step.plan.job.code, *step.plan.code, without=step.plan.code_by_value),
+                "code": code.digest(*step.plan.job.code, *step.plan.code, without=step.plan.code_left_out),
                 "versions": versions(step.plan.job.versions),
                 "an earlier stage": {need: keys[need].total for need in step.needs},
             }

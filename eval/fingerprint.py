@@ -14,8 +14,9 @@ from foundation.fingerprint import Fingerprint, fingerprint, sha256, versions
 from foundation.project import ROOT
 
 VERSIONED = ("lighteval", "transformers", "torch", "datasets", "nltk", "sacrebleu", "langdetect", "vllm")
-# Their values count, in `task_values`: another task's settings or a key that nobody sets changes no score.
-BY_VALUE = ("eval/benchmarks.py", "eval/recipe.py")
+# Left out of the code: what counts by value, in `task_values`, so that another task's settings or a key that nobody
+# sets change no score; and errors, which only end an evaluation.
+LEFT_OUT = ("eval/benchmarks.py", "eval/recipe.py", "eval/errors.py", "foundation/errors.py")
 _BACKENDS = {"transformers": "eval/model.py", "vllm": "eval/vllm_model.py"}
 _OF_THE_BENCHMARK = ("family", "builder", "dataset", "generator", "arguments")
 
@@ -72,7 +73,7 @@ def suite_values(recipe: EvalRecipe, suites: Sequence[str]) -> dict[str, Any]:
 
 
 def suite_code(recipe: EvalRecipe, suites: Sequence[str]) -> tuple[str, ...]:
-    """The files that make the scores of the `suites`; what they import belongs to them, but for BY_VALUE."""
+    """The files that make the scores of the `suites`; what they import belongs to them, but for LEFT_OUT."""
     found: set[str] = set()
     for suite in (recipe.suites[name] for name in suites):
         for benchmark in (BENCHMARKS[task.benchmark or key] for key, task in suite.tasks.items()):
@@ -94,4 +95,4 @@ def code_files(benchmark: Benchmark, engine: str, *, judged: bool) -> tuple[str,
 
 @cache
 def code_sha256(root: Path, files: tuple[str, ...]) -> str:
-    return Code(root).digest(*files, without=BY_VALUE)
+    return Code(root).digest(*files, without=LEFT_OUT)

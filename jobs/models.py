@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import BENCHMARKS
-from eval.fingerprint import BY_VALUE, suite_code, suite_values
+from eval.fingerprint import LEFT_OUT, suite_code, suite_values
 from eval.recipe import EvalRecipe, Suite, load_eval_recipe
 from jobs.plan import Folders, Job, JobError, Plan
 from jobs.training import base_models, model_input, sets_of_the_run
@@ -53,7 +53,7 @@ def _depends_on(recipe: EvalRecipe, suites: Sequence[str]) -> dict[str, Any]:
     """What scores of the `suites` depend on, as fields of a Plan."""
     known = [suite for suite in suites if suite in recipe.suites]  # others are refused by the evaluation
     return {
-        "settings": suite_values(recipe, known), "code": suite_code(recipe, known), "code_by_value": BY_VALUE
+        "settings": suite_values(recipe, known), "code": suite_code(recipe, known), "code_left_out": LEFT_OUT
     }  # fmt: skip
 
 

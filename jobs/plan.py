@@ -102,7 +102,7 @@ class Plan:
     recipes: tuple[Path, ...] = ()  # every value counts
     settings: object = None  # that count like a recipe; for JSON
     code: tuple[str, ...] = ()  # beside the row's
-    code_by_value: tuple[str, ...] = ()  # files of values that `settings` holds, so that others of them do not count
+    code_left_out: tuple[str, ...] = ()  # files that change no result, or whose values `settings` holds
     runs: tuple[TrainingRun, ...] = ()  # trainings, one after the other
     world_size: int | None = None  # processes; None: one per GPU, or one
     micro_batches: int | None = None  # per step of post-training; the number of processes divides it

@@ -4,22 +4,37 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 os.chdir(Path(__file__).parent.parent)
+NAMES = ("RUN", "RECIPES", "PROFILE")  # with which commands say which profile they chose; `make` exports them too
+for name in NAMES:
+    os.environ.pop(name, None)
+
+
+@contextmanager
+def _same_profile_afterwards() -> Iterator[None]:
+    """Commands say in the environment which profile they chose; within one process that outlives them."""
+    before = {name: os.environ[name] for name in NAMES if name in os.environ}
+    yield
+    for name in NAMES:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
 def _profile_of_one_test_is_not_the_next_ones() -> Iterator[None]:
-    """Commands say in the environment which profile they chose; within one process that outlives them."""
-    names = ("RUN", "RECIPES", "PROFILE")
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    yield
-    for name in names:
-        os.environ.pop(name, None)
-    os.environ.update(before)
+    with _same_profile_afterwards():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _profile_of_a_modules_fixtures_is_not_the_next_ones() -> Iterator[None]:
+    with _same_profile_afterwards():
+        yield
 
 
 _BUILD = """

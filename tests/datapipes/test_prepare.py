@@ -1,3 +1,4 @@
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +29,13 @@ Command = Callable[..., Result]
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """`smollm3 data recipes/tiny/pretrain.yaml ...` in this process, which has everything imported."""
-    monkeypatch.setenv("RUN", str(tmp_path / "run"))
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments: str) -> Result:
-        return Result(main(["data", "recipes/tiny/pretrain.yaml", *arguments]), *capsys.readouterr())
+        return Result(
+            main(["data", "recipes/tiny/pretrain.yaml", "--run", str(tmp_path / "run"), *arguments]),
+            *capsys.readouterr(),
+        )
 
     return run
 
@@ -73,7 +76,7 @@ def test_from_nothing_then_nothing_to_do_then_a_change(command: Command, tmp_pat
         (["tokenizer.train=null"], "holds no tokenizer.json"),
         (["tokenizer.train={vocab_size: 1000, sources: [tiny-wb-en]}"], "Did you mean 'tiny-web-en'"),
         (["data.path=s3://bucket/data"], "data is prepared on a local or shared disk"),
-        (["recipes/smollm3-3b/pretrain.yaml"], "The recipes differ in tokenizer or data.path"),
+        (["recipes/smollm3-3b/pretrain.yaml", "--profile", "tiny"], "The recipes differ in tokenizer or data.path"),
         (["--benchmarks", "nowhere"], "no evaluation set"),
     ],
 )
@@ -82,7 +85,7 @@ def test_bad_input_is_one_screen_without_traceback_and_writes_nothing(
 ) -> None:
     result = command(*arguments)
     assert result.code == 2
-    assert result.err.startswith("error: ") and complaint in result.err
+    assert re.match(r"(profile .*\n)?error: ", result.err) and complaint in result.err
     assert len(result.err.splitlines()) < 25
     assert not (tmp_path / "run").exists()
 

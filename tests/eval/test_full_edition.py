@@ -2,7 +2,6 @@
 
 import json
 import re
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from eval.recipe import load_eval_recipe
 from eval.results import read_suite
 from eval.runner import run_suite
 from smollm3.command_line import main
+from tests.archives import unpack
 from tests.eval.real_schemas import write_mirror
 from tests.eval.test_command_line import run
 from tests.eval.test_scripted_models import Scripted, best
@@ -61,8 +61,7 @@ def test_a_perfect_model_scores_one_hundred_on_the_real_schemas(prefetched, mode
 
 def test_the_pack_holds_the_whole_suite_and_runs_elsewhere_with_all_sockets_blocked(prefetched, model_folder, tmp_path):
     recipe, folder = prefetched
-    with tarfile.open(folder / "all.tar") as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+    unpack(folder / "all.tar", tmp_path / "unpacked")
     tree = recipe.model_dump()
     tree["data"], tree["output"] = str(tmp_path / "unpacked"), str(tmp_path / "results")
     for task in tree["suites"]["all"]["tasks"].values():
