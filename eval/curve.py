@@ -26,7 +26,10 @@ from foundation.journal import METRICS_FILE, last_row
 
 
 def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: Sequence[str]) -> Curve:
-    """Evaluate every checkpoint of `runs` that has no point yet, and write the curve.
+    """Evaluate every checkpoint of `runs` that has no point yet, and write the curve; returns that of `runs`.
+
+    The file keeps the points of other runs that were made with the same settings. Points of other settings cannot stand
+    in one curve with these: their file stays beside it, under a name of its own.
 
     Raises:
         EvalError: if a run has no checkpoint, or one cannot be exported or evaluated.
@@ -34,21 +37,38 @@ def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: Sequence[str]) -> C
     suites, folder = list(suites), Path(f"{recipe.output}_curve")
     file = folder / "curve.json"
     settings = suites_sha256(recipe, suites)
-    known = read_curve(file) if file.is_file() else Curve(suites=suites, settings_sha256=settings, points=[])
-    same = known.settings_sha256 == settings and known.suites == suites
-    points = {point.checkpoint_sha256: point for point in known.points} if same else {}
+    known = _known_points(file, settings, suites)
+    points = {point.checkpoint_sha256: point for point in known}
+    asked = {run.resolve() for run in runs}
+    others = [point for point in known if Path(point.run).resolve() not in asked]
     checkpoints = [checkpoint for run in runs for checkpoint in _checkpoints(run)]
     found = []
     for number, checkpoint in enumerate(checkpoints, 1):
         digest = hashlib.sha256((checkpoint / "checkpoint.json").read_bytes()).hexdigest()
         print(f"[{number}/{len(checkpoints)}] {checkpoint}{' (there already)' if digest in points else ''}", flush=True)
         found.append(points.get(digest) or _evaluate_checkpoint(recipe, checkpoint, digest, suites, folder))
-        found.sort(key=lambda point: point.tokens)
-        curve = Curve(suites=suites, settings_sha256=settings, points=found)
+        curve = Curve(suites=suites, settings_sha256=settings, points=_by_tokens([*others, *found]))
         write_json(curve, file)
     _draw(curve, folder)
     print(f"written: {file}, curve.svg and curve.md", flush=True)
-    return curve
+    return curve.model_copy(update={"points": _by_tokens(found)})
+
+
+def _known_points(file: Path, settings: str, suites: list[str]) -> list[CurvePoint]:
+    """Of an earlier curve with these settings; one of others is given another name."""
+    if not file.is_file():
+        return []
+    known = read_curve(file)
+    if known.settings_sha256 == settings and known.suites == suites:
+        return known.points
+    aside = file.with_name(f"curve-{known.settings_sha256[:8]}.json")
+    file.replace(aside)
+    print(f"The curve so far is of other suites, data or code; its points stay in {aside}.", flush=True)
+    return []
+
+
+def _by_tokens(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    return sorted(points, key=lambda point: point.tokens)
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from eval.benchmarks import BENCHMARKS
 from eval.fingerprint import LEFT_OUT, suite_code, suite_values
 from eval.recipe import EvalRecipe, Suite, load_eval_recipe
 from jobs.plan import Folders, Job, JobError, Plan
-from jobs.training import base_models, model_input, sets_of_the_run
+from jobs.training import base_models, generated_sets, model_input
 from merge.recipe import MergeRecipe, load_merge_recipe
 from posttrain.recipe import load_recipe as load_post_training_recipe
 
@@ -144,7 +144,7 @@ def evaluate_checkpoint(folders: Folders, job: Job, overrides: Sequence[str]) ->
 
 def teaches(folders: Folders) -> bool:
     """Whether post-training has held-out prompts of what it taught, as the miniature writes them."""
-    return any(sets_of_the_run(folders, phase) for phase in folders.post_training)
+    return any(generated_sets(folders, phase) for phase in folders.post_training)
 
 
 def capabilities(folders: Folders, job: Job, overrides: Sequence[str]) -> Plan:

@@ -43,6 +43,11 @@ class Folders:
         return self.recipe(name).is_file()
 
     @property
+    def posttrain_data(self) -> Path:
+        """Where `smollm3 posttrain-data` writes the miniature's generated conversations and held-out prompts."""
+        return self.run / "posttrain_data"
+
+    @property
     def pretraining(self) -> tuple[str, ...]:
         """The jobs of PRETRAINING that have a recipe here, in order."""
         return tuple(name for name in PRETRAINING if self.has(name))

@@ -24,23 +24,23 @@ def data(folders: Folders, job: Job, overrides: Sequence[str]) -> Plan:
     products = list(dict.fromkeys(manifest for one in recipes for manifest in shard_manifests(one)))
     if recipe.tokenizer.train is not None:
         products.append(Path(recipe.tokenizer.tokenizer_name_or_path) / "tokenizer.json")
-    own_sets = [one for phase in folders.post_training for one in sets_of_the_run(folders, phase)]
+    made = [one for phase in folders.post_training for one in generated_sets(folders, phase)]
     commands: list[tuple[str, ...]] = [("data", *folders.option)]
     outputs, used = [run / "data", run / "tokenizer"], [path]
-    if own_sets:  # as the miniature has; others read theirs from the hub
+    if made:  # as the miniature has; others read theirs from the hub, or have made them with `smollm3 synthesize`
         commands.append(("posttrain-data", *folders.option))
-        outputs.append(run / "posttrain_data")
+        outputs.append(folders.posttrain_data)
     if folders.has("eval"):
         from eval.recipe import load_eval_recipe
 
-        edition = ("--edition", "small" if own_sets else "full")
+        edition = ("--edition", "small" if made else "full")
         commands.append(("eval-data", *folders.option, *edition))
         outputs.append(run / "eval_data")
         used.append(folders.recipe("eval"))
-        own_sets.append(Path(load_eval_recipe(folders.recipe("eval")).data))
+        made.append(Path(load_eval_recipe(folders.recipe("eval")).data))
     sources = {source for one in recipes for source in _sources(one)}
     return Plan(
-        job, path, run / "slurm" / job.name, tuple(commands), (), (*products, *own_sets), tuple(outputs),
+        job, path, run / "slurm" / job.name, tuple(commands), (), (*products, *made), tuple(outputs),
         recipes=tuple(used), settings=sorted(sources), code=_source_tables(sources),
     )  # fmt: skip
 
@@ -52,6 +52,11 @@ def sets_of_the_run(folders: Folders, phase: str) -> list[Path]:
     recipe = load_post_training_recipe(folders.recipe(phase))
     paths = [Path(dataset.path) for dataset in recipe.data.datasets]
     return [path for path in paths if path.is_relative_to(folders.run)]
+
+
+def generated_sets(folders: Folders, phase: str) -> list[Path]:
+    """Those of the phase's sets that the data job writes itself."""
+    return [path for path in sets_of_the_run(folders, phase) if path.is_relative_to(folders.posttrain_data)]
 
 
 def _sources(recipe: Recipe) -> dict[str, None]:

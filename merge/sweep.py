@@ -1,5 +1,6 @@
 """Scores over the share of the soup, as JSON and plot, to justify the weight."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -58,8 +59,14 @@ def _finished_rows(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]
     if not file.is_file():
         return []
     document = json.loads(file.read_text(encoding="utf-8"))
-    rows: list[dict[str, Any]] = document["rows"] if document["settings"] == settings else []
-    return rows
+    if document["settings"] == settings:
+        rows: list[dict[str, Any]] = document["rows"]
+        return rows
+    digest = hashlib.sha256(json.dumps(document["settings"], sort_keys=True).encode()).hexdigest()
+    aside = file.with_name(f"sweep-{digest[:8]}.json")
+    file.replace(aside)
+    print(f"The sweep so far is of other models, suites or code; its scores stay in {aside}.", flush=True)
+    return []
 
 
 def _write_results(output: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from smollm3.models import final_model, model_folder, model_or_hub_name
 from smollm3.options import FolderForResults, Place, json_option, seeds_option, takes_profile, takes_recipes
 
 _FILE = Place(dir_okay=False)
-_HELD_OUT = Path("posttrain_data") / "heldout.jsonl"  # in the run folder
+_HELD_OUT = "heldout.jsonl"  # among the generated sets
 
 
 @click.command("posttrain-data")
@@ -30,7 +30,7 @@ def posttrain_data(profile: Profile, folder: Path | None, replace: bool, seed: i
     """
     from posttrain.tiny_data import write_sets
 
-    folder = folder or profile.run / "posttrain_data"
+    folder = folder or profile.posttrain_data
     for name, count in write_sets(folder, seed, sizes, replace).items():
         click.echo(f"{folder / name}: {count} rows")
 
@@ -74,7 +74,7 @@ def posttrain_seeds(profile: Profile, seeds: tuple[int, ...], prompts: Path | No
     from posttrain.seeds import run_seeds
 
     out = out or profile.run / "eval" / "posttrain_seeds.json"
-    run_seeds(profile.recipes, seeds, prompts or profile.run / _HELD_OUT, out)
+    run_seeds(profile.recipes, seeds, prompts or profile.posttrain_data / _HELD_OUT, out)
     click.echo(f"written: {out}")
 
 
@@ -103,7 +103,7 @@ def capabilities(
     from posttrain.evaluate import evaluate_models, load_prompts, print_table, to_document
     from posttrain.generate import Sampling
 
-    prompts, out = prompts or profile.run / _HELD_OUT, out or profile.run / "eval" / "capabilities.json"
+    prompts, out = prompts or profile.posttrain_data / _HELD_OUT, out or profile.run / "eval" / "capabilities.json"
     folders, rows = [str(model_folder(profile, model)) for model in models], load_prompts(prompts)
     sampling = Sampling(temperature, top_p, max_new_tokens)
     results = evaluate_models(folders, rows, seeds=seeds, sampling=sampling, date=date)

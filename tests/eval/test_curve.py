@@ -87,6 +87,26 @@ def test_every_complete_checkpoint_once_and_new_ones_later(runs):
     assert len(evaluated) == 5
 
 
+def test_no_point_that_was_evaluated_is_lost(runs, capsys):
+    folder, evaluated = runs
+    recipe, file = load_eval_recipe(folder / "eval.yaml"), folder / "eval_curve" / "curve.json"
+    follow(recipe, [folder / "stage1", folder / "stage2"], ["base"])
+    assert [point.step for point in follow(recipe, [folder / "stage2"], ["base"]).points] == [24]
+    assert [point.step for point in curve.read_curve(file).points] == [8, 16, 24] and len(evaluated) == 3
+    (folder / "stage1" / "checkpoints" / "8" / "checkpoint.json").write_text("trained anew")
+    follow(recipe, [folder / "stage1"], ["base"])
+    assert [point.step for point in curve.read_curve(file).points] == [8, 16, 24]  # the run's older point is gone
+    before = file.read_text()
+    follow(
+        load_eval_recipe(folder / "eval.yaml", ["suites.base.tasks.piqa.max_documents=4"]),
+        [folder / "stage2"],
+        ["base"],
+    )
+    [aside] = file.parent.glob("curve-*.json")
+    assert aside.read_text() == before and f"stay in {aside}" in capsys.readouterr().out
+    assert [point.step for point in curve.read_curve(file).points] == [24]
+
+
 def test_the_gate_on_the_command_line(runs, capsys):
     folder, _ = runs
     arguments = ["eval-curve", "--recipe", str(folder / "eval.yaml"), str(folder / "stage1")]

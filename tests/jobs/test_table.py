@@ -104,6 +104,26 @@ def test_the_plan_is_written_where_the_report_looks_for_it(tmp_path: Path, monke
     assert plan.is_done, plan.missing_products
 
 
+@pytest.mark.parametrize(("folder", "edition"), [("posttrain_data", "small"), ("synthetic", "full")])
+def test_the_data_job_generates_the_miniatures_sets_and_no_others(
+    folder: str, edition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets that a user has made in the run folder, with a teacher model for example, make no miniature of a profile."""
+    monkeypatch.setenv("RUN", str(tmp_path / "run"))
+    recipes = tmp_path / "own"
+    recipes.mkdir()
+    for name in ("pretrain", "eval"):
+        (recipes / f"{name}.yaml").write_text(f"extends: {ROOT}/recipes/tiny/{name}.yaml\n")
+    sets = f"data: {{datasets: [{{path: {tmp_path}/run/{folder}/mine}}]}}"
+    (recipes / "sft.yaml").write_text(f"extends: {ROOT}/recipes/tiny/sft.yaml\n{sets}\n")
+    plan = Profile(recipes, tmp_path / "run").plan("data")
+    commands = {command[0]: command for command in plan.commands}
+    assert ("posttrain-data" in commands) == (edition == "small")
+    assert commands["eval-data"][-2:] == ("--edition", edition)
+    assert (tmp_path / "run" / folder / "mine" in plan.products) == (edition == "small")
+    assert tmp_path / "run" / folder / "mine" in Profile(recipes, tmp_path / "run").plan("sft").inputs
+
+
 def test_an_evaluation_looks_at_what_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = profile_of("tiny", monkeypatch)
     chosen = Profile(profile.recipes, profile.run, model=Path("elsewhere"), suites=("base", "tools"))

@@ -192,8 +192,10 @@ def test_sweep_keeps_finished_weights_and_draws_them(make_checkpoint, tmp_path):
     run_sweep(recipe, scores, "as it is")
     assert len(evaluated) == 3
     # Scores of code that has changed say nothing about the merge any more.
+    before = (tmp_path / "sweep" / "sweep.json").read_text()
     run_sweep(recipe, scores, "as it is now")
     assert evaluated == [0.0, 0.5, 1.0] * 2
+    assert [file.read_text() for file in (tmp_path / "sweep").glob("sweep-*.json")] == [before]
 
 
 def test_second_model_of_a_process_scores_as_in_its_own(make_checkpoint, tmp_path):

@@ -1,12 +1,10 @@
 """Whole runs: what they write, and that stopping and going on, also in another layout, changes nothing."""
 
-import ctypes
 import io
 import json
 import logging
 import math
 import os
-import resource
 import shutil
 import signal
 import threading
@@ -25,7 +23,6 @@ from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import export
 from nanotron_ext.import_hf import import_hf
 from nanotron_ext.train import persistence, startup
-from nanotron_ext.train.persistence import CheckpointWriter
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
 from nanotron_ext.train.step import NonFiniteError, TrainState
@@ -305,75 +302,6 @@ def flip_a_bit(path: Path) -> None:
 
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def run_with_little_disk(recipe: Recipe) -> str:
-    """Files may not exceed 20 kB from the second checkpoint on, as on a full disk."""
-    write = persistence._write
-
-    def write_on_a_full_disk(folder: Path, *arguments: Any) -> Any:
-        if folder.name == "8.tmp":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        return write(folder, *arguments)
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    persistence._write = write_on_a_full_disk
-    try:
-        run(recipe)
-    except CheckpointError as error:
-        return str(error)
-    return "no error"
-
-
-def test_a_disk_that_fills_up_in_a_save_leaves_the_checkpoint_before(root: Path) -> None:
-    recipe = tiny_recipe(root, general__run="full", parallelism="{dp: 1}", tokens=TOKENS % (4, 1, ""))
-    [message] = run_ranks(run_with_little_disk, 1, recipe)
-    assert "could not write" in message and "8.tmp" in message and "goes on from the checkpoint before" in message
-    assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4"]
-    assert (recipe.run_folder / "latest").read_text() == "4"
-    assert run_ranks(run, 1, recipe) == [Outcome("finished", 8)]
-
-
-def drop_privileges() -> None:
-    """Root may write anywhere; without its capabilities it has to keep to the permissions of folders."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the kernel's interface, this thread
-    if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()):
-        raise OSError("capset failed")
-
-
-def run_in_a_folder_that_closes(recipe: Recipe) -> str:
-    """The folder of checkpoints loses its write permission after the first one."""
-    drop_privileges()
-    start = CheckpointWriter.start
-
-    def start_without_permission(writer: CheckpointWriter, step: int, *arguments: Any) -> None:
-        if step == 8:
-            writer.commit()
-            (recipe.run_folder / "checkpoints").chmod(0o555)
-        start(writer, step, *arguments)
-
-    CheckpointWriter.start = start_without_permission  # type: ignore[method-assign]
-    try:
-        run(recipe)
-    except CheckpointError as error:
-        return str(error)
-    return "no error"
-
-
-def run_without_privileges(recipe: Recipe) -> Outcome:
-    drop_privileges()
-    return run(recipe)
-
-
-def test_a_folder_without_write_permission(root: Path) -> None:
-    recipe = tiny_recipe(root, general__run="closed", parallelism="{dp: 1}", tokens=TOKENS % (4, 1, ""))
-    [message] = run_ranks(run_in_a_folder_that_closes, 1, recipe)
-    assert "could not write" in message and "8.tmp" in message and "Permission denied" in message
-    assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4"]
-    with pytest.raises(RuntimeError, match=r"checkpoints is not writable. Set general.runs_path"):
-        run_ranks(run_without_privileges, 1, recipe)
-    (recipe.run_folder / "checkpoints").chmod(0o755)
-    assert run_ranks(run_without_privileges, 1, recipe) == [Outcome("finished", 8)]
 
 
 def test_a_second_job_is_kept_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
