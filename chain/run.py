@@ -34,7 +34,8 @@ def run_chain(profile: Profile, stages: Sequence[str], *, dry_run: bool = False)
         waits = [other for other in pending(chain, keys, state) if other.name in step.needs and other not in todo]
         if waits:
             raise ChainError(
-                f"{step.name} needs {waits[0].name}, which is not done. Add it to the stages, or give none."
+                f"{step.name} needs {waits[0].name}, which the chain has to run first: it "
+                f"{reason_to_run(waits[0], keys, state)}. Add it to the stages, or give none."
             )
     print(
         f"{profile.recipes} -> {profile.run}: {len(chosen) - len(todo)} of {len(chosen)} stages are done.", flush=True

@@ -270,10 +270,22 @@ def _vllm() -> Iterator[Finding]:
 def _slurm() -> Iterator[Finding]:
     missing = [command for command in SLURM_COMMANDS if shutil.which(command) is None]
     if not missing:
-        yield Finding("cluster", "Slurm", "ok", shutil.which("sbatch") or "")
+        place = shutil.which("sbatch") or ""
+        if _answers("squeue", "--me", "--noheader"):
+            yield Finding("cluster", "Slurm", "ok", place)
+        else:
+            advice = "log in to a cluster, or start one on this machine: slurm/dev-cluster up"
+            yield Finding("cluster", "Slurm", "note", f"{place}, but no cluster answers", advice)
         return
     advice = "a login node of a cluster has them; a local Slurm: apt-get install slurm-wlm munge, slurm/dev-cluster up"
     yield Finding("cluster", "Slurm", "note", f"no {', '.join(missing)}", advice)
+
+
+def _answers(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _wandb() -> Iterator[Finding]:

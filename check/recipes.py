@@ -4,11 +4,12 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from check.loaders import loader_for
 from datapipes.errors import SourceError
 from datapipes.registry import find_source
-from eval.recipe import load_eval_recipe
+from eval.recipe import EvalRecipe, load_eval_recipe
 from foundation.errors import UserError
 from foundation.recipe import Problem, Recipe, load_as, load_recipe
 from foundation.recipe.checks import check_recipe
@@ -19,6 +20,7 @@ from jobs.profile import Profile
 from jobs.scheduler import load_cluster_settings, load_scheduler
 from nanotron_ext.flops import step_flops
 from nanotron_ext.plan.estimate import checkpoints_kept, steps_before
+from posttrain.recipe import PostTrainingRecipe, check_inputs
 
 _SHAPES = (
     "vocab_size",
@@ -42,7 +44,7 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
         return "ok"
     load = loader_for(path)
     if load is not load_recipe:
-        load(path, overrides)
+        _check_other_phase(path, load(path, overrides), with_data)
         check_slurm(path, overrides)
         return "ok"
 
@@ -60,6 +62,17 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
 
     preflight(recipe, recipe.parallelism.world_size)
     return f"{_summary(recipe)}, {free_disk_bytes(recipe) / 1e9:,.0f} GB free for them"
+
+
+def _check_other_phase(path: Path, recipe: Any, with_data: bool) -> None:
+    """Raises UserError for a recipe that is right alone, but not beside the profile's others, or has no input."""
+    if with_data and isinstance(recipe, PostTrainingRecipe):
+        check_inputs(recipe)
+    if isinstance(recipe, EvalRecipe) and recipe.checkpoints is not None:
+        for name in PRETRAINING:
+            stage = path.with_name(f"{name}.yaml")
+            if stage.is_file() and (problem := _left_out(recipe.checkpoints.every_steps, _loaded(stage), path)):
+                raise UserError(f"{path}: with {stage}, {problem}")
 
 
 def check_slurm(path: Path, overrides: Sequence[str] = ()) -> None:
@@ -104,8 +117,12 @@ def _check_surroundings(recipe: Recipe, path: Path) -> Iterator[Problem]:
         key = ("checkpoints", "resume_checkpoint_path")
         for other in _recipes_of_run(path.parent, checkpoints.resume_checkpoint_path):
             if other.hash() != recipe.hash():
-                found = ", ".join(one.key for one in differences(other.identity(), recipe.identity())[:5])
-                yield Problem(key, f"The run that this one continues trains other weights; it differs in {found}.")
+                found = ", ".join(
+                    f"{one.key} ({one.left} there, {one.right} here)"
+                    for one in differences(other.identity(), recipe.identity())[:5]
+                )
+                message = f"The run that this one continues trains other weights; it differs in {found}."
+                yield Problem(key, f"{message} Give both the same, or start from its weights with load_weights_path.")
             elif other.last_step >= recipe.last_step:
                 message = (
                     f"The run that this one continues ends at step {other.last_step}, this one at {recipe.last_step}."
@@ -123,20 +140,26 @@ def _check_surroundings(recipe: Recipe, path: Path) -> Iterator[Problem]:
 def _check_evaluations(recipe: Recipe, path: Path) -> Iterator[Problem]:
     """Whether there will be the checkpoints that the profile's eval.yaml wants to evaluate while training goes on."""
     evaluation = path.with_name("eval.yaml")
-    if path.stem not in PRETRAINING or not evaluation.is_file():
+    if path.stem not in ("pretrain", *PRETRAINING) or not evaluation.is_file():
         return
     try:
         section = load_eval_recipe(evaluation).checkpoints
     except UserError:  # reported where it is checked itself
         return
+    if section is not None and (problem := _left_out(section.every_steps, recipe, evaluation)):
+        yield Problem(("checkpoints", "checkpoint_interval"), problem)
+
+
+def _left_out(every_steps: int, recipe: Recipe, evaluation: Path) -> str:
+    """Why most of the evaluations of a run's checkpoints would be left out; empty if they would not."""
     interval = recipe.checkpoints.checkpoint_interval
-    if section is not None and section.every_steps <= recipe.last_step and section.every_steps % interval:
-        yield Problem(
-            ("checkpoints", "checkpoint_interval"),
-            f"{evaluation} evaluates the checkpoints of every {section.every_steps} steps (checkpoints.every_steps), "
-            f"but a checkpoint every {interval} steps leaves most of those out. Make every_steps a multiple of "
-            f"checkpoint_interval.",
-        )
+    if every_steps > recipe.last_step or every_steps % interval == 0:
+        return ""
+    return (
+        f"{evaluation} evaluates the checkpoints of every {every_steps} steps (checkpoints.every_steps), but a "
+        f"checkpoint every {interval} steps leaves most of those out. Make every_steps a multiple of "
+        f"checkpoint_interval."
+    )
 
 
 _loaded = functools.cache(load_recipe)

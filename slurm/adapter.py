@@ -64,9 +64,10 @@ class Slurm:
         """What sbatch will ask for: the script's header, overruled by the profile's options and these."""
         script = project_file(script_of(name)).read_text(encoding="utf-8")
         header = re.findall(r"^#SBATCH\s+(--\S+)", script, re.MULTILINE)
-        nodes, gpus = 1, 0
+        nodes, gpus, asked = 1, 0, {}
         for option in [*header, *self._settings.options(name), *_long_options(options)]:
             key, _, value = option.partition("=")
+            asked[key] = value
             if key == "--nodes":
                 if not value.isdigit():
                     raise JobError(
@@ -76,6 +77,7 @@ class Slurm:
             elif key in ("--gres", "--gpus-per-node"):
                 count = re.fullmatch(r"(?:gpu:)?(?:[A-Za-z][\w.-]*:)?(\d+)", value)
                 gpus = int(count[1]) if count else 0
+        _check_time_limit(name, asked.get("--time", ""), asked.get("--signal", ""))
         return Resources(nodes, gpus)
 
     def queue(self, run: Path) -> dict[str, QueuedJob]:
@@ -120,11 +122,37 @@ def script_of(name: str) -> Path:
     return SCRIPTS / f"{job_of(name).script or name}.sh"
 
 
+def _check_time_limit(name: str, limit: str, warning: str) -> None:
+    """Raises JobError for a limit that is over when Slurm's warning comes: every attempt would save at its start."""
+    told = re.fullmatch(r"\S+@(\d+)", warning)
+    seconds = _seconds(limit)
+    if told and seconds is not None and seconds <= int(told[1]):
+        raise JobError(
+            f"{name}: --time={limit} is no longer than the {int(told[1])} s before its end at which Slurm tells the "
+            f"job to save (--signal={warning}). Ask for more time, or for a later warning, as with --signal=B:USR1@60."
+        )
+
+
+def _seconds(limit: str) -> int | None:
+    """Of a time limit as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS; None for others."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if not found:
+        return None
+    days, *parts = (int(part) if part else None for part in found.groups())
+    first, second, third = parts
+    if days is not None:
+        return 86400 * days + 3600 * (first or 0) + 60 * (second or 0) + (third or 0)
+    if third is not None:
+        return 3600 * (first or 0) + 60 * (second or 0) + third
+    return 60 * (first or 0) + (second or 0)
+
+
 def _long_options(options: Sequence[str]) -> list[str]:
-    """`-N 2`, `-N2` and `--nodes 2` as `--nodes=2`."""
+    """`-N 2`, `-N2` and `--nodes 2` as `--nodes=2`, `-t 60` as `--time=60`."""
     text = "\n".join(options)
     text = re.sub(r"^-N\n?(?=\d)", "--nodes=", text, flags=re.MULTILINE)
-    return re.sub(r"^(--(?:nodes|gres|gpus-per-node))\n", r"\1=", text, flags=re.MULTILINE).split("\n")
+    text = re.sub(r"^-t\n?(?=\d)", "--time=", text, flags=re.MULTILINE)
+    return re.sub(r"^(--(?:nodes|gres|gpus-per-node|time|signal))\n", r"\1=", text, flags=re.MULTILINE).split("\n")
 
 
 def _cut(line: str) -> list[str]:
@@ -150,7 +178,10 @@ def _slurm(*command: str) -> str:
             f"{command[0]} is not on this machine. Log in to a Slurm cluster, or try slurm/dev-cluster up."
         ) from None
     except subprocess.CalledProcessError as error:
-        raise JobError(f"{command[0]} refused: {error.stderr.strip()}") from None
+        said = error.stderr.strip()
+        if "configuration source" in said or "Unable to contact" in said:
+            said = f"{said.splitlines()[-1]}. No cluster answers here: log in to one, or start slurm/dev-cluster up"
+        raise JobError(f"{command[0]} refused: {said}") from None
     return answer.stdout
 
 

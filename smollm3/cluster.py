@@ -1,7 +1,10 @@
 """Verbs for clusters: put jobs into a scheduler's queue, and see where they are."""
 
 import os
+import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -9,6 +12,9 @@ import click
 from jobs.profile import Profile
 from smollm3 import completing
 from smollm3.options import Place, takes_profile
+
+_OWN_OPTIONS = ("--profile", "--run", "--model", "--suite")
+_OVERRIDE = re.compile(r"[a-z_]+(\.\w+)+=")
 
 
 @click.command(
@@ -31,9 +37,20 @@ def submit(profile: Profile, model: Path | None, suites: tuple[str, ...], job: s
     from jobs.submission import submit_job
 
     split = words.index("--") if "--" in words else len(words)
+    _refuse_misplaced(job, words[:split])
     name = job.removeprefix("slurm/").removesuffix(".sh")
     chosen = _that_evaluates(profile, model, suites)
     click.echo(submit_job(chosen, load_scheduler(chosen), name, words[:split], words[split + 1 :]))
+
+
+def _refuse_misplaced(job: str, words: Sequence[str]) -> None:
+    """What the scheduler would be given, though it is meant for this command: another profile would be submitted."""
+    for before, word in pairwise(["", *words]):
+        option = word.partition("=")[0]
+        if option in _OWN_OPTIONS:
+            raise click.UsageError(f"{option} belongs before the job: smollm3 submit {option} ... {job}")
+        if _OVERRIDE.match(word) and not before.startswith("-"):
+            raise click.UsageError(f"Values of the recipe belong behind --: smollm3 submit {job} -- {word}")
 
 
 def _that_evaluates(profile: Profile, model: Path | None = None, suites: tuple[str, ...] = ()) -> Profile:
@@ -70,4 +87,6 @@ def cluster_status(profile: Profile) -> None:
     queue = scheduler.queue(profile.run)
     console = Console() if sys.stdout.isatty() else Console(width=130)
     console.print(status_table(profile, scheduler, queue))
-    click.echo(f"next: {', '.join(next_jobs(profile, queue)) or 'nothing'}")
+    waiting = ", ".join(next_jobs(profile, queue))
+    nothing = "nothing waits in the queue; smollm3 cluster-run submits what is neither done nor queued"
+    click.echo(f"next: {waiting or nothing}")

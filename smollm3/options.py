@@ -13,12 +13,17 @@ from click.core import ParameterSource
 from foundation.errors import UserError
 from foundation.project import recipe_place
 from foundation.recipe.loading import names_and_overrides
+from foundation.recipe.phases import PHASES
 from jobs.plan import default_run
 from jobs.profile import Profile
 from smollm3 import completing
 from smollm3.completing import PROFILES
 
 DEFAULT_PROFILE = "tiny"
+VERB_OF_PHASE = {
+    "pretrain": "train", "long_context": "train", "midtrain": "posttrain", "sft": "posttrain", "apo": "posttrain",
+    "synthetic": "synthesize", "merge": "merge", "eval": "eval",
+}  # fmt: skip
 Function = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -183,6 +188,14 @@ def recipe_file(folder: Path, name: str) -> Path:
         f"There is no recipe {name}: neither a file nor a recipe of {folder}. "
         + (f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}.")
     )
+
+
+def refuse_other_phases(recipes: Sequence[Path], verb: str) -> None:
+    """Raises ArgumentError for a recipe that another verb trains; a file whose name says no phase may be of any."""
+    for recipe in recipes:
+        phase = next((phase for phase in PHASES if recipe.stem.startswith(phase)), None)
+        if phase is not None and VERB_OF_PHASE[phase] != verb:
+            raise ArgumentError(f"{recipe} is a recipe of {phase}: smollm3 {VERB_OF_PHASE[phase]} {recipe}")
 
 
 def _profile_options(function: Function) -> Function:

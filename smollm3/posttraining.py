@@ -7,7 +7,15 @@ import click
 
 from jobs.profile import Profile
 from smollm3.models import final_model, model_folder, model_or_hub_name
-from smollm3.options import FolderForResults, Place, json_option, seeds_option, takes_profile, takes_recipes
+from smollm3.options import (
+    FolderForResults,
+    Place,
+    json_option,
+    refuse_other_phases,
+    seeds_option,
+    takes_profile,
+    takes_recipes,
+)
 
 _FILE = Place(dir_okay=False)
 _HELD_OUT = "heldout.jsonl"  # among the generated sets
@@ -48,6 +56,7 @@ def posttrain(profile: Profile, recipes: list[Path], overrides: list[str], previ
     process per GPU, or per core, shares each step. A phase that was interrupted goes on at its last checkpoint. On a
     cluster, slurm/ does the same.
     """
+    refuse_other_phases(recipes, "posttrain")
     if preview is not None:
         from rich.console import Console
 

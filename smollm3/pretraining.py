@@ -8,7 +8,7 @@ import click
 from foundation.errors import UserError
 from jobs.plan import typed
 from jobs.profile import Profile
-from smollm3.options import Place, takes_profile, takes_recipes
+from smollm3.options import Place, refuse_other_phases, takes_profile, takes_recipes
 
 _FOLDER = Place()
 
@@ -23,6 +23,7 @@ def train(profile: Profile, recipes: list[Path], overrides: list[str]) -> None:
     """
     from nanotron_ext.launch import launch
 
+    refuse_other_phases(recipes, "train")
     launch(recipes, overrides)
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from foundation.recipe.architecture import ModelConfig
 from foundation.recipe.section import Section
@@ -21,6 +21,14 @@ class General(Section):
     run: str = Field(description="Name of this run; its folder is <runs_path>/<run>.")
     runs_path: str = Field(description="Folder that holds the runs of one profile.")
     seed: int = Field(42, ge=0, description="Seed of initialisation. Data order has its own: data.seed.")
+
+    @field_validator("run")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        """A folder in runs_path, and a part of wandb's id of the run, which excludes these characters."""
+        if name in ("", ".", "..") or set(name) & set("/\\:;,#?'") or not name.isprintable():
+            raise ValueError("It names a folder in general.runs_path: give it no / \\ : ; , # ? or '.")
+        return name
 
 
 class Parallelism(Section):

@@ -256,4 +256,4 @@ def test_the_command_says_what_would_run_and_refuses_unknown_stages(
     assert main([*arguments, "--dry-run", "dta"]) == 2
     assert "There is no stage 'dta'" in capsys.readouterr().err
     assert main([*arguments, "sft"]) == 2
-    assert "sft needs midtrain, which is not done" in capsys.readouterr().err
+    assert "sft needs midtrain, which the chain has to run first: it has not run yet." in capsys.readouterr().err

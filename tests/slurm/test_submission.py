@@ -71,11 +71,11 @@ def finish_stage(login: Login, stage: str, step: int) -> None:
 
 
 def test_a_job_is_submitted_with_its_profiles_options_and_the_users_last(login: Login) -> None:
-    answer = login.submit("pretrain_stage1", "--time=5", "--", "general.seed=3")
+    answer = login.submit("pretrain_stage1", "--time=50", "--", "general.seed=3")
     assert answer.returncode == 0, answer.stderr
     [command] = login.submitted()
     assert command.split()[-2:] == [str(Path("slurm/pretrain_stage1.sh").resolve()), "general.seed=3"]
-    assert command.index("--time=60") < command.index("--time=5")
+    assert command.index("--time=60") < command.index("--time=50")
     assert "--nodes=2" in command and "--gres=none" in command and "--dependency" not in command
 
 
@@ -101,6 +101,33 @@ def refused(login: Login, message: str, *arguments: str, **environment: str) -> 
 
 def test_no_checkpoint_to_start_from(login: Login) -> None:
     refused(login, "pretrain_stage2: no checkpoint to start from", "pretrain_stage2")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--profile", "smollm3-3b"], "--profile belongs before the job"),
+        (["--run=elsewhere"], "--run belongs before the job"),
+        (["--suite", "base"], "--suite belongs before the job"),
+        (["tokens.stop_step=2"], "smollm3 submit pretrain_stage1 -- tokens.stop_step=2"),
+    ],
+)
+def test_what_is_not_for_the_scheduler_is_not_given_to_it(login: Login, words: list[str], message: str) -> None:
+    refused(login, message, "pretrain_stage1", *words)
+
+
+@pytest.mark.parametrize("limit", ["10", "-t10", "-t 10", "00:10:00", "9:59", "0-0:10"])
+def test_a_time_limit_within_the_warning_before_it_is_refused(login: Login, limit: str) -> None:
+    """Slurm tells the job 600 s before its end to save; with a shorter limit it would do so at its start, for ever."""
+    option = limit if limit.startswith("-") else f"--time={limit}"
+    refused(login, "s before its end at which Slurm tells the job to save", "pretrain_stage1", *option.split())
+
+
+@pytest.mark.parametrize(
+    "options", [["--time=11"], ["--time=1-00"], ["--time=2", "--signal=B:USR1@60"], ["-t", "0:10:01"]]
+)
+def test_other_time_limits_are_not(login: Login, options: list[str]) -> None:
+    assert login.submit("pretrain_stage1", *options).returncode == 0
 
 
 def test_a_half_finished_stage_is_no_start(login: Login) -> None:

@@ -191,3 +191,41 @@ def test_a_full_disk_is_said_in_a_sentence() -> None:
 def test_shipped_recipes_are_compared_from_any_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", "recipes/tiny/sft.yaml", "recipes/tiny/apo.yaml"]) == 1
     assert "keys differ between A = recipes/tiny/sft.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "recipe", "right"),
+    [("train", "recipes/tiny/sft.yaml", "posttrain"), ("posttrain", "recipes/tiny/pretrain.yaml", "train"),
+     ("train", "recipes/tiny/merge.yaml", "merge")],
+)  # fmt: skip
+def test_a_recipe_of_another_verb_is_sent_there(
+    verb: str, recipe: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, recipe]) == 2
+    said = capsys.readouterr().err
+    assert f": smollm3 {right} " in said and said.endswith(f"{recipe}\n")
+
+
+@pytest.mark.parametrize("run", ["sweep/a", "../../oops", "..", "sweep:a", "a#1", ""])
+@pytest.mark.parametrize("recipe", ["pretrain", "sft"])
+def test_a_run_that_names_no_folder_is_refused(recipe: str, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be written elsewhere, or end the run when wandb refuses it."""
+    assert main(["check", f"recipes/tiny/{recipe}.yaml", f"general.run='{run}'"]) == 2
+    assert "names a folder in general.runs_path" in capsys.readouterr().err
+
+
+def test_check_looks_for_the_input_of_post_training(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = ["recipes/tiny/sft.yaml", "model.model_name_or_path=/nowhere/model"]
+    assert main(["check", *missing]) == 0
+    assert main(["check", "--data", *missing]) == 2
+    assert "There is no model at /nowhere/model" in capsys.readouterr().err
+
+
+def test_check_sees_left_out_evaluations_from_either_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("pretrain", "pretrain_stage1", "eval"):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {ROOT}/recipes/tiny/{name}.yaml\n")
+    with (tmp_path / "eval.yaml").open("a") as file:
+        file.write("checkpoints: {every_steps: 150, suites: [base]}\n")
+    for name in ("pretrain", "pretrain_stage1", "eval"):
+        assert main(["check", str(tmp_path / f"{name}.yaml")]) == 2, name
+        assert "leaves most of those out" in capsys.readouterr().err
