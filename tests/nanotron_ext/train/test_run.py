@@ -82,7 +82,7 @@ def test_a_run_leaves_everything_a_reader_needs(straight: Recipe) -> None:
 def test_stop_and_go_on_equals_one_run(
     root: Path, straight: Recipe, layout: str, micro_batch_size: int, accumulation: int, exact: bool
 ) -> None:
-    name = f"resumed-{layout}".replace(" ", "")
+    name = f"resumed-on-{layout}".translate(str.maketrans("", "", " {},:"))
     first = tiny_recipe(root, general__run=name, tokens=TOKENS % (2, 1, "val_check_interval: 4, stop_step: 4"))
     run_ranks(run, 2, first)
     tokens = TOKENS % (micro_batch_size, accumulation, "val_check_interval: 4")
