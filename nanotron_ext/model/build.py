@@ -1,5 +1,6 @@
 """From a recipe to the model of this rank: layers to stages, nanotron's parallel layers, tied parameters."""
 
+import logging
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from nanotron_ext.engine import (
     sanity_check,
     tie_parameters,
 )
+from nanotron_ext.model.attention_backends import AttentionShape, choose_attention
 from nanotron_ext.model.elementwise import Elementwise
 from nanotron_ext.model.init import initialize
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining, TensorParallel
 from nanotron_ext.model.stages import balanced_stages
+
+logger = logging.getLogger("nanotron_ext.model")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,6 +39,7 @@ def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch
     tokens = recipe.tokens.micro_batch_size * recipe.tokens.sequence_length // parallelism.context_parallel_size
     rows = tokens // parallelism.tp if tp.shards_sequence else tokens
     p2p = StaticShapeP2P(parallel_context.pp_pg, device, (rows, recipe.architecture.hidden_size), dtype)
+    logger.info(f"Attention by {attention_backend(recipe, device)}.")
     is_compiled = device.type == "cuda" if parallelism.compile == "auto" else parallelism.compile
     elementwise = Elementwise(is_compiled)
     model = SmolLM3ForTraining(recipe.architecture, parallelism, parallel_context, p2p, tp, elementwise)
@@ -45,6 +50,13 @@ def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch
     sanity_check(model)
     initialize(model, recipe.architecture, recipe.general.seed, recipe.model.init_method.std)
     return model
+
+
+def attention_backend(recipe: Recipe, device: torch.device) -> str:
+    """Name of the kernel that computes this rank's attention, tried out here before a step depends on it."""
+    config, tp = recipe.architecture, recipe.parallelism.tp
+    shape = AttentionShape(config.num_attention_heads // tp, config.num_key_value_heads // tp, config.head_dim)
+    return choose_attention(device.type, DTYPES[recipe.model.dtype], shape)[0]
 
 
 def _place_on_stages(model: SmolLM3ForTraining, layers_per_stage: list[int]) -> None:

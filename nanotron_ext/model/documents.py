@@ -72,12 +72,12 @@ class Documents:
         borders = ends.tolist()
         offsets = [0, *itertools.accumulate(run.stop - run.start for run in sharding.runs)]
         blocks = tuple(
-            _query_block(run, offset, borders, device) for run, offset in zip(sharding.runs, offsets, strict=False)
+            query_block(run, offset, borders, device) for run, offset in zip(sharding.runs, offsets, strict=False)
         )
         return cls(to_device(sharding.take(positions), device), sharding, blocks)
 
 
-def _query_block(run: slice, offset: int, borders: list[int], device: torch.device | str) -> QueryBlock:
+def query_block(run: slice, offset: int, borders: list[int], device: torch.device | str) -> QueryBlock:
     """The block of the tokens in `run`, which are the rank's rows from `offset` on; `borders` of all documents."""
     inside = [border for border in borders if run.start < border < run.stop]
     first_key = max(border for border in borders if border <= run.start)

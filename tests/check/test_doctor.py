@@ -1,5 +1,6 @@
 """What doctor says of environments in which something is missing, different or broken."""
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from check import doctor, packages
-from nanotron_ext.model import attention
+from nanotron_ext.model import attention_backends
 
 SECRETS = {"WANDB_API_KEY": "secret-of-wandb", "HF_TOKEN": "hf_secretofthehub"}
 SYSTEM_TOOLS = "/usr/bin:/bin"
@@ -160,10 +161,20 @@ def test_a_driver_is_held_against_the_lowest_for_torchs_cuda(version: str, state
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a GPU whose kernels all work as soon as their module can be imported."""
+
+    def problem_of(module: str, *_: object) -> str | None:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return str(error)
+        return None
+
     monkeypatch.setattr(doctor, "_device_type", lambda: "cuda")
-    attention.attention_backend.cache_clear()
+    monkeypatch.setattr(attention_backends, "problem_of", problem_of)
+    attention_backends.choose_attention.cache_clear()
     yield
-    attention.attention_backend.cache_clear()
+    attention_backends.choose_attention.cache_clear()
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -175,11 +186,12 @@ def test_the_backend_is_the_one_that_training_takes(tmp_path: Path, monkeypatch:
     module.write_text("raise ImportError('undefined symbol: _ZN3c105')\n")
     add_distribution(tmp_path, "flash_attn", "2.8.3")
     monkeypatch.syspath_prepend(str(tmp_path))
-    attention.attention_backend.cache_clear()
+    attention_backends.choose_attention.cache_clear()
     backend, package = doctor._attention()
-    assert backend.found.endswith("would use flash_attn")
-    assert package.state == "broken" and "undefined symbol" in package.found and "setup-flash-attn" in package.advice
-    assert "* `flash_attn`:" in str(attention.__doc__) and "* `torch_varlen`:" in str(attention.__doc__)
+    assert backend.found.endswith("would use torch_varlen")
+    assert package.state == "note" and "undefined symbol" in package.found and "setup-flash-attn" in package.advice
+    assert "* `flash_attn`:" in str(attention_backends.__doc__)
+    assert "* `torch_varlen`:" in str(attention_backends.__doc__)
 
 
 @pytest.mark.usefixtures("on_gpu")
