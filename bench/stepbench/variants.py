@@ -46,6 +46,18 @@ def our_step(work: Work, tp: int = 1, dp: int = 1, overrides: tuple[str, ...] = 
     return lambda step: state.train_step(work.batch(step, context.replica, dp)).loss
 
 
+def packed_shape(variant: str, work: Work) -> tuple[int, int]:
+    """Rows and tokens of each as the model gets a micro-batch.
+
+    transformers' flash attention takes position ids for document borders in a single row only; with more rows it
+    attends over each whole row, which is other work. The other implementations build a mask of the square of a row's
+    length, so for them rows stay as they are.
+    """
+    if variant == FLASH:
+        return 1, work.micro_batch_size * work.sequence_length
+    return work.micro_batch_size, work.sequence_length
+
+
 def transformers_step(work: Work, variant: str, device: str) -> TakeStep:
     """Packed samples by their position ids, gradients accumulated, fused AdamW on float32 weights, autocast to bf16."""
     import torch
@@ -80,7 +92,7 @@ def transformers_step(work: Work, variant: str, device: str) -> TakeStep:
         fused=True,
     )
     run: Any = torch.compile(model) if "compiled" in variant else model
-    shape = (work.micro_batch_size, work.sequence_length)
+    shape = packed_shape(variant, work)
 
     def take_step(step: int) -> float:
         batch = work.batch(step)

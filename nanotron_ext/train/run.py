@@ -27,6 +27,7 @@ from nanotron_ext.train import startup
 from nanotron_ext.train.agreement import agree, newest_of_all
 from nanotron_ext.train.console import Console
 from nanotron_ext.train.exchange import complete_checkpoints
+from nanotron_ext.train.garbage import GarbageCollection
 from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
 from nanotron_ext.train.spikes import SpikeDetector, SpikeError
@@ -56,11 +57,11 @@ def run(recipe: Recipe) -> Outcome:
         outcome.clear(recipe)
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
     try:
-        with Heartbeat(recipe, launch) as heartbeat:
+        with Heartbeat(recipe, launch) as heartbeat, GarbageCollection() as garbage:
             state = TrainState(recipe, context, launch.device)
             step_done = _restore(state, found, heartbeat)
             if step_done < recipe.last_step:
-                step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
+                step_done = _train(state, step_done, found, stop, heartbeat, garbage, is_writer)
             else:
                 CheckpointWriter(state, found.skipped, heartbeat.waits_for).finish_uploads()  # what failed before
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
@@ -144,6 +145,7 @@ def _train(
     found: startup.Preflight,
     stop: StopSignal,
     heartbeat: Heartbeat,
+    garbage: GarbageCollection,
     is_writer: bool,
 ) -> int:
     """Train up to the last step or a stop request; returns the last step done."""
@@ -189,6 +191,7 @@ def _train(
             writer.start(batch.step, extra["data"], journal.sync if journal is not None else None)
         if result.stop_requested:
             break
+        garbage.after_step(batch.step)
         heartbeat.waits_for("reading data", DOWNLOADS)
         mark = time.perf_counter()
     writer.commit()
