@@ -1,9 +1,9 @@
 """Garbage collection between steps, at the same steps on every rank.
 
 Python looks through all objects whenever enough have been made: 0.15 s beside torch, transformers and wandb (270,000
-objects), on any rank in the middle of a step, and all others wait for it. Here it happens between steps, on all ranks at
-once; and what start-up and the first step made is left out from then on, as it lives as long as the run: a collection
-then takes milliseconds.
+objects), on any rank in the middle of a step, and all others wait for it. Here it happens between steps, on all ranks
+at once; and what start-up and the first step made is left out from then on, as it lives as long as the run: a
+collection then takes milliseconds.
 """
 
 import gc

@@ -11,8 +11,8 @@ from nanotron_ext.model.documents import Documents
 
 sys.path.insert(0, str(Path("bench").resolve()))
 
-from stepbench.variants import FLASH, packed_shape  # noqa: E402
-from stepbench.work import Work  # noqa: E402
+from stepbench.variants import FLASH, packed_shape
+from stepbench.work import Work
 
 WORK = Work("tiny", "bfloat16", 128, 3, 2, 64, mean_document_tokens=40)
 

@@ -4,6 +4,7 @@ The packages are doubles, as no GPU is needed to see which of them training woul
 signatures to the real ones. They compute on float64 matrices with a mask written out.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -36,8 +37,8 @@ def varlen(
     """What flash-attn's function of this name computes, by its documentation; or a mistake."""
     query, key = torch.arange(len(q)), torch.arange(len(k))
     borders_q, borders_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    assert max_seqlen_q == max(b - a for a, b in zip(borders_q, borders_q[1:], strict=False))
-    assert max_seqlen_k == max(b - a for a, b in zip(borders_k, borders_k[1:], strict=False))
+    assert max_seqlen_q == max(b - a for a, b in itertools.pairwise(borders_q))
+    assert max_seqlen_k == max(b - a for a, b in itertools.pairwise(borders_k))
     document_q = torch.bucketize(query, cu_seqlens_q[1:], right=True)
     document_k = torch.bucketize(key, cu_seqlens_k[1:], right=True)
     starts_q, starts_k = cu_seqlens_q[document_q], cu_seqlens_k[document_k]

@@ -34,7 +34,7 @@ def collections_by_step(recipe: Recipe) -> list[tuple[int, bool]]:
         return result
 
     def note(phase: str, _: dict[str, int]) -> None:
-        if phase == "start" and 2 <= now[0]:
+        if phase == "start" and now[0] >= 2:
             seen.append((now[0], bool(now[1])))
 
     TrainState.train_step = noting  # type: ignore[method-assign]
