@@ -25,7 +25,7 @@ SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-vllm setup-flash-attn doctor demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-step bench-gpu bench-guard bench-checkpoints bench-journal bench-plan bench-merge chaos layouts figures record predictions test test-storage test-slurm test-compat lint format
+.PHONY: bench-data bench-step bench-loss bench-gpu bench-guard bench-checkpoints bench-journal bench-plan bench-merge chaos layouts figures record predictions test test-storage test-slurm test-compat lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -177,6 +177,9 @@ bench-journal: setup ## Resuming behind 3.45 million rows of metrics: time and p
 
 bench-step: setup ## Our training step beside transformers' model on the same batches (minutes)
 	$(PY) bench/step.py
+
+bench-loss: setup ## Gradients and losses of confident tokens in bfloat16, beside float64 and float32 (minutes)
+	$(PY) bench/loss.py
 
 bench-gpu: setup ## Everything that a GPU is asked for, into runs/bench-gpu/speed.md; goes on where it was interrupted
 	$(PY) bench/gpu.py

@@ -52,6 +52,7 @@ class Campaign:
         for size in self.sizes:
             yield f"size-{size}", ["--sizes", size, *(["--variants", *self.variants] if self.variants else [])]
         yield "curve", ["--sizes", self.sizes[0], "--curve", str(self.curve_steps)]
+        yield "low-loss", ["--sizes", self.sizes[0], "--curve", str(2 * self.curve_steps), "--repeat", "1"]
         yield "profile", [*largest, "--profile"]
         for count in self.micro_batch_sizes:
             yield f"micro-batch-{count}", [*alone, "--micro-batch-size", str(count)]

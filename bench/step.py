@@ -9,6 +9,7 @@ figures.
     python bench/step.py --layouts --micro-batches 2  # tp 2 and dp 2 on two processes, against one with two threads
     python bench/step.py --device cuda                # a GPU: 135m to 3b, sequence 4096, bfloat16 (all: bench/gpu.py)
     python bench/step.py --sizes tiny --curve 200     # losses: compiled bf16 path against float32 as written
+    python bench/step.py --sizes tiny --curve 400 --repeat 4   # the same, down to confident tokens
     python bench/step.py --sizes 135m --profile       # where our step's time goes
 
 MFU = (6 x parameters x tokens + 6 x layers x hidden_size x the sum of squared document lengths) / seconds / peak.
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures here, and a plot beside them (.svg)")
     parser.add_argument("--profile", action="store_true", help="print where our step's time goes, and nothing else")
     parser.add_argument("--curve", type=int, metavar="STEPS", help="losses of the compiled path and the reference path")
+    parser.add_argument("--repeat", type=int, default=0, metavar="N", help="train on N batches again and again")
     arguments = parser.parse_args()
     print(f"{machine(arguments.device)}, {time.strftime('%Y-%m-%d')}")
     results = {}
@@ -89,6 +91,7 @@ def work_of(size: str, arguments: argparse.Namespace) -> Work:
         loss_chunk_tokens=defaults.get("loss_chunk_tokens", 2048),
         mean_document_tokens=arguments.document_tokens,
         options=tuple(arguments.set),
+        distinct_steps=arguments.repeat,
     )
 
 

@@ -26,7 +26,8 @@ def page(folder: Path, parts: Parts, failures: dict[str, str], is_rehearsal: boo
         steps("By size, beside the peers", "size-", parts, ["![tokens/s and memory](sizes.svg)"]),
         steps("By micro-batch size", "micro-batch-", parts),
         steps("Long windows", "window-", parts),
-        curve(parts),
+        curve("Loss on the compiled path and on the reference path", "curve", parts),
+        curve("The same on one batch again and again, down to confident tokens", "low-loss", parts),
         profiled(parts),
         prediction(folder),
         ["## Failed", "\n".join(f"- {name}: {reason}" for name, reason in failures.items())] if failures else [],
@@ -76,13 +77,13 @@ def planned_bytes(recipe: dict[str, Any]) -> float:
     return peak_memory(Recipe.model_validate(recipe), runtime_bytes=0.0).total
 
 
-def curve(parts: Parts) -> list[str]:
-    if "curve" not in parts:
+def curve(title: str, name: str, parts: Parts) -> list[str]:
+    if name not in parts:
         return []
-    section = ["## Loss on the compiled path and on the reference path"]
-    for size, result in parts["curve"]["results"].items():
+    section = [f"## {title}"]
+    for size, result in parts[name]["results"].items():
         count = len(next(iter(result["losses"].values())))
-        section += [f"{size}, {count} steps. {verdict(result)}", f"![losses](curve-{size}.svg)"]
+        section += [f"{size}, {count} steps. {verdict(result)}", f"![losses]({name}-{size}.svg)"]
     return section
 
 

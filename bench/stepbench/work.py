@@ -28,6 +28,7 @@ class Work:
     loss_chunk_tokens: int
     mean_document_tokens: int = 900
     options: tuple[str, ...] = ()  # of this trainer: `section.key=value` of the recipe
+    distinct_steps: int = 0  # how many different batches there are, over and over; 0: each step has its own
 
     @property
     def tokens(self) -> int:
@@ -60,11 +61,14 @@ class Work:
             ],
         )
 
+    def _draw(self, step: int) -> int:
+        return (step - 1) % self.distinct_steps + 1 if self.distinct_steps else step
+
     def lengths(self, step: int) -> list[list[int]]:
         """Of every micro-batch's documents: log-normal, cut at the ends of samples."""
         import numpy as np
 
-        generator = np.random.default_rng([step, 1])
+        generator = np.random.default_rng([self._draw(step), 1])
         micro_batches = []
         for _ in range(self.micro_batches):
             lengths: list[int] = []
@@ -97,7 +101,7 @@ class Work:
 
         from nanotron_ext.data.loader import MicroBatch, StepBatch
 
-        generator = np.random.default_rng([step, 2])
+        generator = np.random.default_rng([self._draw(step), 2])
         micro_batches = []
         for lengths in self.lengths(step):
             ids = generator.zipf(1.2, (self.micro_batch_size, self.sequence_length + 1)) % (VOCABULARY - 2) + 2

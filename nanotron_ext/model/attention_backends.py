@@ -145,10 +145,11 @@ def problem_of(
 def _with_gradients(
     function: AttentionFunction, inputs: list[torch.Tensor], block: QueryBlock
 ) -> tuple[torch.Tensor, ...]:
+    q, k, v, direction = (tensor.detach() for tensor in inputs)
     with torch.enable_grad():
-        *leaves, direction = (tensor.detach().requires_grad_() for tensor in inputs)
-        out = function(*leaves, block)
-        return out.detach(), *torch.autograd.grad(out, leaves, direction.detach())
+        leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
+        out = function(q, k, v, block)
+        return out.detach(), *torch.autograd.grad(out, leaves, direction)
 
 
 def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-PARTS = {"size-tiny", "curve", "profile", "micro-batch-1", "window-256"}
+PARTS = {"size-tiny", "curve", "low-loss", "profile", "micro-batch-1", "window-256"}
 
 
 def gpu(*options: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def test_every_part_is_measured_and_on_the_page(rehearsal: Path) -> None:
     page = (rehearsal / "speed.md").read_text()
     assert "A rehearsal on a CPU" in page
     assert "## Failed" not in page
-    for picture in ("sizes.svg", "curve-tiny.svg"):
+    for picture in ("sizes.svg", "curve-tiny.svg", "low-loss-tiny.svg"):
         assert f"]({picture})" in page
         assert (rehearsal / picture).read_text().startswith("<svg")
     variants = result(rehearsal, "size-tiny")["variants"]
@@ -77,7 +77,7 @@ def test_goes_on_where_it_was_interrupted(rehearsal: Path, tmp_path: Path) -> No
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     done = gpu("--rehearse", "--out", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "== profile: part 5 of 5" in done.stdout
+    assert "== profile: part 6 of 6" in done.stdout
     assert (folder / "profile.json").exists()
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
 
