@@ -121,11 +121,14 @@ def import_ifeval() -> Any:
     """lighteval's IFEval module on rules that need no data files.
 
     Sentences are split by nltk's Punkt algorithm without its trained abbreviations, and words by its Treebank rules:
-    both need no data, so that scores are the same on every machine.
+    both need no data, so that scores are the same on every machine. langdetect draws random numbers, and without a seed
+    calls a short answer Portuguese at one time and Latvian at another.
     """
+    from langdetect import DetectorFactory
     from lighteval.tasks.tasks.ifeval import instructions_utils, main
     from nltk.tokenize import NLTKWordTokenizer, PunktSentenceTokenizer
 
+    DetectorFactory.seed = 0
     instructions_utils._get_sentence_tokenizer = PunktSentenceTokenizer
     instructions_utils.nltk.word_tokenize = NLTKWordTokenizer().tokenize
     return main

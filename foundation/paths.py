@@ -10,6 +10,7 @@ from pathlib import Path
 from foundation.errors import UserError
 
 WEIGHT_INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"  # of a model that has no index
 
 
 class UnsafeNameError(UserError):
@@ -44,6 +45,10 @@ def inside(folder: Path, name: object) -> Path:
     return path
 
 
+class AmbiguousWeightsError(UserError):
+    """A model folder that holds two sets of weights: programs differ in which they read."""
+
+
 def indexed_weight_files(model: Path) -> list[str]:
     """Names of the files that a transformers folder's index of weights lists, sorted; none if it has no index.
 
@@ -51,14 +56,21 @@ def indexed_weight_files(model: Path) -> list[str]:
 
     Raises:
         UnsafeNameError: if the index is not one, or names anything but files of the folder.
+        AmbiguousWeightsError: if it leaves out a model.safetensors, which transformers reads instead of the index.
     """
     index = model / WEIGHT_INDEX
     if not index.is_file():
         return []
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({plain_name(name) for name in names})
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({plain_name(name) for name in weight_map.values()})
     except UnsafeNameError as error:
         raise UnsafeNameError(f"{index}: {error} Get the model again, from where you trust it.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsafeNameError(f"{index} is not an index of weights ({type(error).__name__}: {error}).") from None
+    if WEIGHTS not in names and (model / WEIGHTS).is_file():
+        raise AmbiguousWeightsError(
+            f"{model} holds {WEIGHTS}, and beside it {WEIGHT_INDEX}, which lists {', '.join(names[:3])}"
+            f"{' and more' if len(names) > 3 else ''} instead. They may be two models: remove the one that is old."
+        )
+    return names

@@ -13,7 +13,8 @@ from typing import Any
 from foundation.errors import UserError
 from foundation.finite import check_files_finite
 from foundation.hf_folder import TOKENIZER_FILES, meaning, read_config
-from foundation.paths import indexed_weight_files
+from foundation.paths import WEIGHTS, indexed_weight_files
+from foundation.tokenizer_json import differing_parts
 
 # Keys of config.json that say nothing about the weights; the merged model takes the parent's.
 _FREE_CONFIG_KEYS = frozenset(
@@ -49,6 +50,7 @@ class Checkpoint:
     Raises:
         MergeError: on construction, if the folder or one of its files is missing or unreadable.
         UnsafeNameError: if its index names files elsewhere.
+        AmbiguousWeightsError: if it holds weights that its index leaves out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -67,7 +69,7 @@ class Checkpoint:
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        return [self._required(name) for name in indexed_weight_files(self.path) or ["model.safetensors"]]
+        return [self._required(name) for name in indexed_weight_files(self.path) or [WEIGHTS]]
 
     def _read_tensor_infos(self) -> dict[str, TensorInfo]:
         infos = {}
@@ -89,13 +91,9 @@ class Checkpoint:
         """Read every weight; raises NotFiniteError for one that is NaN or infinite."""
         check_files_finite(self.weight_files)
 
-    @cached_property
-    def vocabulary_sha256(self) -> str:
-        """Hash over token -> id of tokenizer.json, added tokens included."""
-        tokenizer = json.loads(self._required("tokenizer.json").read_text(encoding="utf-8"))
-        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-        pairs = sorted({**tokenizer["model"]["vocab"], **added}.items())
-        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    @property
+    def tokenizer_file(self) -> Path:
+        return self._required("tokenizer.json")
 
     def copied_files(self) -> list[Path]:
         """What a merged model takes from its parent: everything of tokenizer, template and generation."""
@@ -184,8 +182,10 @@ def _differences(checkpoint: Checkpoint, parent: Checkpoint) -> list[str]:
             ours, theirs = list(checkpoint.tensors[name].shape), list(parent.tensors[name].shape)
             differences.append(f"{name} has shape {ours}, the parent's has {theirs}.")
             break
-    if checkpoint.vocabulary_sha256 != parent.vocabulary_sha256:
-        differences.append("its tokenizer maps tokens to other ids than the parent's.")
+    if parts := differing_parts(checkpoint.tokenizer_file, parent.tokenizer_file):
+        differences.append(
+            f"its tokenizer.json has other {', '.join(parts)} than the parent's, so some texts are other ids to it."
+        )
     return differences
 
 

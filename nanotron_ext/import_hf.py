@@ -15,7 +15,7 @@ from safetensors import safe_open
 from foundation.errors import UserError
 from foundation.finite import check_finite
 from foundation.hf_folder import read_config, spelled_for_all
-from foundation.paths import indexed_weight_files
+from foundation.paths import WEIGHTS, indexed_weight_files
 from foundation.recipe.architecture import Parameter, parameters_of
 from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, list_checkpoints, save_whole
 from nanotron_ext.hf_format import model_config_from_hf
@@ -78,11 +78,12 @@ def _whole(files: dict[str, Path], parameter: Parameter) -> torch.Tensor:
 
 
 def _weight_files(model: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it."""
-    paths = sorted(model.glob("*.safetensors"))
-    if not paths:
-        raise ImportModelError(f"{model} holds no .safetensors file.")
-    indexed_weight_files(model)  # refuses an index that names files elsewhere, though nothing here follows it
+    """Tensor name -> the safetensors file that holds it; other files of that kind are not the model's."""
+    paths = [model / name for name in indexed_weight_files(model) or [WEIGHTS]]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise ImportModelError(
+            f"{model} holds no {missing[0]}; its weights have to be safetensors files, and complete."
+        )
     files: dict[str, Path] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:

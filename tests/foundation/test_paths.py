@@ -16,7 +16,7 @@ from datapipes.shards import read_manifest
 from eval.planning import inspect_model
 from eval.pretraining import _tokens
 from foundation.errors import UserError
-from foundation.paths import UnsafeNameError, inside, plain_name
+from foundation.paths import AmbiguousWeightsError, UnsafeNameError, inside, plain_name
 from foundation.shards.manifest import read_source
 from merge.checkpoint import Checkpoint
 from nanotron_ext.checkpoint import CheckpointReader
@@ -188,6 +188,31 @@ def test_an_index_names_weights_of_its_own_folder_only(door: str, split_model: P
                 MODEL_DOORS[door](split_model)
     finally:
         index.write_text(sound)
+
+
+@pytest.mark.parametrize("door", MODEL_DOORS)
+def test_an_old_single_file_beside_the_index_is_refused(door: str, split_model: Path, tmp_path: Path) -> None:
+    """transformers reads the single file, a merge read the shards, and an import took the single file's tensors."""
+    model = shutil.copytree(split_model, tmp_path / "model")
+    old = AutoModelForCausalLM.from_pretrained(split_model)
+    old.model.norm.weight.data.fill_(7.0)
+    old.save_pretrained(tmp_path / "old")
+    shutil.copy(tmp_path / "old" / "model.safetensors", model)
+    assert AutoModelForCausalLM.from_pretrained(model).model.norm.weight[0] == 7.0
+    with pytest.raises(AmbiguousWeightsError, match=r"holds model\.safetensors, and beside it .* remove the one"):
+        MODEL_DOORS[door](model)
+
+
+def test_files_that_the_index_leaves_out_are_not_imported(split_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(split_model, tmp_path / "model")
+    first = min(model.glob("model-*"))
+    stale = {name: tensor + 1 for name, tensor in load_file(first).items()}
+    save_file(stale, model / "model-99999-of-99999.safetensors", {"format": "pt"})
+    import_hf(split_model, tmp_path / "expected")
+    import_hf(model, tmp_path / "found")
+    readers = [CheckpointReader(tmp_path / name / "checkpoints" / "0") for name in ("expected", "found")]
+    for name in readers[0].names():
+        assert torch.equal(*(reader.read("master", name) for reader in readers)), name
 
 
 def test_transformers_itself_follows_such_a_name(split_model: Path, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from foundation.finite import NotFiniteError
 from foundation.hf_folder import ModelFolderError
+from foundation.tokenizer_json import TokenizerFileError
 from merge.average import MANIFEST_NAME, Average, write_average
 from merge.checkpoint import Checkpoint, MergeError
 from merge.verify import verify_average
@@ -98,7 +102,7 @@ def test_a_finished_merge_is_kept_and_another_one_is_refused(make_checkpoint, tm
     [
         ({"num_hidden_layers": 8}, "num_hidden_layers is 8, the parent's is 4"),
         ({"vocab_size": 384}, "vocab_size is 384"),
-        ({"extra_tokens": 3}, "maps tokens to other ids"),
+        ({"extra_tokens": 3}, r"tokenizer\.json has other vocabulary than"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"rope_theta": 5e6}, "rope"),
         ({"intermediate_size": 128}, "has shape"),
@@ -109,6 +113,62 @@ def test_models_that_differ_are_refused_before_work(make_checkpoint, tmp_path, c
     with pytest.raises(MergeError, match=message):
         write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
     assert not list(tmp_path.glob("out*"))
+
+
+MERGES = [["h", "e"], ["he", "r"], ["e", "r"]]
+OTHER_TOKENIZERS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "order of merges": ("merges", lambda t: t["model"]["merges"].reverse()),
+    "pre-tokenizer": ("pre-tokenizer", lambda t: t["pre_tokenizer"].update(add_prefix_space=True)),
+    "normalizer": ("normalizer", lambda t: t.update(normalizer={"type": "NFC"})),
+    "flag of an added token": ("added tokens", lambda t: t["added_tokens"][0].update(lstrip=True)),
+    "setting": ("settings of the model", lambda t: t["model"].update(ignore_merges=True)),
+}
+
+
+def edit_tokenizer(folder: Path, *edits: Callable[[dict[str, Any]], object]) -> str:
+    """Give it merges and apply the edits; returns the ids of a text."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = [list(pair) for pair in MERGES]
+    for pair in MERGES:
+        content["model"]["vocab"].setdefault("".join(pair), len(content["model"]["vocab"]))
+    for edit in edits:
+        edit(content)
+    path.write_text(json.dumps(content, indent=1))
+    return str(Tokenizer.from_file(str(path)).encode("a <|im_end|> e\u0301 here").ids)
+
+
+@pytest.mark.parametrize("other", OTHER_TOKENIZERS)
+def test_tokenizers_with_one_vocabulary_that_make_other_ids_are_refused(make_checkpoint, tmp_path, other):
+    words, edit = OTHER_TOKENIZERS[other]
+    folders = [make_checkpoint("parent", 1), make_checkpoint("other", 2)]
+    edit_tokenizer(folders[0])
+    edit_tokenizer(folders[1], edit)
+    with pytest.raises(MergeError, match=rf"other: its tokenizer\.json has other {words} than the parent's"):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
+
+
+def test_the_spelling_of_a_tokenizer_changes_nothing(make_checkpoint, tmp_path):
+    """As releases of tokenizers before 0.20 write merges, with keys left out, and with the last call's truncation."""
+    folders = [make_checkpoint("parent", 1), make_checkpoint("other", 2)]
+    expected = edit_tokenizer(folders[0])
+
+    def respell(content: dict[str, Any]) -> None:
+        content["model"]["merges"] = [" ".join(pair) for pair in MERGES]
+        del content["model"]["ignore_merges"], content["model"]["byte_fallback"]
+        content["truncation"] = {
+            "direction": "Right", "max_length": 4000, "strategy": "LongestFirst", "stride": 0,
+        }  # fmt: skip
+
+    assert edit_tokenizer(folders[1], respell) == expected
+    write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(make_checkpoint, tmp_path):
+    folders = [make_checkpoint("parent", 1), make_checkpoint("other", 2)]
+    (folders[1] / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(TokenizerFileError, match=r"other/tokenizer\.json is not a tokenizer that can be read"):
+        write_average(plan(folders, [0.5, 0.5]), tmp_path / "out", "soup", quiet=True)
 
 
 def spell_as_4_57(folder: Path, **rope_scaling: object) -> None:
