@@ -5,6 +5,7 @@ get plain values of Python's own types whatever the program sends, so that the p
 answer: it sees neither the expected values nor the process that compares. Standard library only.
 """
 
+import builtins
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ _MAX_REPLY_BYTES = 32 << 20
 _NUMPY_KINDS = "biufcSU"  # no objects
 _EXACT = (type(None), bool, int, float, str)
 _MAX_DECIMAL_BITS = 10_000  # Python refuses to convert numbers of more than 4300 decimal digits
+_MODULE = "program"
 ENDED = "the program ended before it answered"
 
 
@@ -142,23 +144,35 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def run_program(program: str) -> dict[str, Any]:
+def run_program(program: str, name: str = "__main__") -> dict[str, Any]:
     """Run it as a file of its own would run; returns its names."""
-    module = ModuleType("__main__")
-    sys.modules["__main__"] = module
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as Python's site module has them
+    module = ModuleType(name)
+    sys.modules[name] = module
     exec(compile(program, "program.py", "exec"), module.__dict__)
     return module.__dict__
 
 
 def serve(program: str, channel: BufferedRWPair) -> None:
-    """Run the program, then answer calls of its functions until the other side hangs up."""
+    """Run the program, then answer calls of its functions until the other side hangs up.
+
+    It is imported, not started: what it does as `__main__` is no part of its functions.
+    """
     names: dict[str, Any] = {}
+
+    def load() -> None:
+        try:
+            names.update(run_program(program, _MODULE))
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise
+            names.update(vars(sys.modules[_MODULE]))  # what it defined before it ended itself
 
     def call(line: bytes) -> Any:
         expression, arguments, keywords = decoded(json.loads(line))
         return eval(expression, names)(*arguments, **keywords)
 
-    reply = _reply(lambda: names.update(run_program(program)))
+    reply = _reply(load)
     while True:
         channel.write(reply)
         channel.flush()

@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import pickle
-import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -21,16 +20,15 @@ from eval.recipe import Task
 from eval.sandbox import Outcome, SandboxError, run_script, run_tests
 from eval.sandbox_calls import CALLS
 from eval.tasks.common import Grade, Row, ScoreAnswer, TaskPlan, answer_metric
-
-_FENCE = re.compile(r"```(?:python|py)?\s*\n")
-
-
-def extract_code(answer: str) -> str:
-    """The last fenced block, or the whole answer if there is none."""
-    block, position = answer, 0
-    while (opening := _FENCE.search(answer, position)) and (end := answer.find("```", opening.end())) >= 0:
-        block, position = answer[opening.end() : end], end + len("```")
-    return block
+from eval.tasks.programs import (
+    CONTEST_HEADER,
+    contest_assertion,
+    extract_code,
+    function_program,
+    parsable,
+    same_output,
+    with_header,
+)
 
 
 def _pass_metric(score: ScoreAnswer) -> Metric:
@@ -48,7 +46,7 @@ def _judged(run: Callable[[], Outcome]) -> Grade:
 
 
 def humaneval(benchmark: Benchmark, task: Task) -> TaskPlan:
-    """Function completion with the extended tests; a reply that repeats the function is taken as it is."""
+    """Function completion with the extended tests; a reply may repeat the function."""
 
     def prompt(row: Row, task_name: str) -> Doc:
         reference = [f"{row['canonical_solution']}"]
@@ -56,14 +54,14 @@ def humaneval(benchmark: Benchmark, task: Task) -> TaskPlan:
 
     def score(answer: str, doc: Doc) -> Grade:
         row = doc.specific or {}
-        code, name = extract_code(answer), row["entry_point"]
-        if f"def {name}(" not in code:
-            code = row["prompt"] + code
+        name = row["entry_point"]
+        code = function_program(row["prompt"], answer, name)
         # Some tests use what the prompt defines beside the function: theirs is the prompt's, not the answer's.
         tests = f"{row['prompt']}\n\n{name} = {CALLS}({name!r})\n\n{row['test']}\n\ncheck({name})\n"
         return _judged(lambda: run_tests(code, tests))
 
     stops = ["\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\nassert "]
+    stops += ["\nimport ", "\nfrom ", "\n@", "\n```"]
     # Stop sequences cut completions after the function; chat answers are whole replies with a fenced block.
     return TaskPlan(prompt, [_pass_metric(score)], stops)
 
@@ -79,9 +77,9 @@ def mbpp(benchmark: Benchmark, task: Task) -> TaskPlan:
     def score(answer: str, doc: Doc) -> Grade:
         row = doc.specific or {}
         called = "".join(f"{name} = {CALLS}({name!r})\n" for name in row["functions"])
-        return _judged(lambda: run_tests(extract_code(answer), f"{called}\n{row['test']}\n"))
+        return _judged(lambda: run_tests(parsable("", extract_code(answer)), f"{called}\n{row['test']}\n"))
 
-    return TaskPlan(prompt, [_pass_metric(score)], ['\n"""', "\nassert ", "\nprint(", "\nif __name__"])
+    return TaskPlan(prompt, [_pass_metric(score)], ['\n"""', "\nassert ", "\nprint(", "\nif __name__", "\n```"])
 
 
 def livecodebench(benchmark: Benchmark, task: Task) -> TaskPlan:
@@ -98,7 +96,7 @@ def livecodebench(benchmark: Benchmark, task: Task) -> TaskPlan:
 
     def score(answer: str, doc: Doc) -> Grade:
         row = doc.specific or {}
-        code = extract_code(answer)
+        code = with_header(CONTEST_HEADER, extract_code(answer))
         function = json.loads(row["metadata"]).get("func_name")
         for number, test in enumerate(contest_tests(row), 1):
             grade = _judged(partial(_contest_outcome, code, test, function))
@@ -112,13 +110,12 @@ def livecodebench(benchmark: Benchmark, task: Task) -> TaskPlan:
 def _contest_outcome(code: str, test: dict[str, Any], function: str | None) -> Outcome:
     if test["testtype"] == "stdin":
         outcome = run_script(code, stdin=test["input"])
-        if outcome.completed and outcome.output.split() != test["output"].split():
+        if outcome.completed and not same_output(outcome.output, test["output"]):
             return Outcome(False, outcome.output, "another output than expected")
         return outcome
     arguments = [json.loads(line) for line in test["input"].splitlines() if line.strip()]
-    header = "from typing import *\nimport collections, functools, heapq, itertools, math, bisect, re, string\n"
     call = f"{CALLS}('Solution().{function}')(*{arguments!r})"
-    return run_tests(f"{header}{code}\n", f"assert {call} == {json.loads(test['output'])!r}\n")
+    return run_tests(code, contest_assertion(call, json.loads(test["output"])))
 
 
 def contest_tests(row: Row) -> list[dict[str, Any]]:

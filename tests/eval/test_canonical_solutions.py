@@ -52,7 +52,23 @@ def test_all_canonical_solutions_pass_in_a_tenth_of_a_second_each(rows) -> None:
 
 
 def test_whole_replies_pass_and_empty_bodies_do_not(rows) -> None:
-    """About 30 s, two runs over 164 programs."""
+    """About 40 s, three runs over 164 programs."""
     whole = [f"Here it is:\n```python\n{row['prompt']}{row['canonical_solution']}\n```\n" for row in rows]
     assert {grade.score for grade in grades(rows, whole)} == {1.0}
+    heads = [row["prompt"].index(f"def {row['entry_point']}(") for row in rows]
+    assert sum(head > 0 for head in heads) > 20  # prompts that import or define something first
+    alone = [
+        f"```python\n{row['prompt'][head:]}{row['canonical_solution']}```"
+        for row, head in zip(rows, heads, strict=True)
+    ]
+    assert {grade.score for grade in grades(rows, alone)} == {1.0}
     assert {grade.score for grade in grades(rows, ["    pass\n"] * len(rows))} == {0.0}
+
+
+@pytest.mark.parametrize("rest", ["```\n", "\n@cache\n", "\nimport re\n", "\nThis function is right (see above.\n"])
+def test_completions_pass_whatever_a_base_model_goes_on_with(rows, rest: str) -> None:
+    stops = humaneval(BENCHMARKS["humaneval_plus"], Task()).stop_sequences
+    answers = [row["canonical_solution"] + rest for row in rows[:40]]
+    cuts = [min((a.find(stop) for stop in stops if stop in a), default=len(a)) for a in answers]
+    answers = [answer[:cut] for answer, cut in zip(answers, cuts, strict=True)]
+    assert {grade.score for grade in grades(rows[:40], answers)} == {1.0}

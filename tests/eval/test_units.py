@@ -14,7 +14,7 @@ from eval.local_data import read_dataset, write_dataset
 from eval.reasoning import split_answer
 from eval.recipe import Task, load_eval_recipe
 from eval.tasks.base import last_boxed
-from eval.tasks.code import contest_tests, extract_code
+from eval.tasks.code import contest_tests
 from eval.tasks.common import letter_score, math_score
 from eval.tasks.tools import call_score
 from foundation.recipe import RecipeError
@@ -135,11 +135,6 @@ def test_boxed_expressions_keep_their_braces():
     assert last_boxed(r"first \boxed{1}, then \boxed{\frac{a}{b^{2}}}.") == r"\frac{a}{b^{2}}"
     with pytest.raises(ValueError, match="boxes no answer"):
         last_boxed("none")
-
-
-def test_code_is_taken_from_the_last_block():
-    assert extract_code("a\n```python\nx = 1\n```\nb\n```\ny = 2\n```") == "y = 2\n"
-    assert extract_code("x = 1") == "x = 1"
 
 
 def test_hidden_contest_tests_are_read_without_executing_pickles():

@@ -18,8 +18,8 @@ from eval import judge as eval_judge
 from eval.engine import Doc
 from eval.reasoning import split_answer
 from eval.tasks.base import last_boxed
-from eval.tasks.code import extract_code
 from eval.tasks.long import match_all, match_any, match_label
+from eval.tasks.programs import extract_code
 from eval.tasks.tools import call_score, parse_calls
 from foundation.replies import cut_out, json_object
 from posttrain import rows
@@ -161,7 +161,7 @@ def test_hostile_text_takes_less_than_a_second(parser: Callable[[str], object]) 
 # What the parsers are compared with: the expressions that they replace, which are right, only slow.
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _CODE = re.compile(r"<code>\n?(.*?)\n?</code>", re.DOTALL)
-_FENCED = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
+_FENCED = re.compile(r"```(\w*)[^\S\n]*\n(?:(.*?)```|(?=\s*\S)(.*)\Z)", re.DOTALL)
 _THINK = re.compile(r"\A\s*<think>(?P<thinking>.*?)</think>\n?(?P<rest>.*)\Z", re.DOTALL)
 _TEACHER_THINK = re.compile(r"\A\s*(?:<think>)?(?P<thinking>.*?)</think>(?P<text>.*)\Z", re.DOTALL)
 _PIECES = [
@@ -178,8 +178,9 @@ def random_replies(count: int) -> list[str]:
 def test_replies_are_read_as_by_the_expressions() -> None:
     compared = 0
     for text in random_replies(20_000):
-        blocks = _FENCED.findall(text)
-        assert extract_code(text) == (blocks[-1] if blocks else text)
+        fenced = _FENCED.findall(text)
+        plain, python = ([a or b for word, a, b in fenced if word in words] for words in (("",), ("python", "py")))
+        assert extract_code(text) == [text, *plain, *python][-1]
         blocks = [block for block in _CALL.findall(text)]
         known = {'{"name": "f", "arguments": {"a": 1}}': EXPECTED_CALL, '{"name": 3}': {"name": 3, "arguments": {}}}
         assert parse_calls(text) == ([known[block] for block in blocks] if known.keys() >= set(blocks) else None)
