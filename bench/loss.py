@@ -53,8 +53,8 @@ def gradients(logits: torch.Tensor, labels: torch.Tensor, compiled: bool) -> tor
 
 
 def cells(found: torch.Tensor, exact: torch.Tensor) -> list[str]:
-    error = ((found - exact) / exact).square().mean().sqrt()
-    return [f"{100 * error:.2g} %", f"{found.sum() / exact.sum():.4f}"]
+    percent = 100 * float(((found - exact) / exact).square().mean().sqrt())
+    return [f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %", f"{abs(found.sum() / exact.sum()):.4f}"]
 
 
 def gradient_table() -> tuple[list[str], list[list[str]]]:
@@ -88,12 +88,16 @@ def curve_table() -> tuple[list[str], list[list[str]]]:
     return ["step", *paths], rows
 
 
+TABLES = {"label_gradients": gradient_table, "low_loss": curve_table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="write the tables to files of this folder")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     arguments = parser.parse_args()
-    for name, table in (("label_gradients", gradient_table), ("low_loss", curve_table)):
-        columns, rows = table()
+    for name in arguments.tables:
+        columns, rows = TABLES[name]()
         print("\n".join(" | ".join(row) for row in (columns, *rows)))
         if arguments.results:
             content: dict[str, Any] = {

@@ -98,19 +98,31 @@ def write_full_edition(
     fetch: Callable[[Dataset, str | None], tuple[Rows, str]],
     suites: Sequence[str] | None = None,
 ) -> None:
-    """The real sets through `fetch`; sets that are there already, in full and at the wanted revision, are kept."""
+    """The real sets through `fetch`; sets that are there already, in full and at the wanted revision, are kept.
+
+    Raises:
+        EvalError: in the end, naming all that could not be had; the others are there.
+    """
     datasets = recipe_datasets(recipe, suites)
+    failures = []
     for number, (benchmark, revision) in enumerate(datasets, 1):
         dataset = benchmark.dataset
         assert dataset is not None
         folder = Path(recipe.data) / dataset.folder
         kept = _is_kept(Path(recipe.data), dataset, revision)
+        outcome = " (there already)" if kept else ""
         if not kept:
-            rows, resolved = fetch(dataset, revision)
-            write_dataset(folder, dataset, rows, "full", resolved)
-        print(
-            f"[{number}/{len(datasets)}] {dataset.repo} {dataset.subset}{' (there already)' if kept else ''}",
-            flush=True,
+            try:
+                rows, resolved = fetch(dataset, revision)
+                write_dataset(folder, dataset, rows, "full", resolved)
+            except EvalError as error:
+                failures.append(str(error))
+                outcome = " FAILED"
+        print(f"[{number}/{len(datasets)}] {dataset.repo} {dataset.subset}{outcome}", flush=True)
+    if failures:
+        raise EvalError(
+            f"{len(failures)} of {len(datasets)} sets could not be had; the others are in {recipe.data}, and the same "
+            "command goes on with these:\n" + "\n".join(f"  {failure}" for failure in failures)
         )
 
 

@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from eval.benchmarks import Dataset
@@ -67,7 +67,7 @@ class Hub:
             if "scripts are no longer supported" not in str(error) or self._mirror is not None:
                 raise EvalError(f"{dataset.repo} could not be read: {error}.") from None
         commit = self._commit(dataset.repo, CONVERTED)
-        return {split: self._split(dataset, split, commit) for split in dataset.splits}, commit
+        return {split: self._converted(dataset, split, commit) for split in dataset.splits}, commit
 
     def _split(self, dataset: Dataset, split: str, commit: str) -> list[Row]:
         import datasets
@@ -77,6 +77,27 @@ class Hub:
             loaded = datasets.load_dataset(str(self._mirror / dataset.repo), subset, split=split)
         else:
             loaded = datasets.load_dataset(dataset.repo, subset, split=split, revision=commit)
+        return [dict(row) for row in loaded]
+
+    def _converted(self, dataset: Dataset, split: str, commit: str) -> list[Row]:
+        """By the files' paths, <subset>/<split>/<number>.parquet, of one subset alone.
+
+        Such a branch has no README that names the subsets: load_dataset takes the files of all of them for one. A
+        script without subsets is converted under a name of the hub's, so the only one there is the one that is meant.
+        """
+        import datasets
+        from huggingface_hub import HfApi
+
+        names = HfApi().list_repo_files(dataset.repo, revision=commit, repo_type="dataset")
+        files = [PurePosixPath(name) for name in names if name.endswith(".parquet")]
+        subsets = sorted({file.parts[0] for file in files})
+        subset = subsets[0] if len(subsets) == 1 else dataset.subset
+        chosen = sorted(str(file) for file in files if file.parts[:-1] == (subset, split))
+        if not chosen:
+            there = ", ".join(sorted({str(file.parent) for file in files})) or "no Parquet file"
+            raise EvalError(f"{dataset.repo}: {CONVERTED} has no files in {subset}/{split}; it has {there}.")
+        paths = [str(self._file(dataset.repo, name, commit)) for name in chosen]
+        loaded = datasets.load_dataset("parquet", data_files={split: paths}, split=split)
         return [dict(row) for row in loaded]
 
     def _file(self, repo: str, name: str, commit: str) -> Path:

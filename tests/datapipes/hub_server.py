@@ -1,7 +1,7 @@
 """As much of the Hugging Face hub's public API as reading a dataset takes, on this machine.
 
 The paths, fields and headers are those of the hub's API documentation (repository info, tree, file resolution):
-`GET /api/datasets/<id>/revision/<revision>`, `GET /api/datasets/<id>/tree/<revision>/<folder>`, and
+`GET /api/datasets/<id>[/revision/<revision>]`, `GET /api/datasets/<id>/tree/<revision>/<folder>`, and
 `GET /datasets/<id>/resolve/<revision>/<path>` with ranges.
 """
 
@@ -25,10 +25,11 @@ IN_LFS = (".parquet", ".gz", ".zst")  # as a dataset's .gitattributes says
 
 @dataclass
 class Hub:
-    """Datasets by id, each a history of commits of which the last one is main."""
+    """Datasets by id, each a history of commits of which the last one is main; and other branches, by id and name."""
 
     url: str = ""
     datasets: dict[str, list[Files]] = field(default_factory=dict)
+    branches: dict[tuple[str, str], Files] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
     def commit(self, dataset: str, files: Files) -> str:
@@ -40,6 +41,9 @@ class Hub:
         history = self.datasets.get(dataset, [])
         for files in reversed(history):
             if revision in (commit_id(files), "main"):
+                return commit_id(files), files
+        for (name, branch), files in self.branches.items():
+            if name == dataset and revision in (commit_id(files), branch):
                 return commit_id(files), files
         return None
 
@@ -92,6 +96,8 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             hub.requests.append(path)
             if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/(.+)", path):
                 self.info(*found.groups())
+            elif found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)", path):
+                self.info(found[1], "main")
             elif found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
                 self.tree(*found.groups(), recursive=query.get("recursive", ["false"])[0].lower() in ("true", "1"))
             elif found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

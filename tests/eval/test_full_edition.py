@@ -1,13 +1,17 @@
 """The real sets' way from repository to score, over copies with their columns, types and oddities."""
 
+import io
 import json
 import re
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
 from eval.benchmarks import BENCHMARKS, Dataset
+from eval.data import write_full_edition
 from eval.errors import EvalError
 from eval.hub import CONVERTED, Hub
 from eval.local_data import read_dataset
@@ -17,6 +21,7 @@ from eval.results import read_suite
 from eval.runner import run_suite
 from smollm3.command_line import main
 from tests.archives import unpack
+from tests.datapipes import hub_server
 from tests.eval.real_schemas import write_mirror
 from tests.eval.test_command_line import run
 from tests.eval.test_scripted_models import Scripted, best
@@ -95,21 +100,71 @@ def test_what_the_mirror_lacks_is_named(tmp_path):
         Hub(tmp_path).fetch(Dataset("owner/name", "default", "test"), None)
 
 
-def test_script_repositories_are_read_from_their_converted_branch(monkeypatch):
-    """The hub itself is not there: what is asked of it is recorded."""
-    asked = []
+def parquet(rows: list[dict[str, object]]) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
 
-    def load_dataset(repo, subset, *, split, revision):
-        asked.append(revision)
-        if revision == "c0":
-            raise RuntimeError("Dataset scripts are no longer supported, but found piqa.py")
-        return [{"goal": "g"}]
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    hub = Hub()
-    monkeypatch.setattr(hub, "_commit", lambda repo, revision: "c1" if revision == CONVERTED else "c0")
-    rows, commit = hub.fetch(BENCHMARKS["piqa"].dataset, None)
-    assert asked == ["c0", "c1", "c1"] and commit == "c1" and rows["validation"] == [{"goal": "g"}]
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "")
+    with hub_server.serving(monkeypatch) as served:
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", served.url)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        yield served
+
+
+def test_script_repositories_are_read_from_their_converted_branch(hub):
+    """PIQA's has one subset of another name, clinc_oos's several, of which one alone is meant."""
+    for name in ("ybisk/piqa", "clinc/clinc_oos"):
+        hub.commit(name, {f"{name.split('/')[1]}.py": b"raise SystemExit", "README.md": b"---\n---\n"})
+    hub.branches["ybisk/piqa", CONVERTED] = {
+        "default/train/0000.parquet": parquet([{"goal": "a"}]),
+        "default/train/0001.parquet": parquet([{"goal": "b"}]),
+        "default/validation/0000.parquet": parquet([{"goal": "c"}]),
+    }
+    hub.branches["clinc/clinc_oos", CONVERTED] = {
+        f"{subset}/{split}/0000.parquet": parquet([{"text": f"{subset} {split}", "intent": 1}])
+        for subset in ("imbalanced", "plus", "small")
+        for split in ("train", "validation", "test")
+    }
+    rows, commit = Hub().fetch(BENCHMARKS["piqa"].dataset, None)
+    assert commit == hub_server.commit_id(hub.branches["ybisk/piqa", CONVERTED])
+    assert rows == {"train": [{"goal": "a"}, {"goal": "b"}], "validation": [{"goal": "c"}]}
+    rows, _ = Hub().fetch(BENCHMARKS["helmet_icl_clinc150"].dataset, None)
+    assert rows["validation"] == [{"text": "plus validation", "intent": 1}]
+    with pytest.raises(EvalError, match=r"no files in other/test; it has imbalanced/test, .*small/validation"):
+        Hub().fetch(Dataset("clinc/clinc_oos", "other", "test"), None)
+
+
+def test_a_set_that_cannot_be_had_stops_no_other(tmp_path, capsys):
+    fetched = []
+
+    def fetch(dataset, revision):
+        fetched.append(dataset.repo)
+        if dataset.repo == "google/boolq":
+            raise EvalError("google/boolq is not there.")
+        return {split: [{"a": 1}] for split in dataset.splits}, "c0"
+
+    (tmp_path / "eval.yaml").write_text(
+        f"output: {tmp_path}\ndata: {tmp_path}/data\n"
+        "suites: {all: {tasks: {piqa: {}, boolq: {}, hellaswag: {}}}}\n", encoding="utf-8",
+    )  # fmt: skip
+    recipe = load_eval_recipe(tmp_path / "eval.yaml")
+    with pytest.raises(EvalError, match=r"1 of 3 sets .* goes on with these:\n  google/boolq is not there\."):
+        write_full_edition(recipe, fetch)
+    assert len(fetched) == 3 and "google/boolq default FAILED" in capsys.readouterr().out
+    assert read_dataset(Path(recipe.data), BENCHMARKS["hellaswag"].dataset).edition == "full"
+    fetched.clear()
+    write_full_edition(recipe, lambda dataset, revision: fetched.append(dataset.repo) or fetch_all(dataset))
+    assert fetched == ["google/boolq"]
+
+
+def fetch_all(dataset):
+    return {split: [{"a": 1}] for split in dataset.splits}, "c1"
 
 
 def test_a_mirror_edition_is_written_with_its_manifest(prefetched):
