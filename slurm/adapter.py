@@ -36,7 +36,7 @@ class Settings(BaseModel):
 
 
 class Slurm:
-    """The adapter, see jobs/scheduler.py. Jobs carry their run folder as comment."""
+    """The adapter, see jobs/scheduler.py. Jobs carry their run folder as comment, links resolved, as in lib.sh."""
 
     place: Place = "cluster"
 
@@ -85,7 +85,7 @@ class Slurm:
         jobs = {}
         for line in _slurm("squeue", "--me", "--noheader", f"--Format={fields}").splitlines():
             job_id, name, state, reason, comment = _cut(line)
-            if comment == str(run.absolute()):
+            if comment == str(run.resolve()):
                 waits = state == "PENDING"
                 jobs[name] = QueuedJob(job_id, name, state.lower(), waits, reason if waits else "")
         return jobs
@@ -100,7 +100,7 @@ class Slurm:
         self, job: str, run: Path, options: Sequence[str], overrides: Sequence[str] = (), *, name: str = ""
     ) -> str:
         """Put the job's script into the queue, with `options` behind the profile's; `name` defaults to the job's."""
-        named = [f"--job-name={name or job}", f"--comment={run.absolute()}"]
+        named = [f"--job-name={name or job}", f"--comment={run.resolve()}"]
         profile = self._settings.options(job)
         LOGS.mkdir(parents=True, exist_ok=True)  # Slurm does not, and the job would fail without a word
         script = str(project_file(script_of(job)))

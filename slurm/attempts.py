@@ -1,4 +1,4 @@
-"""The attempts of a job, and whether it may try again: `python -m slurm.attempts begin|end FOLDER`, for lib.sh.
+"""The attempts of a job, and whether it may try again: `python -m slurm.attempts begin|end|job FOLDER`, for lib.sh.
 
 `<folder>/attempts.json` lists every attempt with nodes, times, outcome and last step. The rules, in this order:
 
@@ -85,6 +85,12 @@ def begin(folder: Path, job_id: int, restart: int, nodes: str, runs: Sequence[Pa
     attempts.append(Attempt(job_id, restart, nodes, _now(), metrics_ns=_metrics_ns(runs)))
     _write(folder, attempts)
     return attempts
+
+
+def job_under_way(folder: Path) -> int | None:
+    """The job whose attempt has no end yet: it is at work in the folder, or its batch script died."""
+    attempts = read_attempts(folder)
+    return attempts[-1].job_id if attempts and attempts[-1].outcome is None else None
 
 
 def end(
@@ -214,6 +220,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m slurm.attempts", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("begin", help="note a new attempt of the Slurm job that this runs in")
+    under_way = commands.add_parser("job", help="print the id of the job whose attempt is under way, if one is")
+    under_way.add_argument("folder", type=Path)
     last = commands.add_parser("end", help="note its end; exit code 0: done, 75: try again, 1: give up")
     for command in (first, last):
         command.add_argument("folder", type=Path)
@@ -223,6 +231,9 @@ def main() -> int:
     last.add_argument("--interrupted", action="store_true", help="Slurm ended the job")
     last.add_argument("--logs", type=Path, help="folder of the attempt's logs")
     options = parser.parse_args()
+    if options.command == "job":
+        print(job_under_way(options.folder) or "")
+        return 0
     if options.command == "begin":
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         begin(options.folder, int(os.environ["SLURM_JOB_ID"]), restart, os.environ["SLURM_JOB_NODELIST"], options.runs)

@@ -86,6 +86,7 @@ begin() {
     exit "$status"
   fi
   eval "$assignments"
+  refuse_second_job
   ATTEMPT=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
   JOB_LOGS=$JOB_FOLDER/logs/$ATTEMPT
   mkdir -p "$JOB_LOGS"
@@ -95,6 +96,16 @@ begin() {
   say "$1: $JOB_RECIPE on $SLURM_JOB_NODELIST, attempt $ATTEMPT, logs in $JOB_LOGS"
   check_nodes || MAY_TRAIN=0
   [[ $MAY_TRAIN -ne 0 || $INTERRUPTED -ne 0 ]] || finish
+}
+
+# Another job that is at work in this folder must not lose its account of it: attempts.json, outcome.json.
+refuse_second_job() {
+  local other
+  other=$(in_container "$PYTHON" -m slurm.attempts job "$JOB_FOLDER")
+  [[ -n $other && $other != "$SLURM_JOB_ID" ]] || return 0
+  [[ -n $(squeue --noheader --states=RUNNING,SUSPENDED --jobs="$other" 2>/dev/null) ]] || return 0
+  echo "error: job $other is at work in $JOB_FOLDER already. Wait for it, or end it with scancel $other." >&2
+  exit 2
 }
 
 # A job that was submitted while the one before it still ran: back into the queue until that one has ended, well or not.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempts import MAX_RETRIES, begin, end, read_attempts
+from slurm.attempts import MAX_RETRIES, begin, end, job_under_way, read_attempts
 from slurm.failures import first_failure, normalised
 from slurm.node_verdict import Verdict, judge, read_answers, write_verdict
 
@@ -278,6 +278,15 @@ def test_time_limits_never_end_a_run_that_moves_on(tmp_path: Path) -> None:
     assert set(actions) == {"again"}
     action, reason = attempt(tmp_path, 39, "stopped", stop_requested=True)
     assert action == "fail" and "time limit is too short" in reason
+
+
+def test_the_job_under_way_is_known(tmp_path: Path) -> None:
+    assert job_under_way(tmp_path) is None
+    begin(tmp_path, 7, 0, "n1")
+    assert job_under_way(tmp_path) == 7
+    write_run(tmp_path, 3, "finished")
+    end(tmp_path, 0, stop_requested=False, interrupted=False)
+    assert job_under_way(tmp_path) is None
 
 
 def test_an_attempt_without_an_end_lost_its_head_node(tmp_path: Path) -> None:

@@ -109,6 +109,23 @@ def test_plain_sbatch_fails_at_once_and_says_why(
     assert message in cluster.output(job)
 
 
+def test_a_second_job_in_a_folder_is_refused_and_leaves_the_first_ones_account(
+    cluster: Cluster, profile: Path, tmp_path: Path
+) -> None:
+    environment = {"RECIPES": profile / "recipes", "RUN": tmp_path, "STEP_SECONDS": "1"}
+    arguments = ("--nodes=2", HANDICAPPED, f"general.runs_path={tmp_path}")
+    first = cluster.sbatch(*arguments, **environment)
+    folder = tmp_path / "stage1"
+    cluster.wait_for("the first step", lambda: bool(losses(folder)))
+    second = cluster.sbatch(*arguments, **environment)
+    cluster.wait_for_end(first, second)
+    assert cluster.field(second, "JobState") == "FAILED"
+    assert f"error: job {first} is at work in {folder} already" in cluster.output(second)
+    [attempt] = read_attempts(folder)
+    assert (attempt.job_id, attempt.outcome) == (first, "finished")
+    assert cluster.field(first, "JobState") == "COMPLETED"
+
+
 def test_shell_scripts_are_clean() -> None:
     others = ("slurm/submit", "slurm/dev-cluster", "tools/find-python", ".ci/run")
     scripts = [*map(str, Path("slurm").glob("*.sh*")), *others]

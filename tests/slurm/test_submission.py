@@ -225,6 +225,24 @@ def test_the_whole_graph_evaluates_its_own_models(login: Login) -> None:
     assert set((login.bin / "evaluates").read_text().splitlines()) == {" "}
 
 
+def test_a_run_folder_is_the_same_by_any_path(login: Login) -> None:
+    """Job scripts write the real path into the queue; a link to it on the command line was "not submitted"."""
+    (login.root / "runs").mkdir(exist_ok=True)
+    (login.root / "link").symlink_to("runs")
+    login.queue(7, "pretrain_stage1")
+    through = {"RUN": str(login.root / "link")}
+    status = subprocess.run(
+        [sys.executable, "-m", "smollm3", "cluster-status"],
+        env=login.environment | through,
+        capture_output=True,
+        text=True,
+    )
+    [row] = [line for line in status.stdout.splitlines() if "pretrain_stage1" in line]
+    assert "running" in row, status.stdout + status.stderr
+    login.submit("pretrain_stage2", **through)
+    assert f"--comment={login.root / 'runs'}" in login.submitted()[-1]
+
+
 def test_a_job_that_is_queued_or_done_is_not_submitted_again(login: Login) -> None:
     finish_stage(login, "stage1", LAST_STEPS["stage1"])
     assert "pretrain_stage1 is done" in login.submit("pretrain_stage1").stdout
