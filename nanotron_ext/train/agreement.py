@@ -116,7 +116,12 @@ def _compared(recipe: Recipe, found: Preflight, device: torch.device) -> Preflig
     first = [mine]
     torch.distributed.broadcast_object_list(first, src=0, device=device)
     if not recipe.checkpoints.checkpoints_path_is_shared_file_system:  # the ledger is on the first machine alone
-        found = dataclasses.replace(found, skipped=first[0]["skipped samples"], changes=first[0]["agreed changes"])
+        found = dataclasses.replace(
+            found,
+            skipped=first[0]["skipped samples"],
+            changes=first[0]["agreed changes"],
+            spared=first[0]["steps spared from pruning"],
+        )
         mine = _decided(recipe, found)
     refuse(_difference(first[0], mine))
     return found
@@ -189,6 +194,7 @@ def _decided(recipe: Recipe, found: Preflight) -> dict[str, Any]:
         "data": found.data,
         "skipped samples": found.skipped,
         "agreed changes": found.changes,
+        "steps spared from pruning": found.spared,
     }
 
 

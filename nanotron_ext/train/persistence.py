@@ -47,9 +47,9 @@ class CheckpointWriter:
     Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
-    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce) -> None:
-        """`skipped` are the ranges of samples that the run leaves out."""
-        self._state, self._skipped, self._announce = state, skipped, announce
+    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce, spared: int = 0) -> None:
+        """`skipped` are the ranges of samples that the run leaves out; up to step `spared` nothing is pruned."""
+        self._state, self._skipped, self._announce, self._spared = state, skipped, announce, spared
         self._work = Work()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[dict[str, Any]] | None = None
@@ -148,7 +148,7 @@ class CheckpointWriter:
     def _prune(self, work: Work) -> None:
         section, run_folder = self._state.recipe.checkpoints, self._state.recipe.run_folder
         needed = not_uploaded(run_folder) if self._uploader is not None else []
-        prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps, needed, work.advance)
+        prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps, needed, work.advance, self._spared)
         if self._uploader is not None and not section.keep_local:
             prune_checkpoints(run_folder, keep_last=1, keep_every_steps=None, needed=needed, advance=work.advance)
 

@@ -22,6 +22,7 @@ from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distributed
 from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
+from nanotron_ext.retention import announce_spared
 from nanotron_ext.train import startup
 from nanotron_ext.train.agreement import agree, fall_back, looks_for_checkpoints
 from nanotron_ext.train.console import Console
@@ -62,7 +63,9 @@ def run(recipe: Recipe) -> Outcome:
             if step_done < recipe.last_step:
                 step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
             else:
-                CheckpointWriter(state, found.skipped, heartbeat.waits_for).finish_uploads()  # what failed before
+                CheckpointWriter(
+                    state, found.skipped, heartbeat.waits_for, found.spared
+                ).finish_uploads()  # what failed before
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
         if is_writer:
             outcome.write(recipe, result)
@@ -148,7 +151,7 @@ def _train(
     validation = Validation(recipe, context.replica)
     journal = Journal(state, step_done, found) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
-    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for)
+    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for, found.spared)
     spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
@@ -233,6 +236,7 @@ class Journal:
 
     def __init__(self, state: TrainState, step_done: int, found: startup.Preflight) -> None:
         self.recipe = state.recipe
+        announce_spared(self.recipe, found.spared)  # before the recipe that it is told from is replaced
         startup.save_recipe(self.recipe)
         if found.changes:
             ledger.record(self.recipe.run_folder, "recipe changed", step=step_done, changes=found.changes)

@@ -31,6 +31,7 @@ from nanotron_ext.checkpoint import (
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.engine import node_name
 from nanotron_ext.ledger import Samples, skipped_samples
+from nanotron_ext.retention import spared_up_to
 from nanotron_ext.storage import fetch_newest
 from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines
 
@@ -55,6 +56,7 @@ class Preflight:
     skipped: list[Samples]  # ranges of samples that the run leaves out
     data: dict[str, Any]  # where each source goes on, and a digest of its files
     tracking_mode: str  # of wandb
+    spared: int = 0  # step up to which no checkpoint is pruned
     usable: Collection[Path] | None = None  # checkpoints that all machines have; None: whatever one has
 
 
@@ -115,7 +117,8 @@ def examine(
     before = checkpoint.manifest.get("skipped_samples", []) if checkpoint else []
     skipped = skipped_samples(recipe.run_folder, before)
     data = check_data(recipe, checkpoint, skipped)
-    return Preflight(checkpoint, weights, changes, skipped, data, tracking_mode, usable)
+    spared = spared_up_to(recipe, checkpoint.step if checkpoint else 0)
+    return Preflight(checkpoint, weights, changes, skipped, data, tracking_mode, spared, usable)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:
