@@ -1,11 +1,12 @@
 """Checkpoints that load into any layout.
 
-A checkpoint folder `<run>/checkpoints/<step>/` holds, per rank that owns a shard of the optimizer, one safetensors
-file for each kind of state (the recipe's `Optimizer.state_kinds`: float32 masters, AdamW's two moments) and, written
-last, `checkpoint.json`. A tensor in a file is a flat part of a local parameter; its metadata says which global
-parameter, which local range, and which block of the whole tensor the local one is. Any rank of any other layout reads
-whole tensors and cuts its own part. The model's own weights are the masters rounded to its dtype, so they are not
-stored twice.
+A checkpoint folder `<run>/checkpoints/<step>/` holds, per rank that writes a share of the optimizer's state, one
+safetensors file for each kind of it (the recipe's `Optimizer.state_kinds`: float32 masters, AdamW's two moments) and,
+written last, `checkpoint.json`. A tensor in a file is a flat part of a local parameter; its metadata says which global
+parameter, which local range, and which block of the whole tensor the local one is. The index in checkpoint.json says
+so of all files (placement.py), so that a rank of any other layout opens the files of which it holds a part, and reads
+that part alone. Checkpoints of releases up to 0.2.0 have no index: there every header is read. The model's own weights
+are the masters rounded to its dtype, so they are not stored twice.
 
 Files are written to `<step>.tmp/`, which is renamed when every rank has finished: a folder without a complete
 `checkpoint.json` is not a checkpoint. Files and folders are flushed in this order, so it also holds after a power cut.
@@ -14,32 +15,36 @@ Files are written to `<step>.tmp/`, which is renamed when every rank has finishe
 import hashlib
 import importlib.metadata
 import json
-import math
 import platform
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
 
 from foundation.errors import UserError
 from foundation.files import flush, flush_file, write_atomically
 from foundation.paths import UnsafeNameError, plain_name
 from foundation.progress import unwatched
 from foundation.recipe.schema import Optimizer
+from nanotron_ext.placement import Index, Placement, index_of_headers, overlaps, owner_of, shard_index
+from nanotron_ext.reading import (
+    BLOCK_BYTES,
+    Advance,
+    CutShortError,
+    FileReads,
+    Hasher,
+    read_header,
+    reads_by_file,
+)
 
 MANIFEST = "checkpoint.json"
 RECIPE_FILE = "recipe.yaml"  # the resolved recipe, in the run folder
 FORMAT = "smollm3-checkpoint/1"
-BLOCK_BYTES = 1 << 24
 FLUSH_BYTES = 1 << 28  # between two signs of life of a disk, however much lies in the page cache
-
-Advance = Callable[[int], None]  # told of every so many bytes that are done
 
 
 class CheckpointError(UserError):
@@ -50,10 +55,16 @@ def checkpoint_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / str(step)
 
 
+def newest_first(run_folder: Path) -> Iterator[Path]:
+    """Complete checkpoints of a run; of the folder's entries, only those asked for are looked into."""
+    folders = [path for path in (run_folder / "checkpoints").glob("*") if path.name.isdigit()]
+    newest_first = sorted(folders, key=lambda path: int(path.name), reverse=True)
+    return (path for path in newest_first if (path / MANIFEST).is_file())
+
+
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    folders = [path for path in (run_folder / "checkpoints").glob("*") if path.name.isdigit()]
-    return sorted((path for path in folders if (path / MANIFEST).is_file()), key=lambda path: int(path.name))
+    return list(newest_first(run_folder))[::-1]
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -64,57 +75,49 @@ def resolve_checkpoint(path: Path) -> Path:
     """
     if (path / MANIFEST).is_file():
         return path
-    found = list_checkpoints(path)
-    if not found:
+    found = next(newest_first(path), None)
+    if found is None:
         raise CheckpointError(
             f"There is no complete checkpoint in {path}. Expected {path}/checkpoints/<step>/{MANIFEST}; "
             f"run the stage before this one, or correct checkpoints.resume_checkpoint_path."
         )
-    return found[-1]
+    return found
 
 
-@dataclass(frozen=True)
-class StoredPart:
-    """Where one part of a global tensor lies in a checkpoint."""
-
-    file: str  # <kind>-pp<stage>-tp<rank>-dp<replica>.safetensors
-    shape: tuple[int, ...]  # of the whole tensor
-    local_shape: tuple[int, ...]
-    start: int  # first element of the flattened local tensor
-    pieces: tuple[tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]], ...]  # (local, whole) bounds
-
-    @property
-    def owner(self) -> str:
-        """The replicas that hold parts of the same local tensor: the file's name without its dp rank."""
-        return self.file.rsplit("-dp", 1)[0]
+Part = tuple[str, Placement, int, torch.Tensor]  # name, place of the local tensor, first element in it, flat elements
 
 
 def save_shard(
-    folder: Path, kind: str, rank_name: str, parts: Iterator[tuple[Any, int, torch.Tensor]], advance: Advance
+    folder: Path, kind: str, shard: str, parts: Iterable[Part], advance: Advance = unwatched
 ) -> dict[str, Any]:
-    """Write one rank's parts of one kind of state, as `Optimizer.state` yields them; returns `save_tensors`'s."""
+    """Write one rank's parts of one kind of state; returns `save_tensors`'s."""
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
-    for slot, start, tensor in parts:
-        entry = slot.entry
-        tensors[entry.name] = tensor.detach().cpu()
-        metadata[entry.name] = json.dumps(
-            {
-                "shape": entry.shape,
-                "local_shape": tuple(entry.parameter.shape),
-                "start": start,
-                "pieces": [(piece.local, piece.whole) for piece in entry.pieces],
-            }
-        )
-    return save_tensors(folder / f"{kind}-{rank_name}.safetensors", tensors, metadata, advance)
+    for name, placement, start, tensor in parts:
+        tensors[name] = tensor
+        metadata[name] = json.dumps({**placement.to_json(), "start": start})
+    return save_tensors(folder / f"{kind}-{shard}.safetensors", tensors, metadata, advance)
 
 
-def save_whole(folder: Path, kind: str, rank_name: str, name: str, tensor: torch.Tensor) -> dict[str, Any]:
-    """Write one whole float32 tensor as a shard of its own (for imports); returns `save_tensors`'s."""
-    bounds = [(0, size) for size in tensor.shape]
-    placement = {"shape": tuple(tensor.shape), "local_shape": tuple(tensor.shape), "start": 0}
-    metadata = {name: json.dumps({**placement, "pieces": [(bounds, bounds)]})}
-    return save_tensors(folder / f"{kind}-{rank_name}.safetensors", {name: tensor.flatten()}, metadata)
+def index_of(shard: str, parts: Iterable[Part]) -> dict[str, Any]:
+    """What the index says of a rank's files; `merged` makes one of all ranks'.
+
+    Where a local tensor lies in the whole one is said once, by the rank that holds its beginning.
+    """
+    listed = list(parts)
+    placements = {name: placement.to_json() for name, placement, start, _ in listed if start == 0}
+    entry = shard_index((name, start, tensor.numel()) for name, _, start, tensor in listed)
+    return {"placements": {owner_of(shard): placements}, "shards": {shard: entry}}
+
+
+def merged(indices: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One index of those of several ranks."""
+    whole: dict[str, Any] = {"placements": {}, "shards": {}}
+    for index in indices:
+        whole["shards"] |= index["shards"]
+        for owner, placements in index["placements"].items():
+            whole["placements"].setdefault(owner, {}).update(placements)
+    return whole
 
 
 def save_tensors(
@@ -136,11 +139,11 @@ def save_tensors(
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    digest, size, flushed = hashlib.sha256(), 0, 0
+    hasher, size, flushed = Hasher(), 0, 0
     with path.open("wb") as file:
         for block in _blocks(len(text).to_bytes(8, "little") + text, tensors):
+            hasher.update(block)
             file.write(block)
-            digest.update(block)
             size += len(block)
             advance(0)
             if size - flushed >= FLUSH_BYTES:
@@ -149,7 +152,7 @@ def save_tensors(
                 flushed = size
         flush_file(file)
     advance(size - flushed)
-    return {path.name: {"bytes": size, "sha256": digest.hexdigest()}}
+    return {path.name: {"bytes": size, "sha256": hasher.hexdigest()}}
 
 
 def _blocks(header: bytes, tensors: dict[str, torch.Tensor]) -> Iterator[Any]:
@@ -215,27 +218,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def sha256_of_file(path: Path, advance: Advance = unwatched) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()
-
-
 class CheckpointReader:
-    """Whole tensors out of a checkpoint, one at a time, whatever layout wrote it."""
+    """What a checkpoint holds, and which bytes of its files hold it, whatever layout wrote it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, compares_sizes: bool = True) -> None:
+        """Opens the manifest alone. `compares_sizes`: raise CheckpointError when a file is missing or was cut short."""
         self.folder = folder
         self.manifest = self._read_manifest()
-        self._parts: dict[tuple[str, str], list[StoredPart]] = defaultdict(list)
-        for name, description in self.manifest["files"].items():
+        for name, description in self.manifest["files"].items() if compares_sizes else ():
             path = folder / name
             if not path.is_file() or path.stat().st_size != description["bytes"]:
                 raise CheckpointError(f"{path} is missing or was cut short; use another checkpoint of this run.")
-            self._index(name)
 
     @property
     def step(self) -> int:
@@ -243,15 +236,73 @@ class CheckpointReader:
         return step
 
     @property
+    def files(self) -> list[str]:
+        return sorted(self.manifest["files"])
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of what the manifest says of the state and how it came about, whatever machine wrote it."""
-        named = ("step", "recipe_hash", "model_config", "data", "skipped_samples", "files")
-        content = {key: self.manifest.get(key) for key in named}
+        named = ("step", "recipe_hash", "model_config", "data", "skipped_samples", "files", "index")
+        content = {key: self.manifest[key] for key in named if key in self.manifest}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def names(self) -> list[str]:
         """Global parameter names, in the order of the model."""
-        return sorted({name for _, name in self._parts}, key=_natural)
+        return sorted(self._index.parts, key=_natural)
+
+    def find(
+        self, kind: str, name: str, wanted: Placement, start: int, target: torch.Tensor, near: str,
+        reads: dict[str, FileReads],
+    ) -> None:  # fmt: skip
+        """Add to `reads`, by file, what fills `target` with elements of a flattened local tensor, from `start` on.
+
+        `wanted` is that tensor's place, `target` flat and float32. Of copies, that of owner `near` is taken.
+
+        Raises:
+            CheckpointError: if the checkpoint does not hold all of it, or holds it in another shape.
+        """
+        elements = target.numel()
+        parts = list(self._index.one_copy(name, near)) if name in self._index.parts else []
+        parts = [part for part in parts if self._file(kind, part.shard) in self.manifest["files"]]
+        if not parts:
+            raise CheckpointError(
+                f"{self.folder} holds no {kind} for parameter {name!r}; it is of another model or optimizer."
+            )
+        if parts[0].placement.shape != wanted.shape:
+            raise CheckpointError(
+                f"{self.folder} holds {name!r} with shape {list(parts[0].placement.shape)}, the recipe's model has "
+                f"{list(wanted.shape)}. Correct model.model_config, or use a checkpoint of this model."
+            )
+        found = 0
+        for part in parts:
+            runs = overlaps(wanted, start, elements, part)
+            if len(runs):
+                runs[:, 0] += part.offset
+                reads[self._file(kind, part.shard)].add(target, runs)
+                found += int(runs[:, 2].sum())
+        if found != elements:
+            raise CheckpointError(
+                f"{self.folder} holds {found} of {elements} elements of {kind} {name!r}; a file is missing."
+            )
+
+    def elements(self, file: str) -> int:
+        """How many a file holds."""
+        return self._index.elements[_shard(file)]
+
+    def fill(self, file: str, reads: FileReads, compares: bool, advance: Advance = unwatched) -> str | None:
+        """Read what `find` has found of one file; what is wrong with it, as a sentence.
+
+        `compares`: read the rest of it too, and compare all with its checksum.
+        """
+        path, described = self.folder / file, self.manifest["files"][file]
+        hasher = Hasher() if compares else None
+        try:
+            reads.read(path, self._data_start(file) if reads.elements else 0, advance, hasher)
+        except CutShortError:
+            return f"{path} is missing or was cut short"
+        if hasher is not None and hasher.hexdigest() != described["sha256"]:
+            return f"{path} does not match its checksum"
+        return None
 
     def read(self, kind: str, name: str, expected_shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """The whole float32 tensor `name` of one kind of state.
@@ -259,37 +310,20 @@ class CheckpointReader:
         Raises:
             CheckpointError: if the checkpoint does not hold all of it, or holds it in another shape.
         """
-        parts = self._parts.get((kind, name))
-        if not parts:
-            raise CheckpointError(
-                f"{self.folder} holds no {kind} for parameter {name!r}; it is of another model or optimizer."
-            )
-        if expected_shape is not None and parts[0].shape != expected_shape:
-            raise CheckpointError(
-                f"{self.folder} holds {name!r} with shape {list(parts[0].shape)}, the recipe's model has "
-                f"{list(expected_shape)}. Correct model.model_config, or use a checkpoint of this model."
-            )
-        whole = torch.empty(parts[0].shape, dtype=torch.float32)
-        filled = 0
-        for local, pieces in self._local_tensors(kind, name, parts):
-            for local_bounds, whole_bounds in pieces:
-                block = local[tuple(slice(*bounds) for bounds in local_bounds)]
-                whole[tuple(slice(*bounds) for bounds in whole_bounds)] = block
-                filled += block.numel()
-        if filled != whole.numel():
-            raise CheckpointError(
-                f"{self.folder} holds {filled} of the {whole.numel()} elements of {kind} {name!r}; a file is missing."
-            )
+        shape = expected_shape
+        if shape is None and name in self._index.parts:
+            shape = self._index.parts[name][0].placement.shape
+        whole, reads = torch.empty(shape or (), dtype=torch.float32), reads_by_file()
+        self.find(kind, name, Placement.whole(tuple(whole.shape)), 0, whole.flatten(), "", reads)
+        for file, of_file in reads.items():
+            if problem := self.fill(file, of_file, compares=False):
+                raise CheckpointError(f"{problem}; use another checkpoint of this run.")
         return whole
 
-    def damaged_files(self, part: int = 0, parts: int = 1, advance: Advance = unwatched) -> list[str]:
-        """Files of the `part`-th of `parts` shares that do not match their checksums, as sentences."""
-        share = sorted(self.manifest["files"])[part::parts]
-        return [
-            f"{self.folder / name} does not match its checksum"
-            for name in share
-            if sha256_of_file(self.folder / name, advance) != self.manifest["files"][name]["sha256"]
-        ]
+    def damaged_files(self) -> list[str]:
+        """Files that do not match their checksums, as sentences. Reads everything."""
+        problems = (self.fill(name, FileReads(), compares=True) for name in self.files)
+        return [problem for problem in problems if problem]
 
     def incomplete_parameters(self) -> list[str]:
         """Parameters of which a part of the state is missing, as sentences. Reads everything."""
@@ -312,35 +346,32 @@ class CheckpointReader:
                 f"{self.folder} was written by a release with another recipe schema. Verify it with that release."
             ) from None
 
-    def _local_tensors(self, kind: str, name: str, parts: list[StoredPart]) -> Iterator[tuple[torch.Tensor, Any]]:
-        """Local tensors put together from their flat ranges; of copies on several ranks only one."""
-        # Copies lie at other places of their ranks' flat buffers and are cut elsewhere: their parts must not mix.
-        copies: dict[Any, dict[str, list[StoredPart]]] = defaultdict(lambda: defaultdict(list))
-        for part in parts:
-            copies[part.pieces][part.owner].append(part)
-        for pieces, by_owner in copies.items():
-            of_one_owner = sorted(next(iter(by_owner.values())), key=lambda part: part.start)
-            flat = []
-            for part in of_one_owner:
-                with safe_open(self.folder / part.file, framework="pt") as file:
-                    flat.append(file.get_tensor(name))
-            shape = of_one_owner[0].local_shape
-            joined = torch.cat(flat)
-            if joined.numel() != math.prod(shape):
-                raise CheckpointError(f"{self.folder} holds only a part of {kind} {name!r}; a file is missing.")
-            yield joined.view(shape), pieces
+    @staticmethod
+    def _file(kind: str, shard: str) -> str:
+        return f"{kind}-{shard}.safetensors"
 
-    def _index(self, file_name: str) -> None:
-        kind = file_name.split("-", 1)[0]
-        with safe_open(self.folder / file_name, framework="pt") as file:
-            metadata = file.metadata() or {}
-        for name, text in metadata.items():
-            stored = json.loads(text)
-            pieces = tuple(
-                tuple(tuple(tuple(bounds) for bounds in side) for side in piece) for piece in stored["pieces"]
-            )
-            shape, local_shape = tuple(stored["shape"]), tuple(stored["local_shape"])
-            self._parts[kind, name].append(StoredPart(file_name, shape, local_shape, stored["start"], pieces))  # type: ignore[arg-type]
+    @cached_property
+    def _index(self) -> Index:
+        try:
+            index = Index(self.manifest["index"] if "index" in self.manifest else index_of_headers(self._headers()))
+            for name, described in self.manifest["files"].items():
+                if described["bytes"] - 4 * index.elements[_shard(name)] <= 8:
+                    raise ValueError(f"{name} is too small for its tensors")
+            assert index.parts is not None  # parsed here, where its errors are caught
+        except (LookupError, TypeError, ValueError, AttributeError, CutShortError) as error:
+            raise CheckpointError(
+                f"{self.folder}: where its tensors lie cannot be read: {type(error).__name__}: {error}"
+            ) from None
+        return index
+
+    def _headers(self) -> dict[str, Any]:
+        """Of every shard; its files have the same, whatever the kind."""
+        of_kind = [name for name in self.files if name.startswith("master-")]
+        return {_shard(name): read_header(self.folder / name) for name in of_kind}
+
+    def _data_start(self, file: str) -> int:
+        size: int = self.manifest["files"][file]["bytes"]
+        return size - 4 * self.elements(file)
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
@@ -349,6 +380,11 @@ class CheckpointReader:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         return parse_manifest(content, str(path))
+
+
+def _shard(file: str) -> str:
+    """`pp0-tp1-dp2` of `exp_avg-pp0-tp1-dp2.safetensors`."""
+    return file.removesuffix(".safetensors").split("-", 1)[1]
 
 
 def _natural(name: str) -> list[tuple[int, str | int]]:

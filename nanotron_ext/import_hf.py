@@ -17,8 +17,16 @@ from foundation.finite import check_finite
 from foundation.hf_folder import read_config, spelled_for_all
 from foundation.paths import WEIGHTS, indexed_weight_files
 from foundation.recipe.architecture import Parameter, parameters_of
-from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, list_checkpoints, save_whole
+from nanotron_ext.checkpoint import (
+    checkpoint_folder,
+    finish_checkpoint,
+    index_of,
+    list_checkpoints,
+    merged,
+    save_shard,
+)
 from nanotron_ext.hf_format import model_config_from_hf
+from nanotron_ext.placement import Placement
 
 
 class ImportModelError(UserError):
@@ -46,10 +54,13 @@ def import_hf(model: Path, out: Path) -> Path:
     temporary = final.with_name("0.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     files_written: dict[str, Any] = {}
+    indices = []
     try:
         for position, parameter in enumerate(parameters.values()):
-            whole = _whole(files, parameter)
-            files_written |= save_whole(temporary, "master", f"import{position:05d}", parameter.name, whole)
+            whole, shard = _whole(files, parameter), f"import{position:05d}"
+            parts = [(parameter.name, Placement.whole(tuple(whole.shape)), 0, whole.flatten())]
+            files_written |= save_shard(temporary, "master", shard, parts)
+            indices.append(index_of(shard, parts))
     except UserError:
         shutil.rmtree(temporary)
         raise
@@ -60,6 +71,7 @@ def import_hf(model: Path, out: Path) -> Path:
         "dtype": _dtype(hf.get("dtype"), files),
         "tokenizer": str(model),
         "data": {},
+        "index": merged(indices),
     }
     finish_checkpoint(temporary, final, content, files_written)
     return final

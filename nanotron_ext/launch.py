@@ -29,8 +29,8 @@ def launch(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
     from nanotron_ext.train.startup import preflight  # imports torch, which a wrong recipe should not cost
 
     for path, recipe in zip(recipes, loaded, strict=True):
-        checkpoints = preflight(recipe, recipe.parallelism.world_size).checkpoints
-        if checkpoints and checkpoints[0].step >= recipe.last_step:
+        checkpoint = preflight(recipe, recipe.parallelism.world_size).checkpoint
+        if checkpoint is not None and checkpoint.step >= recipe.last_step:
             print(f"{recipe.run_folder}: step {recipe.last_step} is done, nothing to do.")
             continue
         command = torchrun_command(recipe.parallelism.world_size, "-m", "nanotron_ext.train", str(path), *overrides)

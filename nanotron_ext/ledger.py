@@ -2,6 +2,7 @@
 
 {"event": "rewind", "time": ..., "to_step": 400, "skipped_samples": [1024, 256]}   first sample and their number
 {"event": "recipe changed", "time": ..., "step": 400, "changes": {key: [old, new]}}
+{"event": "keeping other checkpoints", "time": ..., "spared_up_to": 400}   older ones stay (retention.py)
 """
 
 import json

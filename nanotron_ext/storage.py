@@ -27,6 +27,7 @@ from nanotron_ext.checkpoint import (
     CheckpointReader,
     checkpoint_folder,
     list_checkpoints,
+    newest_first,
     parse_manifest,
 )
 from nanotron_ext.retention import in_use
@@ -61,16 +62,22 @@ class RemoteCheckpoints:
 
     def steps(self) -> list[int]:
         """Of all complete checkpoints, oldest first."""
+        return list(self.newest_first())[::-1]
+
+    def newest_first(self, after: int = -1) -> Iterator[int]:
+        """Of those behind step `after`; the storage is asked about each when it is its turn."""
         with self._errors("cannot be listed"):
             self._storage.invalidate_cache()
             try:
                 found = self._storage.ls(self._path, detail=False)
             except FileNotFoundError:
-                return []
+                return
             names = [path.rstrip("/").rpartition("/")[2] for path in found]
-            return sorted(
-                int(name) for name in names if name.isdigit() and self._storage.exists(self._at(name, MANIFEST))
-            )
+        for step in sorted((int(name) for name in names if name.isdigit() and int(name) > after), reverse=True):
+            with self._errors("cannot be listed"):
+                is_complete = self._storage.exists(self._at(str(step), MANIFEST))
+            if is_complete:
+                yield step
 
     def upload(self, folder: Path) -> None:
         """Copy a checkpoint, and read the copy back to compare checksums; its manifest goes last.
@@ -235,22 +242,21 @@ def fetch_newest(recipe: Recipe) -> None:
     Raises:
         StorageError: when the storage cannot be asked, and there is nothing here to go on from.
     """
-    newest_here = max([0, *_whole_steps(recipe.run_folder)])
+    newest_here = _newest_whole_step(recipe.run_folder)
     try:
         remote = RemoteCheckpoints(recipe)
-        candidates = [step for step in remote.steps() if step > newest_here]
+        newest_there = next(remote.newest_first(after=newest_here), None)
     except StorageError as error:
         if not newest_here:
             raise
         logger.warning(f"Whether there are newer checkpoints than step {newest_here} is unknown: {error}")
         return
-    if not candidates:
+    if newest_there is None:
         return
     recipe.run_folder.mkdir(parents=True, exist_ok=True)
     with (recipe.run_folder / "fetch.lock").open("w") as lock:  # one process of the machine, the others wait for it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        newest_here = max([0, *_whole_steps(recipe.run_folder)])
-        for step in reversed([step for step in candidates if step > newest_here]):
+        for step in remote.newest_first(after=_newest_whole_step(recipe.run_folder)):
             logger.info(f"Fetching checkpoint {step} from {remote.url}.")
             try:
                 remote.fetch(step, recipe.run_folder)
@@ -259,9 +265,9 @@ def fetch_newest(recipe: Recipe) -> None:
                 logger.warning(f"Skipping checkpoint {step} of {remote.url}: {error}")
 
 
-def _whole_steps(run_folder: Path) -> list[int]:
-    steps = []
-    for folder in list_checkpoints(run_folder):
+def _newest_whole_step(run_folder: Path) -> int:
+    """0 if there is none."""
+    for folder in newest_first(run_folder):
         with contextlib.suppress(CheckpointError):
-            steps.append(CheckpointReader(folder).step)
-    return steps
+            return CheckpointReader(folder).step
+    return 0

@@ -19,7 +19,7 @@ from nanotron_ext.engine import (
 )
 from nanotron_ext.model.attention_backends import AttentionShape, choose_attention
 from nanotron_ext.model.elementwise import Elementwise
-from nanotron_ext.model.init import initialize
+from nanotron_ext.model.init import NoDraws, initialize
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining, TensorParallel
 from nanotron_ext.model.stages import balanced_stages
 
@@ -28,8 +28,13 @@ logger = logging.getLogger("nanotron_ext.model")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch.device) -> SmolLM3ForTraining:
-    """The initialised model of this rank, its tied parameters marked for nanotron's synchronisation."""
+def build_model(
+    recipe: Recipe, parallel_context: ParallelContext, device: torch.device, draws: bool = True
+) -> SmolLM3ForTraining:
+    """The model of this rank, its tied parameters marked for nanotron's synchronisation.
+
+    `draws`: with its initial values, which all ranks share in drawing; else with whatever lies in memory.
+    """
     parallelism, dtype = recipe.parallelism, DTYPES[recipe.model.dtype]
     tp = TensorParallel(
         parallel_context.tp_pg,
@@ -44,11 +49,13 @@ def build_model(recipe: Recipe, parallel_context: ParallelContext, device: torch
     elementwise = Elementwise(is_compiled)
     model = SmolLM3ForTraining(recipe.architecture, parallelism, parallel_context, p2p, tp, elementwise)
     stages = parallelism.layers_per_stage or balanced_stages(recipe.architecture, parallelism.pp)
-    with init_on_device_and_dtype(device, dtype):
+    with init_on_device_and_dtype(device, dtype), NoDraws():
         _place_on_stages(model, stages)
     mark_tied_parameters(model, parallel_context, tp)
     sanity_check(model)
-    initialize(model, recipe.architecture, recipe.general.seed, recipe.model.init_method.std)
+    if draws:
+        std = recipe.model.init_method.std
+        initialize(model, recipe.architecture, recipe.general.seed, std, parallel_context)
     return model
 
 

@@ -1,14 +1,16 @@
 """All ranks go on from the same state, or none starts.
 
-Every rank looks at the disk by itself before it can talk to the others, and a file system may show one machine an older
-folder than the rest. Ranks that go on from different steps train different weights without a word: losses are summed
-over all of them, so all report the same one. Once they can talk, the newest checkpoint that any rank has found is the
-one; each opens that very folder and compares its manifest. What else each has read for itself must be what the first
-rank has read.
+The first rank of every machine looks for checkpoints before it can talk to the others, and a file system may show one
+machine an older folder than the rest. Ranks that go on from different steps train different weights without a word:
+losses are summed over all of them, so all report the same one. Once they can talk, the newest checkpoint that any
+machine has found is the one; each rank opens that very folder's manifest and compares it. What else each has read for
+itself must be what the first rank has read.
 """
 
 import dataclasses
+import os
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointError, CheckpointReader
 from nanotron_ext.engine import node_name
 from nanotron_ext.train.changes import differences
-from nanotron_ext.train.startup import Preflight, StartupError, examine
+from nanotron_ext.train.startup import Preflight, StartupError, examine, find_checkpoint
 
 _NAMED_AT_MOST = 4
 _PATHS = {  # where files lie may differ between machines; what is in them may not
@@ -41,52 +43,98 @@ class _Offer:
     finder: str
 
 
-def agree(recipe: Recipe, found: Preflight | UserError, device: torch.device) -> Preflight:
-    """What `found`, this rank's or the reason why it has none, becomes when all ranks have compared theirs.
+def agree(
+    recipe: Recipe,
+    found: Preflight | UserError | None,
+    device: torch.device,
+    usable: Collection[Path] | None = None,
+) -> Preflight:
+    """What a machine's first rank has `found`, or the reason why nothing, when all ranks have compared it.
 
-    To be called on all ranks.
+    Other ranks have found None. `usable` are the checkpoints that all machines have, None where they share a file
+    system. To be called on all ranks.
 
     Raises:
         StartupError: on all ranks, naming those that found something else, or nothing that can be used.
     """
     refuse(str(found) if isinstance(found, UserError) else None)
-    assert isinstance(found, Preflight)
-    newest = newest_of_all(found.checkpoints)
-    if newest is None:
-        found = dataclasses.replace(found, weights=newest_of_all([found.weights] if found.weights else []))
-    else:
-        older = [checkpoint for checkpoint in found.checkpoints if checkpoint.step < newest.step]
-        found, problem = _based_on(recipe, found, [newest, *older])
-        refuse(problem)
+    assert found is None or isinstance(found, Preflight)
+    checkpoint = newest_of_all(found.checkpoint if found else None)
+    weights = None if checkpoint else newest_of_all(found.weights if found else None)
+    if found is not None and (found.checkpoint is not checkpoint or found.weights is not weights):
+        found = None
+    return _compared(recipe, _examined(recipe, found, checkpoint, weights, usable), device)
+
+
+def fall_back(recipe: Recipe, found: Preflight, device: torch.device) -> Preflight | None:
+    """To the newest whole checkpoint before the damaged one that was `found`; None if there is none.
+
+    To be called on all ranks.
+
+    Raises:
+        StartupError: on all ranks, when it cannot be continued, or not by all.
+    """
+    assert found.checkpoint is not None
+    mine, problem = None, None
+    if looks_for_checkpoints():
+        try:
+            mine = find_checkpoint(recipe, found.usable, before=found.checkpoint.step)
+        except UserError as error:
+            problem = str(error)
+    refuse(problem)
+    checkpoint = newest_of_all(mine)
+    if checkpoint is None:
+        return None
+    return _compared(recipe, _examined(recipe, None, checkpoint, None, found.usable), device)
+
+
+def looks_for_checkpoints() -> bool:
+    """Whether this rank does for its machine, whose ranks all see the same."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _examined(
+    recipe: Recipe,
+    found: Preflight | None,
+    checkpoint: CheckpointReader | None,
+    weights: CheckpointReader | None,
+    usable: Collection[Path] | None,
+) -> Preflight:
+    """`examine` on the ranks that have not `found` it yet. To be called on all ranks; raises StartupError on all."""
+    problem = None
+    try:
+        found = found or examine(recipe, checkpoint, weights, usable)
+    except UserError as error:
+        problem = str(error)
+    refuse(problem)
+    assert found is not None
+    return found
+
+
+def _compared(recipe: Recipe, found: Preflight, device: torch.device) -> Preflight:
     mine = _decided(recipe, found)
     first = [mine]
     torch.distributed.broadcast_object_list(first, src=0, device=device)
     if not recipe.checkpoints.checkpoints_path_is_shared_file_system:  # the ledger is on the first machine alone
-        found = dataclasses.replace(found, skipped=first[0]["skipped samples"], changes=first[0]["agreed changes"])
+        found = dataclasses.replace(
+            found,
+            skipped=first[0]["skipped samples"],
+            changes=first[0]["agreed changes"],
+            spared=first[0]["steps spared from pruning"],
+        )
         mine = _decided(recipe, found)
     refuse(_difference(first[0], mine))
     return found
 
 
-def _based_on(recipe: Recipe, found: Preflight, checkpoints: list[CheckpointReader]) -> tuple[Preflight, str | None]:
-    """`found`, seen anew when this rank had found another newest checkpoint; and what is wrong with that."""
-    if found.checkpoints[:1] == checkpoints[:1]:
-        return found, None
-    try:
-        return examine(recipe, checkpoints, None, found.tracking_mode), None
-    except UserError as error:
-        return found, str(error)
-
-
-def newest_of_all(readers: list[CheckpointReader]) -> CheckpointReader | None:
-    """The newest checkpoint that any rank has among its `readers`, newest first; None where all have none.
+def newest_of_all(mine: CheckpointReader | None) -> CheckpointReader | None:
+    """The newest checkpoint that any rank has found, `mine` among them; None where none has one.
 
     To be called on all ranks.
 
     Raises:
         StartupError: on all ranks, naming those that cannot open it.
     """
-    mine = readers[0] if readers else None
     offer = _Offer(mine.step, str(mine.folder), mine.digest, _name()) if mine else None
     offers = [other for other in _gathered(offer) if other is not None]
     if not offers:
@@ -115,9 +163,12 @@ def refuse(problem: str | None) -> None:
 
 
 def _opened(offer: _Offer) -> tuple[CheckpointReader | None, str | None]:
-    """Also a rank whose view of the folder is old can open what it has not listed; else what is wrong."""
+    """Also a rank whose view of the folder is old can open what it has not listed; else what is wrong.
+
+    The finder has compared the sizes of its files.
+    """
     try:
-        reader = CheckpointReader(Path(offer.folder))
+        reader = CheckpointReader(Path(offer.folder), compares_sizes=False)
     except CheckpointError as error:
         reason = str(error)
     else:
@@ -143,6 +194,7 @@ def _decided(recipe: Recipe, found: Preflight) -> dict[str, Any]:
         "data": found.data,
         "skipped samples": found.skipped,
         "agreed changes": found.changes,
+        "steps spared from pruning": found.spared,
     }
 
 

@@ -48,39 +48,54 @@ def complete_checkpoints(recipe: Recipe, device: torch.device) -> list[Path]:
 
 def _complete_newest(source: Path, keeps: bool, device: torch.device) -> tuple[bool, list[str]]:
     """Whether any machine has a checkpoint in `source`, a run folder or itself one; those that all have by now."""
-    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, _inventory(source) if keeps else None)
-    keepers = {rank: inventory for rank, inventory in enumerate(everywhere) if inventory is not None}
-    texts = {name: entry["manifest"] for of_rank in keepers.values() for name, entry in of_rank.items()}
-    manifests = {name: parse_manifest(text, f"{MANIFEST} of {source / name}") for name, text in texts.items()}
-    completed: list[str] = []
-    for name in sorted(manifests, key=lambda name: int(manifests[name]["step"]), reverse=True):
-        described = manifests[name]["files"]
+    names = {name for of_rank in _gathered(_listed(source) if keeps else []) for name in of_rank}
+    is_there, completed = False, []
+    for name in sorted(names, key=lambda name: int(Path(name).name or 0), reverse=True):
+        everywhere = _gathered((keeps, _inventory(source / name) if keeps else None))
+        keepers = {rank: inventory for rank, (keeps_files, inventory) in enumerate(everywhere) if keeps_files}
+        texts = [inventory["manifest"] for inventory in keepers.values() if inventory is not None]
+        if not texts:
+            continue
+        is_there = True
+        described = parse_manifest(texts[-1], f"{MANIFEST} of {source / name}")["files"]
         holders = {
-            file: [rank for rank, of_rank in keepers.items() if name in of_rank and file in of_rank[name]["files"]]
+            file: [rank for rank, inventory in keepers.items() if inventory is not None and file in inventory["files"]]
             for file in described
         }
-        if all(holders.values()) and len(completed) < COMPLETED_AT_MOST:
+        if all(holders.values()):
             sizes = {file: description["bytes"] for file, description in described.items()}
-            _complete(source / name, texts[name], sizes, holders, list(keepers), device)
+            _complete(source / name, texts[-1], sizes, holders, list(keepers), device)
             completed.append(name)
-    return bool(manifests), completed
+        if len(completed) == COMPLETED_AT_MOST:
+            break
+    return is_there, completed
 
 
-def _inventory(source: Path) -> dict[str, dict[str, Any]]:
-    """Of each checkpoint, by its path in `source`: its manifest's text, and which of its files are here in full."""
-    found = {}
-    for folder in [source] if (source / MANIFEST).is_file() else list_checkpoints(source):
+def _listed(source: Path) -> list[str]:
+    """The checkpoints of this machine by their paths in `source`."""
+    folders = [source] if (source / MANIFEST).is_file() else list_checkpoints(source)
+    return [str(folder.relative_to(source)) for folder in folders]
+
+
+def _inventory(folder: Path) -> dict[str, Any] | None:
+    """A checkpoint's manifest's text, and which of its files are here in full; None if it is not here."""
+    try:
         text = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
-        try:
-            described = parse_manifest(text, str(folder / MANIFEST))["files"]
-        except CheckpointError as error:  # on this machine alone: the others, who wait for its list, must not hang
-            logger.warning(f"Leaving out checkpoint {folder}: {error}")
-            continue
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-        files = [name for name, description in described.items() if sizes.get(name) == description["bytes"]]
-        found[str(folder.relative_to(source))] = {"manifest": text, "files": files}
-    return found
+        described = parse_manifest(text, str(folder / MANIFEST))["files"]
+    except FileNotFoundError:
+        return None
+    except CheckpointError as error:  # on this machine alone: the others, who wait for its list, must not hang
+        logger.warning(f"Leaving out checkpoint {folder}: {error}")
+        return None
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    files = [name for name, description in described.items() if sizes.get(name) == description["bytes"]]
+    return {"manifest": text, "files": files}
+
+
+def _gathered(mine: Any) -> list[Any]:
+    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, mine)
+    return everywhere
 
 
 def _complete(

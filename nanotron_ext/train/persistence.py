@@ -1,4 +1,4 @@
-"""The run's state on disk: every rank writes its share of a checkpoint, and reads what its layout needs of one."""
+"""The run's state on disk: every rank writes its share of a checkpoint, and reads what it holds of one."""
 
 import contextlib
 import os
@@ -12,19 +12,26 @@ import torch
 
 from foundation.progress import Work, unwatched
 from nanotron_ext.checkpoint import (
-    Advance,
     CheckpointError,
     CheckpointReader,
+    Part,
     checkpoint_folder,
     finish_checkpoint,
+    index_of,
+    merged,
     save_shard,
     versions,
 )
-from nanotron_ext.engine import dist, node_name
+from nanotron_ext.engine import ParallelContext, dist, node_name
 from nanotron_ext.ledger import Samples
+from nanotron_ext.model.naming import GlobalParameter
+from nanotron_ext.placement import Placement, owner_of
+from nanotron_ext.reading import HELD_SHARE, Advance, FileReads, reads_by_file
 from nanotron_ext.retention import prune_checkpoints
 from nanotron_ext.storage import Uploader, not_uploaded
 from nanotron_ext.train.exchange import keeps_files
+from nanotron_ext.train.host_copy import HostCopy
+from nanotron_ext.train.optimizer import Optimizer
 from nanotron_ext.train.step import TrainState
 
 Announce = Callable[[str, Work], None]  # what the caller is going to wait for, and how far it is
@@ -40,12 +47,13 @@ class CheckpointWriter:
     Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
-    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce) -> None:
-        """`skipped` are the ranges of samples that the run leaves out."""
-        self._state, self._skipped, self._announce = state, skipped, announce
+    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce, spared: int = 0) -> None:
+        """`skipped` are the ranges of samples that the run leaves out; up to step `spared` nothing is pruned."""
+        self._state, self._skipped, self._announce, self._spared = state, skipped, announce, spared
         self._work = Work()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[dict[str, Any]] | None = None
+        self._copy = HostCopy(state.device, state.optimizer.adam)
         self._manifest: dict[str, Any] = {}
         uploads = state.recipe.checkpoints.remote_path is not None and torch.distributed.get_rank() == 0
         self._uploader = Uploader(state.recipe) if uploads else None
@@ -74,13 +82,30 @@ class CheckpointWriter:
                 shutil.rmtree(self._temporary, ignore_errors=True)
                 self._temporary.mkdir(parents=True)
         torch.distributed.barrier()
-        dp_rank = dist.get_rank(context.dp_pg)
-        mine: dict[str, list[Any]] = {}
-        if self._state.optimizer.sharded or dp_rank == 0:
-            mine = {kind: list(_copied(self._state.optimizer.state(kind))) for kind in recipe.optimizer.state_kinds}
-        self._work.total_bytes = sum(tensor.nbytes for parts in mine.values() for _, _, tensor in parts)
-        rank_name = f"pp{dist.get_rank(context.pp_pg)}-tp{dist.get_rank(context.tp_pg)}-dp{dp_rank}"
-        self._writing = self._thread.submit(_write, self._temporary, rank_name, mine, self._work.advance, first)
+        shard = shard_name(context)
+        mine = {kind: self._copied(kind) for kind in recipe.optimizer.state_kinds}
+        mine = {kind: parts for kind, parts in mine.items() if parts}
+        self._work.total_bytes = sum(part[-1].nbytes for parts in mine.values() for part in parts)
+        self._writing = self._thread.submit(
+            _write, self._temporary, shard, mine, self._work.advance, [self._copy.wait, *([first] if first else [])]
+        )
+
+    def _copied(self, kind: str) -> list[Part]:
+        """This rank's share of one kind of state, in host memory.
+
+        Without ZeRO-1 all replicas hold the same, and each writes its part of it; on disks of single machines the
+        first writes all, so that one machine has the whole checkpoint.
+        """
+        optimizer, context, recipe = self._state.optimizer, self._state.context, self._state.recipe
+        parts = state_parts(optimizer, kind)
+        if not optimizer.sharded:
+            replica, replicas = dist.get_rank(context.dp_pg), context.dp_pg.size()
+            if recipe.checkpoints.checkpoints_path_is_shared_file_system:
+                parts = list(_share(parts, replica, replicas))
+            elif replica > 0:
+                parts = []
+        copies = self._copy.take([part[-1] for part in parts])
+        return [(name, place, start, copy) for (name, place, start, _), copy in zip(parts, copies, strict=True)]
 
     @property
     def is_busy(self) -> bool:
@@ -95,14 +120,15 @@ class CheckpointWriter:
         if self._writing is None:
             return
         self._announce(self._activity, self._work)
-        files: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(files, self._written_files())
+        written: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(written, self._written_files())
         self._writing = None
         if keeps_files(self._state.recipe):
             final = checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"])
             with self._disk_errors():
-                all_files = {name: description for of_rank in files for name, description in of_rank.items()}
-                finish_checkpoint(self._temporary, final, self._manifest, all_files, self._work.advance)
+                content = {**self._manifest, "index": merged(of_rank["index"] for of_rank in written)}
+                files = {name: description for of_rank in written for name, description in of_rank["files"].items()}
+                finish_checkpoint(self._temporary, final, content, files, self._work.advance)
                 if self._uploader is not None:
                     self._uploader.upload_all()
                 self._prune(self._work)
@@ -122,12 +148,12 @@ class CheckpointWriter:
     def _prune(self, work: Work) -> None:
         section, run_folder = self._state.recipe.checkpoints, self._state.recipe.run_folder
         needed = not_uploaded(run_folder) if self._uploader is not None else []
-        prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps, needed, work.advance)
+        prune_checkpoints(run_folder, section.keep_last, section.keep_every_steps, needed, work.advance, self._spared)
         if self._uploader is not None and not section.keep_local:
             prune_checkpoints(run_folder, keep_last=1, keep_every_steps=None, needed=needed, advance=work.advance)
 
     def _written_files(self) -> dict[str, Any]:
-        """Waits for this rank's write; what the manifest will say of its files."""
+        """Waits for this rank's write; `_write`'s."""
         assert self._writing is not None
         with self._disk_errors():
             return self._writing.result()
@@ -151,69 +177,121 @@ class CheckpointWriter:
         return checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"]).with_suffix(".tmp")
 
 
-def _copied(parts: Iterator[tuple[Any, int, torch.Tensor]]) -> Iterator[tuple[Any, int, torch.Tensor]]:
-    for slot, start, tensor in parts:
-        yield slot, start, tensor.detach().to("cpu", copy=True)
-
-
 def _write(
     folder: Path,
-    rank_name: str,
-    parts_by_kind: dict[str, list[Any]],
+    shard: str,
+    parts_by_kind: dict[str, list[Part]],
     advance: Advance,
-    first: Callable[[], None] | None,
+    first: Sequence[Callable[[], None]],
 ) -> dict[str, Any]:
-    """Write and flush one rank's files; what the manifest will say of them."""
-    if first is not None:
-        first()
+    """Write and flush one rank's files; what the manifest will say of them, as its `files` and its `index`."""
+    for action in first:
+        action()
+    index = merged(index_of(shard, parts) for parts in parts_by_kind.values())  # all kinds are laid out alike
     files: dict[str, Any] = {}
     for kind in list(parts_by_kind):
-        files |= save_shard(folder, kind, rank_name, iter(parts_by_kind.pop(kind)), advance)  # and free the copy
-    return files
+        files |= save_shard(folder, kind, shard, parts_by_kind.pop(kind), advance)  # and free the copy
+    return {"files": files, "index": index}
 
 
-def verify_together(reader: CheckpointReader, is_shared: bool, advance: Advance) -> list[str]:
-    """Compare all files with their checksums, each rank a part of them; what is wrong, the same list on every rank.
-
-    Unless `is_shared`, each machine has files of its own, and its ranks compare all of them.
-    """
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    machines: list[int] = [0] * world_size  # of each rank, the first rank of its machine
-    torch.distributed.all_gather_object(machines, 0 if is_shared else rank - int(os.environ["LOCAL_RANK"]))
-    first = machines[rank]
-    mine = reader.damaged_files(rank - first, machines.count(first), advance)
-    if not is_shared:
-        mine = [f"{problem} on {node_name()}" for problem in mine]
-    problems: list[list[str]] = [[] for _ in range(world_size)]
-    torch.distributed.all_gather_object(problems, mine)
-    return [problem for of_rank in problems for problem in of_rank]
+def shard_name(context: ParallelContext) -> str:
+    """Of this rank's files."""
+    stage, tp_rank = dist.get_rank(context.pp_pg), dist.get_rank(context.tp_pg)
+    return f"pp{stage}-tp{tp_rank}-dp{dist.get_rank(context.dp_pg)}"
 
 
-def load_checkpoint(state: TrainState, reader: CheckpointReader, advance: Advance = unwatched) -> None:
-    """Fill masters, optimizer state and model from a checkpoint of any layout; `advance` is told of the bytes read.
+def state_parts(optimizer: Optimizer, kind: str) -> list[Part]:
+    """What this rank holds of one kind of state; the tensors are views of it."""
+    return [(slot.entry.name, _placement(slot.entry), start, tensor) for slot, start, tensor in optimizer.state(kind)]
+
+
+def _placement(entry: GlobalParameter) -> Placement:
+    pieces = tuple((piece.local, piece.whole) for piece in entry.pieces)
+    return Placement(entry.shape, tuple(entry.parameter.shape), pieces)
+
+
+def _share(parts: list[Part], number: int, shares: int) -> Iterator[Part]:
+    """The `number`-th of equal shares of the parts laid end to end."""
+    total, offset = sum(part[-1].numel() for part in parts), 0
+    begin, end = total * number // shares, total * (number + 1) // shares
+    for name, placement, start, tensor in parts:
+        first, last = max(begin - offset, 0), min(end - offset, tensor.numel())
+        if first < last:
+            yield name, placement, start + first, tensor[first:last]
+        offset += tensor.numel()
+
+
+def load_checkpoint(
+    state: TrainState, reader: CheckpointReader, is_shared: bool = True, advance: Advance = unwatched
+) -> None:
+    """Fill masters, optimizer state and model from a checkpoint of any layout; to be called on all ranks.
+
+    Each rank reads what it holds. All files are compared with their checksums, each by one rank, or, unless
+    `is_shared`, by one of every machine. `advance` is told of the bytes read.
 
     Raises:
-        CheckpointError: when it does not hold all of this model and its optimizer's state.
+        CheckpointError: on all ranks, when the checkpoint is damaged or does not hold all of the model and its
+            optimizer's state. What was loaded until then is worth nothing.
     """
-    for kind in state.recipe.optimizer.state_kinds:
-        _load_kind(state, reader, kind, advance)
+    _load(state, reader, state.recipe.optimizer.state_kinds, is_shared, advance)
     state.optimizer.set_steps_taken(reader.step)
     state.optimizer.masters_to_model()
 
 
-def load_weights(state: TrainState, reader: CheckpointReader, advance: Advance = unwatched) -> None:
-    """Fill the model and its masters; Adam starts afresh. `advance` is told of the bytes read.
+def load_weights(
+    state: TrainState, reader: CheckpointReader, is_shared: bool = True, advance: Advance = unwatched
+) -> None:
+    """Fill the model and its masters as `load_checkpoint` does; Adam starts afresh.
 
     Raises:
-        CheckpointError: when the checkpoint is of another architecture.
+        CheckpointError: on all ranks, when the checkpoint is damaged or of another architecture.
     """
-    _load_kind(state, reader, "master", advance)
+    _load(state, reader, ("master",), is_shared, advance)
     state.optimizer.masters_to_model()
 
 
-def _load_kind(state: TrainState, reader: CheckpointReader, kind: str, advance: Advance) -> None:
-    for slot, start, local in state.optimizer.state(kind):
-        entry = slot.entry
-        whole = reader.read(kind, entry.name, expected_shape=entry.shape)
-        local.copy_(entry.cut(whole).flatten()[start : start + local.numel()])
-        advance(whole.nbytes)
+def _load(state: TrainState, reader: CheckpointReader, kinds: Sequence[str], is_shared: bool, advance: Advance) -> None:
+    reads, near, problems = reads_by_file(), owner_of(shard_name(state.context)), []
+    try:
+        for kind in kinds:
+            for name, placement, start, target in state_parts(state.optimizer, kind):
+                reader.find(kind, name, placement, start, target, near, reads)
+    except CheckpointError as error:
+        problems.append(str(error))
+    _refuse(problems)
+    compared = files_to_compare(reader, reads, is_shared)
+    for file in sorted({*reads, *compared}):
+        if problem := reader.fill(file, reads[file], file in compared, advance):
+            problems.append(problem if is_shared else f"{problem} on {node_name()}")
+    _refuse(problems)
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raise CheckpointError on all ranks with what any of them has found."""
+    everywhere: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everywhere, problems)
+    if found := dict.fromkeys(problem for of_rank in everywhere for problem in of_rank):
+        raise CheckpointError("; ".join(found))
+
+
+def files_to_compare(reader: CheckpointReader, reads: dict[str, FileReads], is_shared: bool) -> set[str]:
+    """The files of which this rank compares the checksums; of each file, a rank that reads nearly all of it anyway.
+
+    To be called on all ranks.
+    """
+    rank, files = torch.distributed.get_rank(), reader.files
+    held = sum(
+        1 << number
+        for number, file in enumerate(files)
+        if file in reads and reads[file].elements >= HELD_SHARE * reader.elements(file)
+    )
+    machine = 0 if is_shared else rank - int(os.environ["LOCAL_RANK"])  # its first rank
+    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, (machine, held))
+    neighbours = {other: holds for other, (its_machine, holds) in enumerate(everywhere) if its_machine == machine}
+    mine = set()
+    for number, file in enumerate(files):
+        holders = [other for other, holds in neighbours.items() if holds >> number & 1] or list(neighbours)
+        if holders[number % len(holders)] == rank:
+            mine.add(file)
+    return mine

@@ -1,6 +1,5 @@
 """A training run from start-up checks to the last checkpoint."""
 
-import dataclasses
 import logging
 import os
 import time
@@ -23,13 +22,14 @@ from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distributed
 from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
+from nanotron_ext.retention import announce_spared
 from nanotron_ext.train import startup
-from nanotron_ext.train.agreement import agree, newest_of_all
+from nanotron_ext.train.agreement import agree, fall_back, looks_for_checkpoints
 from nanotron_ext.train.console import Console
 from nanotron_ext.train.exchange import complete_checkpoints
 from nanotron_ext.train.garbage import GarbageCollection
 from nanotron_ext.train.heartbeat import Heartbeat
-from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
+from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights
 from nanotron_ext.train.spikes import SpikeDetector, SpikeError
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
@@ -58,12 +58,15 @@ def run(recipe: Recipe) -> Outcome:
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
     try:
         with Heartbeat(recipe, launch) as heartbeat, GarbageCollection() as garbage:
-            state = TrainState(recipe, context, launch.device)
-            step_done = _restore(state, found, heartbeat)
+            starts_anew = found.checkpoint is None and found.weights is None
+            state = TrainState(recipe, context, launch.device, draws=starts_anew)
+            step_done, found = _restore(state, found, heartbeat)
             if step_done < recipe.last_step:
                 step_done = _train(state, step_done, found, stop, heartbeat, garbage, is_writer)
             else:
-                CheckpointWriter(state, found.skipped, heartbeat.waits_for).finish_uploads()  # what failed before
+                CheckpointWriter(
+                    state, found.skipped, heartbeat.waits_for, found.spared
+                ).finish_uploads()  # what failed before
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
         if is_writer:
             outcome.write(recipe, result)
@@ -80,63 +83,58 @@ def run(recipe: Recipe) -> Outcome:
 
 
 def _prepare(recipe: Recipe) -> tuple[Launch, startup.Preflight]:
-    """Each rank looks at the disk, they connect, and agree on what they have seen."""
+    """The first rank of each machine looks at the disk, all connect, and agree on what was seen."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    found: startup.Preflight | UserError
-    if recipe.checkpoints.checkpoints_path_is_shared_file_system:
-        with startup.told_by_rank(rank):
+    is_shared = recipe.checkpoints.checkpoints_path_is_shared_file_system
+    found: startup.Preflight | UserError | None = None
+    usable = None
+    with startup.told_by_rank(rank):
+        if is_shared and looks_for_checkpoints():
             found = startup.preflight(recipe, world_size)
-        launch = initialize_distributed()
-    else:
-        with startup.told_by_rank(rank):
-            startup.check_world_size(recipe, world_size)
-            startup.check_not_running(recipe)
-        launch = initialize_distributed()
-        found = _preflight_on_own_disks(recipe, launch)
+        else:
+            startup.check_surroundings(recipe, world_size)
+    launch = initialize_distributed()
+    if not is_shared:
+        usable = complete_checkpoints(recipe, launch.device)
+        if looks_for_checkpoints():
+            try:
+                found = startup.preflight(recipe, world_size, usable)
+            except UserError as error:
+                found = error
     try:
-        return launch, agree(recipe, found, launch.device)
+        return launch, agree(recipe, found, launch.device, usable)
     except UserError:
         torch.distributed.destroy_process_group()
         raise
 
 
-def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight | UserError:
-    """With the checkpoints that all machines have in full."""
-    completed = complete_checkpoints(recipe, launch.device)
-    try:
-        found = startup.preflight(recipe, launch.world_size)
-    except UserError as error:
-        return error
-    usable = [checkpoint for checkpoint in found.checkpoints if checkpoint.folder in completed]
-    return dataclasses.replace(found, checkpoints=usable)
-
-
-def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> int:
-    """Load what the run goes on from; returns the last step done."""
+def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> tuple[int, startup.Preflight]:
+    """Load what the run goes on from; the last step done, and what was found at the checkpoint that was whole."""
     is_shared = state.recipe.checkpoints.checkpoints_path_is_shared_file_system
-    candidates = found.checkpoints
-    while (checkpoint := newest_of_all(candidates)) is not None:
-        heartbeat.waits_for(f"comparing checkpoint {checkpoint.step} with its checksums", work := Work())
-        if damaged := verify_together(checkpoint, is_shared, work.advance):
-            logger.warning(f"Skipping checkpoint {checkpoint.folder}: {'; '.join(damaged)}.")
-            candidates = [older for older in candidates if older.step < checkpoint.step]
-            continue
+    while found.checkpoint is not None:
+        checkpoint = found.checkpoint
         heartbeat.waits_for(f"loading checkpoint {checkpoint.step}", work := Work())
-        load_checkpoint(state, checkpoint, work.advance)
-        logger.info(f"Continuing {checkpoint.folder} after step {checkpoint.step}.")
-        return checkpoint.step
-    if found.checkpoints:
-        raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
+        try:
+            load_checkpoint(state, checkpoint, is_shared, work.advance)
+        except CheckpointError as error:
+            logger.warning(f"Skipping checkpoint {checkpoint.folder}: {error}.")
+        else:
+            logger.info(f"Continuing {checkpoint.folder} after step {checkpoint.step}.")
+            return checkpoint.step, found
+        older = fall_back(state.recipe, found, state.device)
+        if older is None:
+            raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
+        found = older
     if found.weights is not None:
-        heartbeat.waits_for("comparing the weights with their checksums", work := Work())
-        if damaged := verify_together(found.weights, is_shared, work.advance):
-            raise CheckpointError(
-                f"{'; '.join(damaged)}. Restore it, or set checkpoints.load_weights_path to another checkpoint."
-            )
         heartbeat.waits_for("loading weights", work := Work())
-        load_weights(state, found.weights, work.advance)
+        try:
+            load_weights(state, found.weights, is_shared, work.advance)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. Restore it, or set checkpoints.load_weights_path to another checkpoint."
+            ) from None
         logger.info(f"Starting from the weights of {found.weights.folder}.")
-    return 0
+    return 0, found
 
 
 def _train(
@@ -155,7 +153,7 @@ def _train(
     validation = Validation(recipe, context.replica)
     journal = Journal(state, step_done, found) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
-    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for)
+    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for, found.spared)
     spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
@@ -241,6 +239,7 @@ class Journal:
 
     def __init__(self, state: TrainState, step_done: int, found: startup.Preflight) -> None:
         self.recipe = state.recipe
+        announce_spared(self.recipe, found.spared)  # before the recipe that it is told from is replaced
         startup.save_recipe(self.recipe)
         if found.changes:
             ledger.record(self.recipe.run_folder, "recipe changed", step=step_done, changes=found.changes)

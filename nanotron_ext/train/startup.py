@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,13 +24,14 @@ from nanotron_ext.checkpoint import (
     RECIPE_FILE,
     CheckpointError,
     CheckpointReader,
-    list_checkpoints,
+    newest_first,
     resolve_checkpoint,
     versions,
 )
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.engine import node_name
 from nanotron_ext.ledger import Samples, skipped_samples
+from nanotron_ext.retention import spared_up_to
 from nanotron_ext.storage import fetch_newest
 from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines
 
@@ -49,29 +50,39 @@ class StartupError(UserError):
 class Preflight:
     """What the checks found out."""
 
-    checkpoints: list[CheckpointReader]  # to continue from, the newest first
+    checkpoint: CheckpointReader | None  # to continue from
     weights: CheckpointReader | None  # to start a new run from, when there is nothing to continue
     changes: dict[str, list[Any]]  # of the recipe, agreed to, that alter the result: key -> [old, new]
     skipped: list[Samples]  # ranges of samples that the run leaves out
     data: dict[str, Any]  # where each source goes on, and a digest of its files
     tracking_mode: str  # of wandb
+    spared: int = 0  # step up to which no checkpoint is pruned
+    usable: Collection[Path] | None = None  # checkpoints that all machines have; None: whatever one has
 
 
-def preflight(recipe: Recipe, world_size: int) -> Preflight:
+def preflight(recipe: Recipe, world_size: int, usable: Collection[Path] | None = None) -> Preflight:
     """All checks of this module, cheap ones first.
 
     Raises:
         UserError: a StartupError, CheckpointError, ShardError or TrackingError that says what to do.
     """
+    check_surroundings(recipe, world_size)
+    checkpoint, weights = find_checkpoint(recipe, usable), None
+    if checkpoint is None and recipe.checkpoints.load_weights_path:
+        weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
+    return examine(recipe, checkpoint, weights, usable)
+
+
+def check_surroundings(recipe: Recipe, world_size: int) -> None:
+    """What each rank looks at before it can talk to the others; nothing of it grows with a run's age.
+
+    Raises:
+        UserError: a StartupError or CheckpointError.
+    """
     check_world_size(recipe, world_size)
     check_not_running(recipe)
     check_run_folder(recipe)
     check_disk_space(recipe)
-    checkpoints = find_checkpoints(recipe)
-    weights = None
-    if not checkpoints and recipe.checkpoints.load_weights_path:
-        weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
-    return examine(recipe, checkpoints, weights, wandb_mode(recipe))
 
 
 @contextlib.contextmanager
@@ -91,18 +102,23 @@ def told_by_rank(rank: int) -> Iterator[None]:
 
 
 def examine(
-    recipe: Recipe, checkpoints: list[CheckpointReader], weights: CheckpointReader | None, tracking_mode: str
+    recipe: Recipe,
+    checkpoint: CheckpointReader | None,
+    weights: CheckpointReader | None,
+    usable: Collection[Path] | None = None,
 ) -> Preflight:
-    """What follows from what the run goes on from: the newest of `checkpoints`, else `weights`, else nothing.
+    """What follows from what the run goes on from: `checkpoint`, else `weights`, else nothing.
 
     Raises:
-        UserError: a CheckpointError or ShardError, when the recipe or the data do not fit it.
+        UserError: a CheckpointError, ShardError or TrackingError, when the recipe or the data do not fit it.
     """
-    changes = recipe_changes(recipe, checkpoints)
-    before = checkpoints[0].manifest.get("skipped_samples", []) if checkpoints else []
+    tracking_mode = wandb_mode(recipe)
+    changes = recipe_changes(recipe, checkpoint) if checkpoint else {}
+    before = checkpoint.manifest.get("skipped_samples", []) if checkpoint else []
     skipped = skipped_samples(recipe.run_folder, before)
-    data = check_data(recipe, checkpoints[0] if checkpoints else None, skipped)
-    return Preflight(checkpoints, weights, changes, skipped, data, tracking_mode)
+    data = check_data(recipe, checkpoint, skipped)
+    spared = spared_up_to(recipe, checkpoint.step if checkpoint else 0)
+    return Preflight(checkpoint, weights, changes, skipped, data, tracking_mode, spared, usable)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:
@@ -186,61 +202,70 @@ def free_disk_bytes(recipe: Recipe) -> int:
     return shutil.disk_usage(_existing_parent(recipe.run_folder / "checkpoints")).free
 
 
-def find_checkpoints(recipe: Recipe) -> list[CheckpointReader]:
-    """Checkpoints to continue, the newest first: the run's own, else the last of the run that the recipe names.
+def find_checkpoint(
+    recipe: Recipe, usable: Collection[Path] | None = None, before: int | None = None
+) -> CheckpointReader | None:
+    """The newest checkpoint to continue: of the run's own, else the last of the run that the recipe names.
 
-    A newer one in object storage is brought here first.
-    Own ones that are not whole are left out with a warning.
+    Of the run's own, those that are not whole are left out with a warning, as are those not `usable`, and those of step
+    `before` and later. An older one is opened when all newer ones are left out. A newer one in object storage is
+    brought here first.
 
     Raises:
         CheckpointError: when there should be one and is none, or the other way round.
     """
     section = recipe.checkpoints
-    if section.remote_path is not None and section.resume != "never":
+    if section.remote_path is not None and section.resume != "never" and before is None:
         fetch_newest(recipe)
-    own = list_checkpoints(recipe.run_folder)
-    if own and section.resume == "never":
-        raise CheckpointError(
-            f"checkpoints.resume is never, but {recipe.run_folder} has checkpoints up to step {own[-1].name}. Choose "
-            f"another general.run, or set resume to auto to go on from there."
-        )
-    readers = []
-    for path in reversed(own):
+    newest = None
+    for path in newest_first(recipe.run_folder):
+        newest = newest or path
+        if section.resume == "never":
+            raise CheckpointError(
+                f"checkpoints.resume is never, but {recipe.run_folder} has checkpoints up to step {path.name}. Choose "
+                f"another general.run, or set resume to auto to go on from there."
+            )
+        if (usable is not None and path not in usable) or (before is not None and int(path.name) >= before):
+            continue
         try:
-            readers.append(CheckpointReader(path))
+            return CheckpointReader(path)
         except CheckpointError as error:
             logger.warning(f"Skipping checkpoint {path}: {error}")
-    if own and not readers:
-        raise CheckpointError(f"None of the {len(own)} checkpoints in {recipe.run_folder} is whole; restore one.")
-    if not own and section.resume_checkpoint_path:
-        readers.append(CheckpointReader(resolve_checkpoint(Path(section.resume_checkpoint_path))))
-    if not readers and section.resume == "required":
+    if before is not None:
+        return None
+    if newest is not None:
+        where = "" if usable is None else " on all machines"
+        raise CheckpointError(
+            f"No checkpoint in {recipe.run_folder} is whole{where}; restore one, up to {newest.name}."
+        )
+    if section.resume_checkpoint_path:
+        return CheckpointReader(resolve_checkpoint(Path(section.resume_checkpoint_path)))
+    if section.resume == "required":
         raise CheckpointError(f"checkpoints.resume is required, but {recipe.run_folder} has no checkpoint.")
-    return readers
+    return None
 
 
-def recipe_changes(recipe: Recipe, checkpoints: list[CheckpointReader]) -> dict[str, list[Any]]:
+def recipe_changes(recipe: Recipe, checkpoint: CheckpointReader) -> dict[str, list[Any]]:
     """What the recipe changes about the result of the run that it continues; also says what it changes otherwise.
 
     Raises:
         CheckpointError: for changes that were not agreed to.
     """
-    found: list[dict[str, list[Any]]] = []
-    for reader in checkpoints:
-        if "recipe" not in reader.manifest:
-            raise CheckpointError(
-                f"{reader.folder} is no run's checkpoint but imported weights. Start from them with "
-                f"checkpoints.load_weights_path, not resume_checkpoint_path."
-            )
-        found.append(accepted_changes(recipe, reader.manifest["recipe"], reader.folder))
-    if found and found[0]:
-        logger.warning(f"The recipe changes the result, as agreed:\n{in_lines(found[0])}")
-    if found and (harmless := harmless_changes(recipe, checkpoints[0].manifest["recipe"])):
+    if "recipe" not in checkpoint.manifest:
+        raise CheckpointError(
+            f"{checkpoint.folder} is no run's checkpoint but imported weights. Start from them with "
+            f"checkpoints.load_weights_path, not resume_checkpoint_path."
+        )
+    before = checkpoint.manifest["recipe"]
+    changes = accepted_changes(recipe, before, checkpoint.folder)
+    if changes:
+        logger.warning(f"The recipe changes the result, as agreed:\n{in_lines(changes)}")
+    if harmless := harmless_changes(recipe, before):
         logger.info(f"The recipe differs from the checkpoint's, but not in the result:\n{in_lines(harmless)}")
-    if found and (updated := differences(checkpoints[0].manifest.get("versions", {}), versions())):
+    if updated := differences(checkpoint.manifest.get("versions", {}), versions()):
         named = ", ".join(f"{name} {old} then, {new} now" for name, old, new in updated)
         logger.warning(f"Other versions than at the checkpoint may change the last bits of the result: {named}.")
-    return found[0] if found else {}
+    return changes
 
 
 def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]) -> dict[str, Any]:

@@ -38,9 +38,10 @@ class StepResult:
 class TrainState:
     """Model and optimizer of this rank, and how to take a step with them."""
 
-    def __init__(self, recipe: Recipe, context: ParallelContext, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, context: ParallelContext, device: torch.device, draws: bool = True) -> None:
+        """`draws`: with the model's initial values, which a state that is going to be loaded does not need."""
         self.recipe, self.context, self.device = recipe, context, device
-        self.model = build_model(recipe, context, device)
+        self.model = build_model(recipe, context, device, draws)
         self.optimizer = Optimizer(self.model, recipe.optimizer, context)
         self._engine = pipeline_engine(recipe.parallelism.pp_engine)
         self._work = WorkTimer(device)

@@ -2,9 +2,11 @@
 
 import hashlib
 import itertools
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foundation.recipe import Recipe
 from nanotron_ext.engine import ParallelContext, initialize_distributed
@@ -12,6 +14,26 @@ from nanotron_ext.model.build import balanced_stages, build_model
 from nanotron_ext.model.naming import global_parameters
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import small_recipe
+
+
+class CountingDraws(TorchDispatchMode):
+    """How many random numbers torch's kernels are asked for, whoever asks."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name.split("::")[1].rstrip("_") in ("normal", "uniform", "random", "exponential"):
+            self.elements += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def drawn_elements(recipe: Recipe, draws: bool) -> tuple[int, int]:
+    """Random numbers drawn on this rank to build its model, and elements that it holds."""
+    device, p = initialize_distributed().device, recipe.parallelism
+    context = ParallelContext(p.tp, p.pp, p.dp)
+    with CountingDraws() as counting:
+        model = build_model(recipe, context, device, draws)
+    return counting.elements, sum(parameter.numel() for parameter in model.parameters())
 
 
 def local_parameters(recipe: Recipe) -> dict[str, tuple[tuple[int, ...], list, torch.Tensor]]:
@@ -59,6 +81,28 @@ def test_initial_weights_are_what_the_announcement_says(tied: bool) -> None:
             expected = torch.normal(0.0, torch.full(shape, 0.08), generator=generator)
             assert abs(float(local.mean())) < 0.08 * 5 / local.numel() ** 0.5
         assert torch.allclose(local, expected, rtol=1e-6, atol=0), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replicas_share_the_drawing_and_hold_the_same(dtype: str) -> None:
+    model = {"dtype": dtype, "init_method": {"std": 0.08}}
+    model["model_config"] = small_recipe().architecture.model_dump()
+    [single] = run_ranks(local_parameters, 1, small_recipe(model=model))
+    recipe = small_recipe(model=model, parallelism={"dp": 3})
+    for of_rank in run_ranks(local_parameters, 3, recipe):
+        assert all(torch.equal(value, single[name][2]) for name, (_, _, value) in of_rank.items())
+    counted = run_ranks(drawn_elements, 3, recipe, True)
+    matrices = sum(value.numel() for _, _, value in single.values() if value.ndim == 2)
+    assert sum(drawn for drawn, _ in counted) == matrices
+    assert max(drawn for drawn, _ in counted) < 0.4 * matrices
+
+
+def test_nothing_is_drawn_for_a_state_that_is_loaded() -> None:
+    """Neither by `initialize` nor by the layers that torch and nanotron build, as their own initial values."""
+    [(drawn, held)] = run_ranks(drawn_elements, 1, small_recipe(), False)
+    assert drawn == 0 and held > 10_000
+    [(drawn, _)] = run_ranks(drawn_elements, 1, small_recipe(), True)
+    assert 10_000 < drawn < held
 
 
 def test_no_two_tensor_parallel_shards_are_alike() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from foundation.journal import read_metrics
 from foundation.outcome import Outcome
 from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.train import run as module
 from nanotron_ext.train import startup
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
@@ -100,7 +102,9 @@ def whole_view() -> None:
 
 
 def run_spoiled(recipes: list[Recipe], victim: int, spoil: Callable[[], None]) -> Outcome:
+    """Every rank on a machine of its own, that of the `victim` with another view of the file system."""
     rank = int(os.environ["RANK"])
+    os.environ["LOCAL_RANK"] = "0"
     if rank == victim:
         spoil()
     return run(recipes[rank])
@@ -182,3 +186,58 @@ def test_a_rank_that_fails_alone_says_so(capsys: pytest.CaptureFixture[str], mon
         with pytest.raises(StartupError), startup.told_by_rank(rank):
             raise StartupError("The disk is full.")
     assert capsys.readouterr().err == f"error: Rank 7 on {socket.gethostname()}: The disk is full.\n"
+
+
+def run_noting_what_it_opens(recipe: Recipe) -> tuple[Outcome, list[str]]:
+    """What is opened below the folder of checkpoints, as Python's own audit reports it."""
+    folder, opened = str(recipe.run_folder / "checkpoints"), []
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.scandir", "os.listdir") and str(arguments[0]).startswith(folder):
+            opened.append(str(arguments[0]).removeprefix(folder))
+
+    load, until_loaded = module.load_checkpoint, []
+
+    def load_and_look(*arguments: Any) -> None:
+        load(*arguments)
+        until_loaded.extend(opened)
+
+    sys.addaudithook(note)
+    module.load_checkpoint = load_and_look
+    return run(recipe), until_loaded
+
+
+def test_what_a_start_opens_does_not_grow_with_the_number_of_checkpoints(root: Path, straight: Recipe) -> None:
+    found = []
+    for copies in (0, 40):
+        recipe = after_step_8(root, straight, f"with-{copies}-more")
+        shutil.rmtree(recipe.run_folder / "checkpoints" / "4")
+        for number in range(copies):
+            older = recipe.run_folder / "checkpoints" / "7".zfill(number + 1)
+            shutil.copytree(straight.run_folder / "checkpoints" / "4", older)
+        found.append(run_ranks(run_noting_what_it_opens, 2, recipe))
+    for rank in range(2):
+        (few, opened), (many, opened_among_many) = (of_ranks[rank] for of_ranks in found)
+        assert few == many == Outcome("finished", 12)
+        assert opened == opened_among_many and 0 < len(opened) < 8
+
+
+def with_learning_rate(folder: Path, learning_rate: float) -> None:
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    manifest["recipe"]["optimizer"]["learning_rate_scheduler"]["learning_rate"] = learning_rate
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+
+
+def test_only_the_checkpoint_that_a_run_goes_on_from_has_to_fit_its_recipe(root: Path, straight: Recipe) -> None:
+    """The recipe was changed behind step 4, as agreed then: step 8 goes on, and when it is damaged, step 4 does not."""
+    for name in ("whole", "damaged"):
+        recipe = after_step_8(root, straight, f"changed-{name}")
+        checkpoints = recipe.run_folder / "checkpoints"
+        with_learning_rate(checkpoints / "4", 0.5)
+        if name == "whole":
+            assert run_ranks(run, 2, recipe) == [Outcome("finished", 12)] * 2
+            continue
+        damage(next((checkpoints / "8").glob("master-*")))
+        with pytest.raises(RuntimeError, match=r"checkpoints/4 was written by another recipe"):
+            run_ranks(run, 2, recipe)
+        assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4", "8"]

@@ -8,12 +8,12 @@ import torch
 
 from foundation.journal import read_metrics
 from foundation.outcome import Outcome
-from foundation.progress import unwatched
 from foundation.recipe import Recipe
-from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints, resolve_checkpoint
-from nanotron_ext.engine import initialize_distributed, node_name
-from nanotron_ext.train.persistence import verify_together
+from nanotron_ext.checkpoint import CheckpointError, CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.engine import ParallelContext, initialize_distributed, node_name
+from nanotron_ext.train.persistence import load_checkpoint
 from nanotron_ext.train.run import run
+from nanotron_ext.train.step import TrainState
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import STATE_KINDS
 from tests.nanotron_ext.tiny_run import damage, prepare, tiny_recipe
@@ -93,11 +93,16 @@ def test_a_run_that_is_continued_or_gives_its_weights_is_put_together_too(tmp_pa
     assert [row["step"] for row in rows] == list(range(1, 9)) and rows[0]["loss"] < losses[0] - 0.1
 
 
-def found_damage(folders: list[Path]) -> list[str]:
+def found_damage(recipe: Recipe, folders: list[Path]) -> str:
     rank = int(os.environ["RANK"])
     os.environ["LOCAL_RANK"] = "0"
-    initialize_distributed()
-    return verify_together(CheckpointReader(folders[rank]), False, unwatched)
+    device = initialize_distributed().device
+    state = TrainState(recipe, ParallelContext(1, 1, 2), device)
+    try:
+        load_checkpoint(state, CheckpointReader(folders[rank]), is_shared=False)
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
 
 
 def test_damage_on_any_machine_is_found_on_all(tmp_path: Path) -> None:
@@ -110,10 +115,11 @@ def test_damage_on_any_machine_is_found_on_all(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "runs" / "run" / "checkpoints" / "4", folder)
         victims.append(next(folder.glob(f"{kind}-*")))
         damage(victims[-1])
-    expected = [f"{victim} does not match its checksum on {node_name()}" for victim in victims]
-    assert run_ranks(found_damage, 2, folders) == [expected] * 2
+    expected = "; ".join(f"{victim} does not match its checksum on {node_name()}" for victim in victims)
+    recipe = tiny_recipe(tmp_path)
+    assert run_ranks(found_damage, 2, recipe, folders) == [expected] * 2
     # With the kinds the other way round, it is the other share of each machine's files.
     for folder, victim, kind in zip(folders, victims, STATE_KINDS[1::-1], strict=True):
         shutil.copy(tmp_path / "runs" / "run" / "checkpoints" / "4" / victim.name, victim)
         damage(next(folder.glob(f"{kind}-*")))
-    assert [len(found) for found in run_ranks(found_damage, 2, folders)] == [2, 2]
+    assert [found.count("checksum") for found in run_ranks(found_damage, 2, recipe, folders)] == [2, 2]

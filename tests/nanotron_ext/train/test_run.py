@@ -22,6 +22,7 @@ from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import export
 from nanotron_ext.import_hf import import_hf
+from nanotron_ext.retention import prune_checkpoints
 from nanotron_ext.train import persistence, startup
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
@@ -328,3 +329,23 @@ def test_resume_modes_and_retention(root: Path, straight: Recipe) -> None:
     run_ranks(run, 2, recipe)
     assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["3", "6", "7", "8"]
     assert sorted(path.name for path in (recipe.run_folder / "checkpoints").iterdir()) == ["3", "6", "7", "8"]
+
+
+def test_checkpoints_that_an_earlier_recipe_kept_are_not_pruned_unasked(root: Path) -> None:
+    """Neither by the start whose recipe first has a keep_last, nor by those that follow; and it says what stays."""
+    for stop_step, keep_last, expected in (
+        (3, None, ["1", "2", "3"]),
+        (5, 1, ["1", "2", "3", "5"]),
+        (7, 1, ["1", "2", "3", "7"]),
+        (8, None, ["1", "2", "3", "7", "8"]),
+    ):
+        keys = {"checkpoint_interval": 1} | ({"keep_last": keep_last} if keep_last else {})
+        tokens = TOKENS % (4, 1, f"stop_step: {stop_step}")
+        recipe = tiny_recipe(
+            root, general__run="spared", parallelism="{dp: 1}", tokens=tokens, checkpoints=json.dumps(keys)
+        )
+        [(_, log)] = run_ranks(run_and_listen, 1, recipe)
+        assert [path.name for path in list_checkpoints(recipe.run_folder)] == expected
+        advice = f"smollm3 checkpoints prune {recipe.run_folder} --keep-last 1"
+        assert (advice in log) == (stop_step == 5), log
+    assert prune_checkpoints(recipe.run_folder, 1, None) == [recipe.run_folder / "checkpoints" / s for s in "1237"]
