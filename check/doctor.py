@@ -202,10 +202,10 @@ def _device_type() -> str:
 def _attention() -> Iterator[Finding]:
     import torch
 
-    from nanotron_ext.model.attention import attention_backend
+    from nanotron_ext.model.attention import backend_name
 
     device = _device_type()
-    backend = attention_backend(device, torch.bfloat16).__name__.lstrip("_").removeprefix("attend_")
+    backend = backend_name(device, torch.bfloat16)
     yield Finding("training", "attention", "ok", f"pretraining in bfloat16 on {device} would use {backend}")
     version = installed_version("flash-attn")
     if version is None:

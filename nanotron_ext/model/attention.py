@@ -90,3 +90,8 @@ def attention_backend(device_type: str, dtype: torch.dtype) -> AttentionFunction
         if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
             return _attend_torch_varlen
     return attend_per_document
+
+
+def backend_name(device_type: str, dtype: torch.dtype) -> str:
+    """Of `attention_backend`, as this module's docstring lists them."""
+    return attention_backend(device_type, dtype).__name__.lstrip("_").removeprefix("attend_")

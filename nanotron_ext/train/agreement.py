@@ -4,7 +4,7 @@ Every rank looks at the disk by itself before it can talk to the others, and a f
 folder than the rest. Ranks that go on from different steps train different weights without a word: losses are summed
 over all of them, so all report the same one. Once they can talk, the newest checkpoint that any rank has found is the
 one; each opens that very folder and compares its manifest. What else each has read for itself must be what the first
-rank has read.
+rank has read, and what computes on it the same: device, packages, driver, attention.
 """
 
 import dataclasses
@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from foundation.device import driver_versions
 from foundation.errors import UserError
 from foundation.recipe import Recipe
-from nanotron_ext.checkpoint import CheckpointError, CheckpointReader
+from nanotron_ext.checkpoint import CheckpointError, CheckpointReader, versions
 from nanotron_ext.engine import node_name
+from nanotron_ext.model.attention import backend_name
+from nanotron_ext.model.build import DTYPES
 from nanotron_ext.train.changes import differences
 from nanotron_ext.train.startup import Preflight, StartupError, examine
 
@@ -58,12 +61,12 @@ def agree(recipe: Recipe, found: Preflight | UserError, device: torch.device) ->
         older = [checkpoint for checkpoint in found.checkpoints if checkpoint.step < newest.step]
         found, problem = _based_on(recipe, found, [newest, *older])
         refuse(problem)
-    mine = _decided(recipe, found)
+    mine = _decided(recipe, found, device)
     first = [mine]
     torch.distributed.broadcast_object_list(first, src=0, device=device)
     if not recipe.checkpoints.checkpoints_path_is_shared_file_system:  # the ledger is on the first machine alone
         found = dataclasses.replace(found, skipped=first[0]["skipped samples"], changes=first[0]["agreed changes"])
-        mine = _decided(recipe, found)
+        mine = _decided(recipe, found, device)
     refuse(_difference(first[0], mine))
     return found
 
@@ -130,7 +133,7 @@ def _opened(offer: _Offer) -> tuple[CheckpointReader | None, str | None]:
     )
 
 
-def _decided(recipe: Recipe, found: Preflight) -> dict[str, Any]:
+def _decided(recipe: Recipe, found: Preflight, device: torch.device) -> dict[str, Any]:
     """All that has to be the same on every rank."""
     without_paths = {
         name: {key: value for key, value in section.items() if key not in _PATHS.get(name, ())}
@@ -143,6 +146,9 @@ def _decided(recipe: Recipe, found: Preflight) -> dict[str, Any]:
         "data": found.data,
         "skipped samples": found.skipped,
         "agreed changes": found.changes,
+        "device": device.type,
+        "versions": versions() | driver_versions(device),
+        "attention backend": backend_name(device.type, DTYPES[recipe.model.dtype]),
     }
 
 
