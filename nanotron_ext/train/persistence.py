@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from nanotron_ext.train.exchange import keeps_files
 from nanotron_ext.train.step import TrainState
 
 Announce = Callable[[str, Work], None]  # what the caller is going to wait for, and how far it is
+OnSaved = Callable[[int, dict[str, float]], None]  # a step whose checkpoint is visible, and the seconds of its parts
 
 
 class CheckpointWriter:
@@ -40,12 +42,19 @@ class CheckpointWriter:
     Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
-    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        skipped: Sequence[Samples],
+        announce: Announce,
+        on_saved: OnSaved | None = None,
+    ) -> None:
         """`skipped` are the ranges of samples that the run leaves out."""
-        self._state, self._skipped, self._announce = state, skipped, announce
+        self._state, self._skipped, self._announce, self._on_saved = state, skipped, announce, on_saved
+        self._copy_seconds = 0.0
         self._work = Work()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[dict[str, Any]] | None = None
+        self._writing: Future[tuple[dict[str, Any], float]] | None = None
         self._manifest: dict[str, Any] = {}
         uploads = state.recipe.checkpoints.remote_path is not None and torch.distributed.get_rank() == 0
         self._uploader = Uploader(state.recipe) if uploads else None
@@ -54,6 +63,7 @@ class CheckpointWriter:
         """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far; `first` is what the
         thread does before, and the checkpoint is not visible without it."""
         self.commit()
+        began = time.monotonic()
         recipe, context = self._state.recipe, self._state.context
         self._work = Work()
         self._manifest = {
@@ -81,6 +91,7 @@ class CheckpointWriter:
         self._work.total_bytes = sum(tensor.nbytes for parts in mine.values() for _, _, tensor in parts)
         rank_name = f"pp{dist.get_rank(context.pp_pg)}-tp{dist.get_rank(context.tp_pg)}-dp{dp_rank}"
         self._writing = self._thread.submit(_write, self._temporary, rank_name, mine, self._work.advance, first)
+        self._copy_seconds = time.monotonic() - began
 
     @property
     def is_busy(self) -> bool:
@@ -95,9 +106,10 @@ class CheckpointWriter:
         if self._writing is None:
             return
         self._announce(self._activity, self._work)
-        files: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(files, self._written_files())
-        self._writing = None
+        written: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(written, self._written_files())
+        files, write_seconds = zip(*written, strict=True)
+        self._writing, began = None, time.monotonic()
         if keeps_files(self._state.recipe):
             final = checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"])
             with self._disk_errors():
@@ -107,6 +119,9 @@ class CheckpointWriter:
                     self._uploader.upload_all()
                 self._prune(self._work)
         torch.distributed.barrier()  # no rank goes on to what the watchdog gives less time
+        seconds = {"copy": self._copy_seconds, "write": max(write_seconds), "commit": time.monotonic() - began}
+        if self._on_saved is not None:
+            self._on_saved(self._manifest["step"], {part: round(value, 3) for part, value in seconds.items()})
 
     def finish_uploads(self) -> None:
         """Wait for the copies in object storage. On all ranks: Slurm ends a job some time after its first ended."""
@@ -126,8 +141,8 @@ class CheckpointWriter:
         if self._uploader is not None and not section.keep_local:
             prune_checkpoints(run_folder, keep_last=1, keep_every_steps=None, needed=needed, advance=work.advance)
 
-    def _written_files(self) -> dict[str, Any]:
-        """Waits for this rank's write; what the manifest will say of its files."""
+    def _written_files(self) -> tuple[dict[str, Any], float]:
+        """Waits for this rank's write; what the manifest will say of its files, and the seconds that it took."""
         assert self._writing is not None
         with self._disk_errors():
             return self._writing.result()
@@ -162,14 +177,15 @@ def _write(
     parts_by_kind: dict[str, list[Any]],
     advance: Advance,
     first: Callable[[], None] | None,
-) -> dict[str, Any]:
-    """Write and flush one rank's files; what the manifest will say of them."""
+) -> tuple[dict[str, Any], float]:
+    """Write and flush one rank's files; what the manifest will say of them, and the seconds that it took."""
+    began = time.monotonic()
     if first is not None:
         first()
     files: dict[str, Any] = {}
     for kind in list(parts_by_kind):
         files |= save_shard(folder, kind, rank_name, iter(parts_by_kind.pop(kind)), advance)  # and free the copy
-    return files
+    return files, time.monotonic() - began
 
 
 def verify_together(reader: CheckpointReader, is_shared: bool, advance: Advance) -> list[str]:

@@ -23,7 +23,7 @@ from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distributed
 from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
-from nanotron_ext.train import startup
+from nanotron_ext.train import flight_recorder, startup
 from nanotron_ext.train.agreement import agree, newest_of_all
 from nanotron_ext.train.console import Console
 from nanotron_ext.train.exchange import complete_checkpoints
@@ -33,34 +33,44 @@ from nanotron_ext.train.spikes import SpikeDetector, SpikeError
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths
+from nanotron_ext.train.timings import Stopwatch, Timings, time_of_last_step
 from nanotron_ext.train.validation import Validation
 
 logger = logging.getLogger("nanotron_ext.train")
 
 
-def run(recipe: Recipe) -> Outcome:
+def run(recipe: Recipe, stop: StopSignal | None = None) -> Outcome:
     """Train the recipe's steps, from the newest checkpoint on.
 
-    SIGUSR1 or SIGTERM to any rank ends the run after the step that is under way, with a checkpoint.
+    SIGUSR1 or SIGTERM to any rank ends the run after the step that is under way, with a checkpoint; before the first
+    step, without one more. Until the ranks watch each other it ends this process at once, if `stop` says so.
 
     Raises:
         UserError: a RecipeError, ShardError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
     """
-    launch, found = _prepare(recipe)
-    stop = StopSignal()
+    watch = Stopwatch()
+    watch.lap("imports")
+    stop = stop or StopSignal()
+    launch, found = _prepare(recipe, watch)
     parallelism = recipe.parallelism
     is_writer = launch.rank == 0
     lock = startup.take_run_folder(recipe) if is_writer else None
     if is_writer:
         outcome.clear(recipe)
+        stop.run = recipe
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
+    torch.distributed.barrier()  # all ranks pass the next line at about the same time
+    stop.ends_at_once = False  # from here on ranks notice when one of them is gone
     try:
         with Heartbeat(recipe, launch) as heartbeat:
             state = TrainState(recipe, context, launch.device)
+            watch.lap("build model")
             step_done = _restore(state, found, heartbeat)
+            watch.lap("load")
             if step_done < recipe.last_step:
-                step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
+                if not _is_stopped(stop, launch.device):
+                    step_done = _train(state, step_done, found, stop, heartbeat, watch if is_writer else None)
             else:
                 CheckpointWriter(state, found.skipped, heartbeat.waits_for).finish_uploads()  # what failed before
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
@@ -78,25 +88,39 @@ def run(recipe: Recipe) -> Outcome:
             lock.close()
 
 
-def _prepare(recipe: Recipe) -> tuple[Launch, startup.Preflight]:
+def _is_stopped(stop: StopSignal, device: torch.device) -> bool:
+    """Whether any rank was asked to stop. To be called on all ranks."""
+    requested = torch.tensor(int(stop.requested), device=device)
+    torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX)
+    return bool(requested.item())
+
+
+def _prepare(recipe: Recipe, watch: Stopwatch) -> tuple[Launch, startup.Preflight]:
     """Each rank looks at the disk, they connect, and agree on what they have seen."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     found: startup.Preflight | UserError
+    flight_recorder.configure(recipe.run_folder)
     if recipe.checkpoints.checkpoints_path_is_shared_file_system:
         with startup.told_by_rank(rank):
             found = startup.preflight(recipe, world_size)
-        launch = initialize_distributed()
+            watch.lap("checks")
+            launch = initialize_distributed()
+            watch.lap("connect")
     else:
         with startup.told_by_rank(rank):
             startup.check_world_size(recipe, world_size)
             startup.check_not_running(recipe)
-        launch = initialize_distributed()
+            launch = initialize_distributed()
+        watch.lap("connect")
         found = _preflight_on_own_disks(recipe, launch)
+        watch.lap("checks")
     try:
-        return launch, agree(recipe, found, launch.device)
+        found = agree(recipe, found, launch.device)
     except UserError:
         torch.distributed.destroy_process_group()
         raise
+    watch.lap("compare")
+    return launch, found
 
 
 def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight | UserError:
@@ -144,16 +168,16 @@ def _train(
     found: startup.Preflight,
     stop: StopSignal,
     heartbeat: Heartbeat,
-    is_writer: bool,
+    watch: Stopwatch | None,
 ) -> int:
-    """Train up to the last step or a stop request; returns the last step done."""
+    """Train up to the last step or a stop request; returns the last step done. The first rank has a `watch`."""
     recipe, context = state.recipe, state.context
     heartbeat.progress(step_done, "preparing")
     loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped)
     validation = Validation(recipe, context.replica)
-    journal = Journal(state, step_done, found) if is_writer else None
+    journal = Journal(state, step_done, found, watch) if watch is not None else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
-    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for)
+    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for, journal.saved if journal else None)
     spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
@@ -236,8 +260,9 @@ def _flops(state: TrainState, batch: StepBatch) -> float:
 class Journal:
     """The first rank's account of the run: metrics.jsonl, console and wandb."""
 
-    def __init__(self, state: TrainState, step_done: int, found: startup.Preflight) -> None:
-        self.recipe = state.recipe
+    def __init__(self, state: TrainState, step_done: int, found: startup.Preflight, watch: Stopwatch) -> None:
+        self.recipe, self._watch = state.recipe, watch
+        self.timings = Timings(self.recipe, time_of_last_step(self.recipe.run_folder))
         startup.save_recipe(self.recipe)
         if found.changes:
             ledger.record(self.recipe.run_folder, "recipe changed", step=step_done, changes=found.changes)
@@ -248,6 +273,8 @@ class Journal:
         self._logs = [log for log in (self.metrics, self.samples) if log is not None]
         self.console = Console(self.recipe)
         self.wandb = Wandb(self.recipe, found.tracking_mode, step_done)
+        self._first_step = self._step = step_done + 1
+        watch.lap("prepare")
         logger.info(
             f"{self.recipe.run_folder}: steps {step_done + 1} to {self.recipe.last_step}, "
             f"{self.recipe.architecture.num_parameters():,} parameters, {self.recipe.parallelism}, "
@@ -271,6 +298,21 @@ class Journal:
         self.metrics.write(row)
         self.wandb.log(row)
         self.console.show(row, seconds)
+        self._step = step
+        if step == self._first_step:
+            self._watch.lap("first step")
+            self._tell(self.timings.start(step, self._watch.seconds))
+
+    def saved(self, step: int, seconds: dict[str, float]) -> None:
+        """The checkpoint of `step` is visible; see CheckpointWriter."""
+        self._tell(self.timings.save(step, seconds))
+
+    def _tell(self, timing: dict[str, Any]) -> None:
+        parts = timing["seconds"]
+        total = sum(parts.values())
+        named = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())
+        logger.info(f"The {timing['event']} took {total:.1f} s: {named}.")
+        self.wandb.log({"step": self._step, f"{timing['event']}_seconds": {**parts, "total": total}})
 
     def sync(self) -> None:
         """Have the disk hold all rows, so that a checkpoint never outlives the rows in front of it."""
@@ -280,4 +322,5 @@ class Journal:
     def close(self) -> None:
         for log in self._logs:
             log.close()
+        self.timings.close()
         self.wandb.close()
