@@ -18,6 +18,7 @@ from foundation.files import flush, flush_file
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+TIMINGS_FILE = "timings.jsonl"  # of starts and saves; see nanotron_ext/train/timings.py
 _BLOCK_BYTES = 65536
 
 Row = dict[str, Any]

@@ -6,7 +6,10 @@ was killed.
 
 import dataclasses
 import json
+import os
 import signal
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -40,15 +43,40 @@ class Outcome:
 
 
 class StopSignal:
-    """Remembers SIGUSR1 (Slurm's warning before the time limit) and SIGTERM (preemption)."""
+    """Remembers SIGUSR1 (Slurm's warning before the time limit) and SIGTERM (preemption), from a program's first line
+    on.
 
-    def __init__(self) -> None:
+    With `ends_at_once` either ends the process there and then, with the exit code of a stopped run: while it imports,
+    checks and connects there is nothing to save, and it may wait in C++, where no handler of Python's runs, for a rank
+    that is gone. So a thread is told of the signal.
+    """
+
+    def __init__(self, ends_at_once: bool = False) -> None:
         self.requested = False
+        self.ends_at_once = ends_at_once
+        self.run: Run | None = None  # whose outcome this process writes when it ends at once
+        if ends_at_once:
+            reading, writing = os.pipe()
+            os.set_blocking(writing, False)
+            signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(reading,), name="stop signal", daemon=True).start()
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
         self.requested = True
+
+    def _watch(self, reading: int) -> None:
+        while number := os.read(reading, 1):
+            if number[0] in STOP_SIGNALS and self.ends_at_once:
+                self._end(signal.Signals(number[0]).name)
+
+    def _end(self, name: str) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"Stopped by {name} before training began: there is nothing to save.", file=sys.stderr, flush=True)
+        if self.run is not None:
+            write(self.run, Outcome("stopped", last_recorded_step(self.run)))
+        os._exit(EXIT_CODES["stopped"])
 
 
 def clear(recipe: Run) -> None:

@@ -8,7 +8,7 @@ GPUs none of them adds work to a training step.
 | import cycle logging -> config -> engine -> logging (logging.py) | no module imports | `_break_import_cycle` |
 | `torch.cuda.set_device` always (parallel/context.py) | AttributeError on a CPU build | `ParallelContext.set_device` |
 | asserts NCCL, creates its own process group (parallel/context.py) | no CPU run | group is created before |
-| groups time out after 10 minutes (distributed.py) | a long save kills the run | `create_new_group` |
+| all groups time out after 10 minutes (distributed.py) | a long save kills the run | `_new_group` |
 | sizes and dtypes sent before every tensor (pipeline_parallel/p2p.py) | 18 host syncs a tensor | `StaticShapeP2P` |
 | class-level queues (pipeline_parallel/state.py) | an exception poisons later steps | `clear_pipeline_queues` |
 | async row linear multiplies its shard only (tensor_parallel/functional.py) | wrong gradients below | model/linear.py |
@@ -24,6 +24,7 @@ import socket
 import sys
 import types
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,10 +33,13 @@ from typing import Any
 import torch
 import torch.distributed
 
+from foundation.device import DeviceError, device_kind, take_gpu
 from foundation.loopback import become_rank
 
 SUPPORTED_NANOTRON = "0.4"
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=60)
+# (group's name, sender, receiver) -> pipeline transfers that this rank has entered
+TRANSFERS: Counter[tuple[str, int, int]] = Counter()
 
 
 def require_supported_nanotron(version: str) -> None:
@@ -97,8 +101,17 @@ from nanotron.parallel.tensor_parallel.nn import (  # noqa: E402
 )
 from nanotron.parallel.tied_parameters import create_pg_for_tied_weights, tie_parameters  # noqa: E402
 
+
+def _new_group(ranks: Sequence[int], timeout: timedelta = PROCESS_GROUP_TIMEOUT, **options: Any) -> Any:
+    """nanotron's function with our time-out: what it creates by itself (world, tied weights) has no other."""
+    return torch.distributed.new_group(ranks=[int(rank) for rank in ranks], timeout=timeout, **options)
+
+
+dist.new_group = _new_group
+
 __all__ = [
     "P2P",
+    "TRANSFERS",
     "NanotronModel",
     "NanotronParameter",
     "ParallelContext",
@@ -140,18 +153,52 @@ def initialize_distributed() -> Launch:
 
     Also sets CUDA_DEVICE_MAX_CONNECTIONS=1, which the overlap of tensor-parallel communication relies on (one
     hardware queue keeps a gather ahead of the matrix product that was launched after it).
+
+    Raises:
+        DeviceError: when this rank has not the GPU that it was asked to use, or on all ranks when some have and others
+            do not.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" and not torch.distributed.is_initialized():
         become_rank(0, 1)
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
+    local_rank, kind = int(os.environ.get("LOCAL_RANK", "0")), device_kind()
+    if torch.distributed.is_initialized():
+        device = take_gpu(local_rank) if kind == "cuda" else torch.device("cpu")
+    else:
+        store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=PROCESS_GROUP_TIMEOUT))
+        store.set_timeout(PROCESS_GROUP_TIMEOUT)
+        _compare_devices(torch.distributed.PrefixStore("device", store), rank, world_size, kind)
+        device = take_gpu(local_rank) if kind == "cuda" else torch.device("cpu")
+        torch.distributed.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            store=torch.distributed.PrefixStore("default_pg", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=PROCESS_GROUP_TIMEOUT,
+        )
     return Launch(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
+
+
+def _compare_devices(store: torch.distributed.Store, rank: int, world_size: int, mine: str) -> None:
+    """Raises DeviceError on all ranks when one is on another kind of device than most: NCCL and gloo do not meet.
+
+    The first rank looks at all, so that the store answers one question per rank.
+    """
+    store.set(f"kind/{rank}", f"{mine} {node_name()}")
+    if rank == 0:
+        told = [text.decode().split(" ", 1) for text in store.multi_get([f"kind/{n}" for n in range(world_size)])]
+        kinds = [kind for kind, _ in told]
+        usual = max(("cuda", "cpu"), key=kinds.count)
+        others = [f"rank {n} on {node}" for n, (kind, node) in enumerate(told) if kind != usual]
+        named = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        found = ("no GPU", "but one") if usual == "cuda" else ("a GPU", "but none")
+        problem = f"Torch finds {found[0]} for {named}, {found[1]} for the other ranks" if others else ""
+        store.set("verdict", problem)
+    if problem := store.get("verdict").decode():
+        raise DeviceError(
+            f"{problem}. A run is on GPUs or on CPUs as a whole: run `nvidia-smi` and "
+            f"`smollm3 doctor` there, and set CUDA_VISIBLE_DEVICES to nothing everywhere to train on CPUs."
+        )
 
 
 def node_name() -> str:
@@ -192,12 +239,12 @@ class ParallelContext(_ParallelContext):
         """Nothing to do: `initialize_distributed` chose the device."""
 
     def create_new_group(self, all_groups_ranks: Any) -> Any:
-        """nanotron's method with our time-out, and without a barrier before and after each kind of group."""
+        """nanotron's method without a barrier before and after each kind of group."""
         mine = None
         for ranks in all_groups_ranks:
             key = tuple(sorted(int(rank) for rank in ranks))
             if key not in self.world_ranks_to_pg:
-                self.world_ranks_to_pg[key] = dist.new_group(ranks=list(key), timeout=PROCESS_GROUP_TIMEOUT)
+                self.world_ranks_to_pg[key] = dist.new_group(ranks=list(key))
             if torch.distributed.get_rank() in key:
                 mine = self.world_ranks_to_pg[key]
         return mine
@@ -213,11 +260,13 @@ class StaticShapeP2P(P2P):
     def __init__(self, pg: Any, device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__(pg, device)
         self.shape, self.dtype = tuple(shape), dtype
+        self._group = torch.distributed.distributed_c10d._get_process_group_name(pg)
 
     def send_tensors(self, tensors: list[torch.Tensor], to_rank: int, tag: int = 0) -> None:
         for tensor in tensors:
             assert tensor.shape == self.shape and tensor.dtype == self.dtype, (tensor.shape, tensor.dtype)
             peer = dist.get_global_rank(self.pg, to_rank)
+            TRANSFERS[self._group, torch.distributed.get_rank(), peer] += 1
             _wait(torch.distributed.isend(tensor.detach().contiguous(), dst=peer, group=self.pg, tag=tag))
 
     def recv_tensors(self, num_tensors: int, from_rank: int, tag: int = 0) -> list[torch.Tensor]:
@@ -225,6 +274,7 @@ class StaticShapeP2P(P2P):
         for _ in range(num_tensors):
             buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
             peer = dist.get_global_rank(self.pg, from_rank)
+            TRANSFERS[self._group, peer, torch.distributed.get_rank()] += 1
             _wait(torch.distributed.irecv(buffer, src=peer, group=self.pg, tag=tag))
             received.append(buffer.requires_grad_())
         return received

@@ -21,18 +21,26 @@ _STUCK = 70  # exit code, as of a pretraining rank that cannot go on; EX_SOFTWAR
 class StopRequest:
     """Whether this process was sent SIGUSR1 (Slurm's warning before the time limit) or SIGTERM (preemption)."""
 
-    def __init__(self, patience_seconds: float = 60.0) -> None:
-        """`patience_seconds`: see StepWatch."""
+    def __init__(self, patience_seconds: float = 60.0, program: StopSignal | None = None) -> None:
+        """`patience_seconds`: see StepWatch. `program` is the signal that ends this program while it starts."""
         self.patience_seconds = patience_seconds
+        self._program = program
         self.watch: StepWatch | None = None
         self._signal: StopSignal | None = None
         self._asked_before = False
+
+    def nothing_to_save(self) -> None:
+        """From here to the next `heeded` a request ends the program at once."""
+        if self._program is not None:
+            self._program.ends_at_once = True
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
         """Remember both signals instead of dying of them, for as long as there is something to save."""
         before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         self._signal = StopSignal()
+        if self._program is not None:
+            self._program.ends_at_once = False
         self.watch = StepWatch(self.patience_seconds)
         try:
             yield
@@ -44,7 +52,8 @@ class StopRequest:
 
     @property
     def _asked_here(self) -> bool:
-        return self._asked_before or (self._signal is not None and self._signal.requested)
+        signals = (self._signal, self._program)
+        return self._asked_before or any(known.requested for known in signals if known is not None)
 
     def agreed(self) -> bool:
         """Whether any process of the run was asked. To be called on all of them alike: a signal may reach one alone."""

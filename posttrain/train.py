@@ -7,12 +7,15 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from foundation.outcome import StopSignal
+
 if TYPE_CHECKING:  # importing torch and TRL takes seconds, which --help and a wrong recipe should not cost
     from posttrain.recipe import PostTrainingRecipe
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 trained, 1 broke off, 2 could not start, 75 stopped on request with a checkpoint."""
+def main(arguments: list[str] | None = None, stop: StopSignal | None = None) -> int:
+    """Returns the exit code: 0 trained, 1 broke off, 2 could not start, 75 stopped on request, with a checkpoint if
+    there was anything to save. `stop` is the program's from its first line on."""
     parser = argparse.ArgumentParser(
         prog="python -m posttrain.train",
         description="Post-train a model as a recipe says, or several one after the other. SIGUSR1 or SIGTERM ends a "
@@ -43,23 +46,23 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipes = [load_recipe(path, overrides) for path in paths]
         quiet_libraries()
-        return _train(recipes)
+        return _train(recipes, stop)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _train(recipes: list["PostTrainingRecipe"]) -> int:
+def _train(recipes: list["PostTrainingRecipe"], stop: StopSignal | None) -> int:
     from posttrain.progress import TrainingFailure
 
     try:
-        return _train_all(recipes)
+        return _train_all(recipes, stop)
     except (TrainingFailure, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _train_all(recipes: list["PostTrainingRecipe"]) -> int:
+def _train_all(recipes: list["PostTrainingRecipe"], program: StopSignal | None) -> int:
     """One after the other, up to the first that is stopped.
 
     What became of them all is the outcome in the first one's folder, which is a job's. Its step counts the steps of all
@@ -71,8 +74,9 @@ def _train_all(recipes: list["PostTrainingRecipe"]) -> int:
     from posttrain.stopping import StopRequest
     from posttrain.training import processes, train
 
-    stop, steps = StopRequest(), 0
+    stop, steps = StopRequest(program=program), 0
     for number, recipe in enumerate(recipes, 1):
+        stop.nothing_to_save()
         check_inputs(recipe)
         try:
             result = train(recipe, stop)
@@ -97,4 +101,4 @@ def _train_all(recipes: list["PostTrainingRecipe"]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(stop=StopSignal(ends_at_once=True)))  # before imports that take seconds

@@ -28,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from foundation import outcome
+from foundation.device import device_kind
 from foundation.errors import UserError
 from foundation.files import write_atomically
 from foundation.finite import NotFiniteError, check_finite
@@ -83,8 +84,12 @@ class _TokenizedPairTrainer(DPOTrainer):
 
 
 def processes() -> PartialState:
-    """The process group of this run; without a GPU it has to be told so, or it takes each process for the only one."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
+    """The process group of this run; without a GPU it has to be told so, or it takes each process for the only one.
+
+    Raises:
+        DeviceError: when GPUs are asked for and this process finds none.
+    """
+    return PartialState(cpu=device_kind() == "cpu", timeout=_LONGEST_WAIT)
 
 
 def load_tokenizer(recipe: PostTrainingRecipe) -> PreTrainedTokenizerBase:
@@ -258,7 +263,7 @@ def _common_arguments(recipe: PostTrainingRecipe) -> dict[str, Any]:
         "max_grad_norm": optimizer.max_grad_norm,
         "activation_checkpointing": optimizer.activation_checkpointing,
         "bf16": recipe.model.compute_dtype == "bfloat16",
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": device_kind() == "cpu",
         "save_strategy": "steps",
         "save_steps": recipe.checkpoints.checkpoint_interval,
         "save_total_limit": recipe.checkpoints.keep_last,

@@ -19,7 +19,7 @@ from datapipes.registry import find_source
 from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
 from foundation.errors import UserError
-from foundation.journal import read_metrics, read_rows
+from foundation.journal import TIMINGS_FILE, read_metrics, read_rows
 from jobs.plan import typed
 from jobs.profile import Profile
 from jobs.table import GROUPS, JOBS
@@ -35,12 +35,13 @@ class ReportError(UserError):
 
 @dataclass(frozen=True)
 class Training:
-    """A training run's resolved recipe, the rows of its metrics.jsonl, and those of its evaluations.jsonl."""
+    """A training run's resolved recipe, and the rows of its metrics.jsonl, evaluations.jsonl and timings.jsonl."""
 
     name: str
     recipe: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     evaluations: Sequence[Mapping[str, Any]] = ()  # of checkpoints, made while it trained
+    timings: Sequence[Mapping[str, Any]] = ()  # of its starts and saves
     tokens_before: int = 0  # of the runs whose weights this one started from, step 1
 
     @property
@@ -136,7 +137,8 @@ def _training(folder: Path) -> Training | None:
     if not rows or not recipe.is_file():
         return None
     resolved = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    return Training(folder.name, resolved, rows, list(read_rows(folder / EVALUATIONS_FILE)))
+    evaluations, timings = (list(read_rows(folder / name)) for name in (EVALUATIONS_FILE, TIMINGS_FILE))
+    return Training(folder.name, resolved, rows, evaluations, timings)
 
 
 def _categories(pretraining: Sequence[Training], mixtures: Mapping[str, Sequence[Source]]) -> dict[str, str]:

@@ -62,7 +62,33 @@ def pretraining(report: Report) -> list[Block]:
         Table(header, rows),
         Text(note),
         Details("Learning rate, gradient norm, throughput", others),
+        *_starts_and_saves(report),
     ]
+
+
+def _starts_and_saves(report: Report) -> list[Block]:
+    """How long the attempts of each stage took to start and to save, and how long the run stood still between them."""
+    rows = []
+    for training in report.pretraining:
+        for event, name in (("start", "starts"), ("save", "saves")):
+            parts: list[dict[str, float]] = [row["seconds"] for row in training.timings if row["event"] == event]
+            longest = max(parts, key=lambda seconds: sum(seconds.values()), default={})
+            by_part = ", ".join(f"{part} {value:.1f} s" for part, value in longest.items())
+            rows += _timings_row(training.name, name, by_part, [sum(seconds.values()) for seconds in parts])
+        still = [row.get("seconds_since_last_step") for row in training.timings]
+        rows += _timings_row(training.name, "restarts, from the last step to the next", "",
+                             [seconds for seconds in still if seconds is not None])  # fmt: skip
+    if not rows:
+        return []
+    header = ["stage", "what", "the longest, by part", "number", "median", "longest", "all"]
+    return [Details("Starts, saves and restarts", [Table(header, rows, text_columns=3)])]
+
+
+def _timings_row(stage: str, what: str, by_part: str, seconds: Sequence[float]) -> list[list[str]]:
+    if not seconds:
+        return []
+    times = (statistics.median(seconds), max(seconds), sum(seconds))
+    return [[stage, what, by_part, f"{len(seconds)}", *map(duration, times)]]
 
 
 def _step_chart(report: Report, key: str, caption: str, label: str, *, y_from_zero: bool = True) -> list[Block]:

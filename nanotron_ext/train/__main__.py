@@ -5,11 +5,14 @@ import logging
 import os
 import sys
 
-from foundation.errors import UserError
-from foundation.recipe import load_recipe
+from foundation.outcome import EXIT_CODES, StopSignal
 
 
 def main() -> int:
+    stop = StopSignal(ends_at_once=True)  # before imports that take seconds
+    from foundation.errors import UserError
+    from foundation.recipe import load_recipe
+
     parser = argparse.ArgumentParser(
         prog="torchrun ... -m nanotron_ext.train",
         description="Pretrain a recipe, from the newest checkpoint of its run folder on.",
@@ -22,10 +25,9 @@ def main() -> int:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         level = recipe.logging.log_level.upper() if is_first else "ERROR"
         logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        from foundation.outcome import EXIT_CODES
         from nanotron_ext.train.run import run  # seconds of imports, which a wrong recipe should not cost
 
-        return EXIT_CODES[run(recipe).outcome]
+        return EXIT_CODES[run(recipe, stop).outcome]
     except UserError as error:
         if is_first:
             print(f"error: {error}", file=sys.stderr)

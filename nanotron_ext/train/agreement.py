@@ -4,7 +4,7 @@ The first rank of every machine looks for checkpoints before it can talk to the 
 machine an older folder than the rest. Ranks that go on from different steps train different weights without a word:
 losses are summed over all of them, so all report the same one. Once they can talk, the newest checkpoint that any
 machine has found is the one; each rank opens that very folder's manifest and compares it. What else each has read for
-itself must be what the first rank has read.
+itself must be what the first rank has read, and what computes on it the same: device, packages, driver, attention.
 """
 
 import dataclasses
@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
+from foundation.device import driver_versions
 from foundation.errors import UserError
 from foundation.recipe import Recipe
-from nanotron_ext.checkpoint import CheckpointError, CheckpointReader
+from nanotron_ext.checkpoint import CheckpointError, CheckpointReader, versions
 from nanotron_ext.engine import node_name
+from nanotron_ext.model.build import attention_backend
 from nanotron_ext.train.changes import differences
 from nanotron_ext.train.startup import Preflight, StartupError, examine, find_checkpoint
 
@@ -112,7 +114,7 @@ def _examined(
 
 
 def _compared(recipe: Recipe, found: Preflight, device: torch.device) -> Preflight:
-    mine = _decided(recipe, found)
+    mine = _decided(recipe, found, device)
     first = [mine]
     torch.distributed.broadcast_object_list(first, src=0, device=device)
     if not recipe.checkpoints.checkpoints_path_is_shared_file_system:  # the ledger is on the first machine alone
@@ -122,7 +124,7 @@ def _compared(recipe: Recipe, found: Preflight, device: torch.device) -> Preflig
             changes=first[0]["agreed changes"],
             spared=first[0]["steps spared from pruning"],
         )
-        mine = _decided(recipe, found)
+        mine = _decided(recipe, found, device)
     refuse(_difference(first[0], mine))
     return found
 
@@ -181,7 +183,7 @@ def _opened(offer: _Offer) -> tuple[CheckpointReader | None, str | None]:
     )
 
 
-def _decided(recipe: Recipe, found: Preflight) -> dict[str, Any]:
+def _decided(recipe: Recipe, found: Preflight, device: torch.device) -> dict[str, Any]:
     """All that has to be the same on every rank."""
     without_paths = {
         name: {key: value for key, value in section.items() if key not in _PATHS.get(name, ())}
@@ -195,6 +197,9 @@ def _decided(recipe: Recipe, found: Preflight) -> dict[str, Any]:
         "skipped samples": found.skipped,
         "agreed changes": found.changes,
         "steps spared from pruning": found.spared,
+        "device": device.type,
+        "versions": versions() | driver_versions(device),
+        "attention backend": attention_backend(recipe, device),
     }
 
 

@@ -4,8 +4,8 @@ Beside the training, a thread of every rank tells the job's store every few seco
 The first rank watches all, and all others watch the first. Whoever finds a rank that is silent (killed, its machine
 lost) raises the alarm, and so does the first rank when the job is stuck: no rank has made progress for longer than its
 phase allows. As long as one does, the others may well be waiting for it. On an alarm every rank writes its stacks to
-`<run>/logs/stacks-rank<n>.txt` and ends; one of them first says which rank was the cause. Waiting for others in a
-collective operation is no cause.
+`<run>/logs/stacks-rank<n>.txt`, torch's flight recorder beside them, and ends; one of them first says which rank was
+the cause: the one that has not entered the collective operation in which others wait (collectives.py).
 
 How long a phase may take without progress:
 
@@ -43,6 +43,9 @@ from foundation.outcome import Outcome
 from foundation.progress import Work
 from foundation.recipe import Recipe
 from nanotron_ext.engine import Launch, node_name
+from nanotron_ext.train import flight_recorder
+from nanotron_ext.train.collectives import causes, entered
+from nanotron_ext.train.flight_recorder import PREFIX
 
 logger = logging.getLogger("nanotron_ext.train")
 
@@ -100,11 +103,22 @@ class Alarm:
     is_user_error: bool = False
 
 
+@dataclass(frozen=True)
+class Account:
+    """What a rank says of itself on an alarm."""
+
+    waits: bool  # whether its program stands in a collective operation
+    stack: str
+    entered: dict[str, int]  # of collectives.entered
+
+
 class Heartbeat:
     """The thread of one rank; a context manager around everything that all ranks do together."""
 
     def __init__(self, recipe: Recipe, launch: Launch) -> None:
         self._recipe, self._rank, self._world_size = recipe, launch.rank, launch.world_size
+        self._is_on_gpu = launch.device.type == "cuda"
+        self._logs = recipe.run_folder / "logs"
         self._timeout = recipe.parallelism.hang_timeout_seconds
         self._interval = self._timeout / BEATS_PER_TIMEOUT
         self._main_thread = threading.get_ident()
@@ -146,6 +160,7 @@ class Heartbeat:
         faulthandler.enable()
         self._tell()
         self._thread.start()
+        self._logs.mkdir(parents=True, exist_ok=True)  # NCCL makes no folder for what it leaves by itself
         if self._rank == 0:
             logger.info(
                 f"The job ends when no rank makes progress for {self._timeout:g} s, or {SLOW_STEP_FACTOR} times its "
@@ -279,11 +294,13 @@ class Heartbeat:
         message, reports = alarm.message, self._rank == alarm.reporter
         with contextlib.suppress(torch.distributed.DistError):
             stack = "".join(traceback.format_list(frames[-8:]))
-            self._store.set(f"stack/{self._rank}", json.dumps([_waits_for_others(frames), stack]))
+            account = Account(_waits_for_others(frames), stack, entered())
+            self._store.set(f"account/{self._rank}", json.dumps(dataclasses.asdict(account)))
         if reports:
             time.sleep(1.5 * self._interval)  # all have heard by then
             message = message or "\n".join(self._suspects())
-            where = "" if alarm.is_user_error else f" All stacks: {self._recipe.run_folder}/logs/stacks-rank*.txt"
+            where = f" All stacks: {self._logs}/stacks-rank*.txt, operations: {self._logs}/{PREFIX}*"
+            where = "" if alarm.is_user_error else where
             print(f"error: {message}{where}", file=sys.stderr, flush=True)
         with contextlib.suppress(torch.distributed.DistError):
             if reports:
@@ -296,35 +313,47 @@ class Heartbeat:
             if reports:
                 step = outcome.last_recorded_step(self._recipe)
                 outcome.write(self._recipe, Outcome("failed" if alarm.is_user_error else "crashed", step, message))
+            flight_recorder.write(self._logs, self._rank)  # last: it asks the device
         os._exit(USER_ERROR_EXIT_CODE if alarm.is_user_error else EXIT_CODE)
 
     def _write_stacks(self) -> None:
-        folder = self._recipe.run_folder / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"stacks-rank{self._rank}.txt").open("w") as file:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with (self._logs / f"stacks-rank{self._rank}.txt").open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _suspects(self) -> Iterator[str]:
-        """The ranks that do not wait for others, and where they are."""
-        found, is_silent = {}, False
+        """The ranks that keep the others waiting, and where they are."""
+        found: dict[int, Account] = {}
         for rank in range(self._world_size):
-            if self._store.check([f"stack/{rank}"]):
-                waits, stack = json.loads(self._store.get(f"stack/{rank}"))
-                found[rank] = waits, stack
-            elif rank in self._last_heard:
-                pulse, heard = self._last_heard[rank]
-                is_silent = True
-                yield _silence(rank, pulse, time.monotonic() - heard)
-        culprits = [rank for rank, (waits, _) in found.items() if not waits]
-        if not culprits and not is_silent:
-            least = min(self._last_heard[rank][0].step for rank in found)
-            culprits = [rank for rank in found if self._last_heard[rank][0].step == least]
+            if self._store.check([f"account/{rank}"]):
+                found[rank] = Account(**json.loads(self._store.get(f"account/{rank}")))
+        silent = [rank for rank in self._last_heard if rank not in found]
+        for rank in silent:
+            pulse, heard = self._last_heard[rank]
+            yield _silence(rank, pulse, time.monotonic() - heard)
+        pulses = {rank: self._last_heard[rank][0] for rank in found}
+        behind = causes({rank: account.entered for rank, account in found.items()})
+        computes = len(found) > 1 and not any(pulse.is_storage for pulse in pulses.values())
+        if self._is_on_gpu and computes and not silent and not behind:
+            yield (
+                f"All ranks have entered the same collective operations: a GPU, or the network between them, has "
+                f"stopped. Look for Xid errors in the nodes' kernel logs and into {PREFIX}*. Rank 0 is "
+                f"{pulses[0]}:\n{found[0].stack}"
+            )
+            return
+        culprits = [] if silent else _not_waiting(behind or list(found), found, pulses)
         for rank in culprits:
-            pulse = self._last_heard[rank][0]
-            idle = f"no progress for {pulse.stuck_seconds:.0f} s"
-            yield f"Rank {rank} is stuck {pulse}: {idle}. Its stack:\n{found[rank][1]}"
+            idle = f"no progress for {pulses[rank].stuck_seconds:.0f} s"
+            yield f"Rank {rank} is stuck {pulses[rank]}: {idle}. Its stack:\n{found[rank].stack}"
         if others := len(found) - len(culprits):
             yield f"The others ({others}) wait for it in collective operations."
+
+
+def _not_waiting(ranks: list[int], accounts: dict[int, Account], pulses: dict[int, Pulse]) -> list[int]:
+    """Of `ranks`, those whose programs do not wait for others; if all do, those in the earliest step."""
+    at_work = [rank for rank in ranks if not accounts[rank].waits]
+    least = min(pulses[rank].step for rank in ranks)
+    return at_work or [rank for rank in ranks if pulses[rank].step == least]
 
 
 def _volume(done_bytes: int, total_bytes: int) -> str:

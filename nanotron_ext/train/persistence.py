@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ from nanotron_ext.train.optimizer import Optimizer
 from nanotron_ext.train.step import TrainState
 
 Announce = Callable[[str, Work], None]  # what the caller is going to wait for, and how far it is
+OnSaved = Callable[[int, dict[str, float]], None]  # a step whose checkpoint is visible, and the seconds of its parts
 
 
 class CheckpointWriter:
@@ -47,9 +49,17 @@ class CheckpointWriter:
     Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
-    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce, spared: int = 0) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        skipped: Sequence[Samples],
+        announce: Announce,
+        spared: int = 0,
+        on_saved: OnSaved | None = None,
+    ) -> None:
         """`skipped` are the ranges of samples that the run leaves out; up to step `spared` nothing is pruned."""
         self._state, self._skipped, self._announce, self._spared = state, skipped, announce, spared
+        self._on_saved, self._copy_seconds = on_saved, 0.0
         self._work = Work()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[dict[str, Any]] | None = None
@@ -62,6 +72,7 @@ class CheckpointWriter:
         """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far; `first` is what the
         thread does before, and the checkpoint is not visible without it."""
         self.commit()
+        began = time.monotonic()
         recipe, context = self._state.recipe, self._state.context
         self._work = Work()
         self._manifest = {
@@ -89,6 +100,7 @@ class CheckpointWriter:
         self._writing = self._thread.submit(
             _write, self._temporary, shard, mine, self._work.advance, [self._copy.wait, *([first] if first else [])]
         )
+        self._copy_seconds = time.monotonic() - began
 
     def _copied(self, kind: str) -> list[Part]:
         """This rank's share of one kind of state, in host memory.
@@ -122,7 +134,7 @@ class CheckpointWriter:
         self._announce(self._activity, self._work)
         written: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(written, self._written_files())
-        self._writing = None
+        self._writing, began = None, time.monotonic()
         if keeps_files(self._state.recipe):
             final = checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"])
             with self._disk_errors():
@@ -133,6 +145,10 @@ class CheckpointWriter:
                     self._uploader.upload_all()
                 self._prune(self._work)
         torch.distributed.barrier()  # no rank goes on to what the watchdog gives less time
+        slowest = max(of_rank["seconds"] for of_rank in written)
+        seconds = {"copy": self._copy_seconds, "write": slowest, "commit": time.monotonic() - began}
+        if self._on_saved is not None:
+            self._on_saved(self._manifest["step"], {part: round(value, 3) for part, value in seconds.items()})
 
     def finish_uploads(self) -> None:
         """Wait for the copies in object storage. On all ranks: Slurm ends a job some time after its first ended."""
@@ -184,14 +200,15 @@ def _write(
     advance: Advance,
     first: Sequence[Callable[[], None]],
 ) -> dict[str, Any]:
-    """Write and flush one rank's files; what the manifest will say of them, as its `files` and its `index`."""
+    """Write and flush one rank's files; what the manifest will say of them, and the `seconds` that it took."""
+    began = time.monotonic()
     for action in first:
         action()
     index = merged(index_of(shard, parts) for parts in parts_by_kind.values())  # all kinds are laid out alike
     files: dict[str, Any] = {}
     for kind in list(parts_by_kind):
         files |= save_shard(folder, kind, shard, parts_by_kind.pop(kind), advance)  # and free the copy
-    return {"files": files, "index": index}
+    return {"files": files, "index": index, "seconds": time.monotonic() - began}
 
 
 def shard_name(context: ParallelContext) -> str:

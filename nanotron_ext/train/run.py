@@ -23,7 +23,7 @@ from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distri
 from nanotron_ext.flops import step_flops
 from nanotron_ext.model.build import DTYPES
 from nanotron_ext.retention import announce_spared
-from nanotron_ext.train import startup
+from nanotron_ext.train import flight_recorder, startup
 from nanotron_ext.train.agreement import agree, fall_back, looks_for_checkpoints
 from nanotron_ext.train.console import Console
 from nanotron_ext.train.exchange import complete_checkpoints
@@ -34,35 +34,46 @@ from nanotron_ext.train.spikes import SpikeDetector, SpikeError
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
 from nanotron_ext.train.throughput import peak_flops_per_second, squared_document_lengths
+from nanotron_ext.train.timings import Stopwatch, Timings, time_of_last_step
 from nanotron_ext.train.validation import Validation
 
 logger = logging.getLogger("nanotron_ext.train")
 
 
-def run(recipe: Recipe) -> Outcome:
+def run(recipe: Recipe, stop: StopSignal | None = None) -> Outcome:
     """Train the recipe's steps, from the newest checkpoint on.
 
-    SIGUSR1 or SIGTERM to any rank ends the run after the step that is under way, with a checkpoint.
+    SIGUSR1 or SIGTERM to any rank ends the run after the step that is under way, with a checkpoint; before the first
+    step, without one more. Until the ranks watch each other it ends this process at once, if `stop` says so.
 
     Raises:
         UserError: a RecipeError, ShardError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
     """
-    launch, found = _prepare(recipe)
-    stop = StopSignal()
+    watch = Stopwatch()
+    watch.lap("imports")
+    stop = stop or StopSignal()
+    launch, found = _prepare(recipe, watch)
     parallelism = recipe.parallelism
     is_writer = launch.rank == 0
     lock = startup.take_run_folder(recipe) if is_writer else None
     if is_writer:
         outcome.clear(recipe)
+        stop.run = recipe
     context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
+    torch.distributed.barrier()  # all ranks pass the next line at about the same time
+    stop.ends_at_once = False  # from here on ranks notice when one of them is gone
     try:
         with Heartbeat(recipe, launch) as heartbeat, GarbageCollection() as garbage:
             starts_anew = found.checkpoint is None and found.weights is None
             state = TrainState(recipe, context, launch.device, draws=starts_anew)
+            watch.lap("build model")
             step_done, found = _restore(state, found, heartbeat)
+            watch.lap("load")
             if step_done < recipe.last_step:
-                step_done = _train(state, step_done, found, stop, heartbeat, garbage, is_writer)
+                if not _is_stopped(stop, launch.device):
+                    mine = watch if is_writer else None
+                    step_done = _train(state, step_done, found, stop, heartbeat, garbage, mine)
             else:
                 CheckpointWriter(
                     state, found.skipped, heartbeat.waits_for, found.spared
@@ -82,18 +93,28 @@ def run(recipe: Recipe) -> Outcome:
             lock.close()
 
 
-def _prepare(recipe: Recipe) -> tuple[Launch, startup.Preflight]:
+def _is_stopped(stop: StopSignal, device: torch.device) -> bool:
+    """Whether any rank was asked to stop. To be called on all ranks."""
+    requested = torch.tensor(int(stop.requested), device=device)
+    torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX)
+    return bool(requested.item())
+
+
+def _prepare(recipe: Recipe, watch: Stopwatch) -> tuple[Launch, startup.Preflight]:
     """The first rank of each machine looks at the disk, all connect, and agree on what was seen."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     is_shared = recipe.checkpoints.checkpoints_path_is_shared_file_system
     found: startup.Preflight | UserError | None = None
     usable = None
+    flight_recorder.configure(recipe.run_folder)
     with startup.told_by_rank(rank):
         if is_shared and looks_for_checkpoints():
             found = startup.preflight(recipe, world_size)
         else:
             startup.check_surroundings(recipe, world_size)
-    launch = initialize_distributed()
+        watch.lap("checks")
+        launch = initialize_distributed()
+        watch.lap("connect")
     if not is_shared:
         usable = complete_checkpoints(recipe, launch.device)
         if looks_for_checkpoints():
@@ -101,11 +122,14 @@ def _prepare(recipe: Recipe) -> tuple[Launch, startup.Preflight]:
                 found = startup.preflight(recipe, world_size, usable)
             except UserError as error:
                 found = error
+        watch.lap("give each other checkpoints")
     try:
-        return launch, agree(recipe, found, launch.device, usable)
+        found = agree(recipe, found, launch.device, usable)
     except UserError:
         torch.distributed.destroy_process_group()
         raise
+    watch.lap("compare")
+    return launch, found
 
 
 def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> tuple[int, startup.Preflight]:
@@ -144,16 +168,18 @@ def _train(
     stop: StopSignal,
     heartbeat: Heartbeat,
     garbage: GarbageCollection,
-    is_writer: bool,
+    watch: Stopwatch | None,
 ) -> int:
-    """Train up to the last step or a stop request; returns the last step done."""
+    """Train up to the last step or a stop request; returns the last step done. The first rank has a `watch`."""
     recipe, context = state.recipe, state.context
     heartbeat.progress(step_done, "preparing")
     loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped)
     validation = Validation(recipe, context.replica)
-    journal = Journal(state, step_done, found) if is_writer else None
+    journal = Journal(state, step_done, found, watch) if watch is not None else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
-    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for, found.spared)
+    writer = CheckpointWriter(
+        state, found.skipped, heartbeat.waits_for, found.spared, journal.saved if journal else None
+    )
     spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
@@ -237,8 +263,9 @@ def _flops(state: TrainState, batch: StepBatch) -> float:
 class Journal:
     """The first rank's account of the run: metrics.jsonl, console and wandb."""
 
-    def __init__(self, state: TrainState, step_done: int, found: startup.Preflight) -> None:
-        self.recipe = state.recipe
+    def __init__(self, state: TrainState, step_done: int, found: startup.Preflight, watch: Stopwatch) -> None:
+        self.recipe, self._watch = state.recipe, watch
+        self.timings = Timings(self.recipe, time_of_last_step(self.recipe.run_folder))
         announce_spared(self.recipe, found.spared)  # before the recipe that it is told from is replaced
         startup.save_recipe(self.recipe)
         if found.changes:
@@ -250,6 +277,8 @@ class Journal:
         self._logs = [log for log in (self.metrics, self.samples) if log is not None]
         self.console = Console(self.recipe)
         self.wandb = Wandb(self.recipe, found.tracking_mode, step_done)
+        self._first_step = self._step = step_done + 1
+        watch.lap("prepare")
         logger.info(
             f"{self.recipe.run_folder}: steps {step_done + 1} to {self.recipe.last_step}, "
             f"{self.recipe.architecture.num_parameters():,} parameters, {self.recipe.parallelism}, "
@@ -273,6 +302,21 @@ class Journal:
         self.metrics.write(row)
         self.wandb.log(row)
         self.console.show(row, seconds)
+        self._step = step
+        if step == self._first_step:
+            self._watch.lap("first step")
+            self._tell(self.timings.start(step, self._watch.seconds))
+
+    def saved(self, step: int, seconds: dict[str, float]) -> None:
+        """The checkpoint of `step` is visible; see CheckpointWriter."""
+        self._tell(self.timings.save(step, seconds))
+
+    def _tell(self, timing: dict[str, Any]) -> None:
+        parts = timing["seconds"]
+        total = sum(parts.values())
+        named = ", ".join(f"{part} {value:.1f}" for part, value in parts.items())
+        logger.info(f"The {timing['event']} took {total:.1f} s: {named}.")
+        self.wandb.log({"step": self._step, f"{timing['event']}_seconds": {**parts, "total": total}})
 
     def sync(self) -> None:
         """Have the disk hold all rows, so that a checkpoint never outlives the rows in front of it."""
@@ -282,4 +326,5 @@ class Journal:
     def close(self) -> None:
         for log in self._logs:
             log.close()
+        self.timings.close()
         self.wandb.close()

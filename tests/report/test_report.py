@@ -154,6 +154,24 @@ def test_scores_of_checkpoints_are_drawn_over_tokens(profile: Profile) -> None:
     assert [(s.name, list(s.y)) for s in single[0].series] == [("piqa", [10, 20]), ("boolq", [50, 50])]
 
 
+def test_starts_saves_and_restarts_are_told_by_part(profile: Profile) -> None:
+    assert "Starts, saves and restarts" not in page_of(profile)
+    lines: list[dict[str, object]] = [
+        {"step": 1, "event": "start", "seconds": {"imports": 5.0, "load": 10.0}, "seconds_since_last_step": None},
+        {"step": 8, "event": "save", "seconds": {"copy": 1.0, "write": 30.0, "commit": 2.0}},
+        {"step": 9, "event": "start", "seconds": {"imports": 5.0, "load": 40.0}, "seconds_since_last_step": 125.0},
+    ]
+    (profile.run / "stage1" / "timings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wanted = r"<tr>\s*<td[^>]*>stage1</td>\s*<td[^>]*>(?:starts|saves|restarts).*?</tr>"
+    rows = re.findall(wanted, page_of(profile), re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row)[2:] for row in rows]
+    assert cells == [
+        ["imports 5.0 s, load 40.0 s", "2", "30 s", "45 s", "1 min 00 s"],
+        ["copy 1.0 s, write 30.0 s, commit 2.0 s", "1", "33 s", "33 s", "33 s"],
+        ["", "1", "2 min 05 s", "2 min 05 s", "2 min 05 s"],
+    ]
+
+
 def test_margin_of_preference_training_is_drawn(profile: Profile) -> None:
     write_stage(profile.run / "apo", 1, 4, {"pairs": 1.0}, {})
     file = profile.run / "apo" / "metrics.jsonl"

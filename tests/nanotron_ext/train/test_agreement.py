@@ -1,5 +1,6 @@
 """A rank that sees other files than the rest goes on with them from the same state, or no rank starts."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,8 +17,8 @@ from foundation.journal import read_metrics
 from foundation.outcome import Outcome
 from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints, resolve_checkpoint
+from nanotron_ext.train import agreement, startup
 from nanotron_ext.train import run as module
-from nanotron_ext.train import startup
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
 from tests.nanotron_ext.ranks import run_ranks
@@ -97,6 +98,15 @@ def other_ledger() -> None:
     startup.skipped_samples = lambda run_folder, before: [(48, 4)]
 
 
+def other_numpy() -> None:
+    version = importlib.metadata.version
+    importlib.metadata.version = lambda name: "1.0.2" if name == "numpy" else version(name)
+
+
+def other_attention() -> None:
+    agreement.attention_backend = lambda recipe, device: "flash_attn"
+
+
 def whole_view() -> None:
     pass
 
@@ -152,6 +162,16 @@ CASES: dict[str, tuple[int, Callable[[], None], str]] = {
     "first cannot open": (0, old_view, r"Rank 0 on HOST: .*step 8, .*checkpoints/8, which rank 1 on HOST has found: "),
     "other cannot open": (1, old_view, r"Rank 1 on HOST: .*step 8, .*checkpoints/8, which rank 0 on HOST has found: "),
     "other manifest": (1, other_manifest, r"Rank 1 on HOST: .*from step 8, .*its manifest has digest \w{12}, there "),
+    "other versions": (
+        1,
+        other_numpy,
+        r"Rank 1 on HOST: versions\.numpy is '1\.0\.2' here, '[\d.]+' on the ",
+    ),
+    "other kernel": (
+        1,
+        other_attention,
+        r"Rank 1 on HOST: attention backend is 'flash_attn' here, 'per_document' on ",
+    ),
     "other ledger": (1, other_ledger, r"Rank 1 on HOST: skipped samples is \[\(48, 4\)\] here, \[\] on the first rank"),
 }
 
