@@ -25,7 +25,7 @@ SEEDS_OPTION = $(if $(SEEDS),--seeds $(subst $(SPACE),$(COMMA),$(strip $(SEEDS))
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-vllm setup-flash-attn doctor demo data audit pretrain export summary posttrain-data posttrain capabilities chat merge merge-sweep
 .PHONY: plan eval-data eval-prefetch eval eval-curve eval-report report ablations cluster-run cluster-status check
-.PHONY: bench-data bench-step bench-loss bench-gpu bench-guard bench-checkpoints bench-journal bench-plan bench-merge chaos layouts figures record predictions test test-storage test-slurm test-compat lint format
+.PHONY: bench-data bench-step bench-loss bench-gpu bench-guard bench-checkpoints bench-checkpoints-at-scale bench-journal bench-plan bench-merge chaos layouts figures record predictions test test-storage test-slurm test-compat lint format
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -168,6 +168,9 @@ chaos: setup ## Kill COUNT training runs at random moments (SEED), half of them 
 
 bench-checkpoints: setup ## What saving every 20 steps costs in time and memory
 	$(PY) bench/checkpoints.py
+
+bench-checkpoints-at-scale: setup ## A start and a save at 384 ranks behind 1,725 checkpoints (needs strace; minutes)
+	$(PY) -m bench.checkpoints_at_scale
 
 layouts: setup ## Load the checkpoints of 16 layouts into all 16, and compare state and losses
 	$(PY) -m tests.layouts

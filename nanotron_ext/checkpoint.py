@@ -167,7 +167,7 @@ def finish_checkpoint(
     temporary: Path, final: Path, content: dict[str, Any], files: dict[str, Any], advance: Advance = unwatched
 ) -> None:
     """Called when all ranks have written: manifest, rename, `latest`. `files` is `save_tensors`'s of all ranks."""
-    write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}, indent=1))
+    write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}))
     advance(0)
     delete_checkpoint(final)  # a damaged one, that the run went behind
     temporary.replace(final)
@@ -226,9 +226,10 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = self._read_manifest()
         for name, description in self.manifest["files"].items() if compares_sizes else ():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != description["bytes"]:
-                raise CheckpointError(f"{path} is missing or was cut short; use another checkpoint of this run.")
+            if not _has_size(folder / name, description["bytes"]):
+                raise CheckpointError(
+                    f"{folder / name} is missing or was cut short; use another checkpoint of this run."
+                )
 
     @property
     def step(self) -> int:
@@ -380,6 +381,13 @@ class CheckpointReader:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         return parse_manifest(content, str(path))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _shard(file: str) -> str:

@@ -29,7 +29,8 @@ class CutShortError(Exception):
 class Hasher:
     """SHA-256 of blocks, computed in a thread beside whatever brings or takes them; a block may not change meanwhile.
 
-    SHA-256 takes as long as a copy through the page cache: 1.0 GB/s a core on the machine of docs/checkpoints.md.
+    hashlib lets other threads run meanwhile, so that the slower of disk and SHA-256 (1.0 GB/s a core, on one with SHA
+    instructions that others used too) decides instead of their sum.
     """
 
     def __init__(self) -> None:

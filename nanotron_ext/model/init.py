@@ -33,7 +33,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, std: float, con
     """Fill all parameters on this rank in place, as the table of the architecture's parameters says.
 
     Replicas share the drawing, tensor by tensor: all 3.07 G values of the 3B model take one core 14 s, and its largest
-    tensor, which is a rank's whole part at 192 replicas, 1.2 s. To be called on all ranks.
+    tensor, the most that a rank draws at 192 replicas, has a twelfth of them. To be called on all ranks.
     """
     table, replica = parameters_of(config), dist.get_rank(context.dp_pg)
     entries = list(global_parameters(model))

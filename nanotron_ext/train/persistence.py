@@ -42,7 +42,7 @@ OnSaved = Callable[[int, dict[str, float]], None]  # a step whose checkpoint is 
 class CheckpointWriter:
     """Writes checkpoints behind the training's back.
 
-    `start` copies this rank's state to host memory and returns; a thread writes it. When no rank is writing any more,
+    `start` copies this rank's share to host memory and returns; threads write it. When no rank is writing any more,
     `commit` makes the checkpoint visible: until then it is `<step>.tmp`, and the one before stays the newest. At most
     one checkpoint is under way. Whatever makes the caller wait for disks is announced first.
 
@@ -59,20 +59,23 @@ class CheckpointWriter:
     ) -> None:
         """`skipped` are the ranges of samples that the run leaves out; up to step `spared` nothing is pruned."""
         self._state, self._skipped, self._announce, self._spared = state, skipped, announce, spared
-        self._on_saved, self._copy_seconds = on_saved, 0.0
+        self._on_saved = on_saved
+        self._began = self._copied_at = 0.0
         self._work = Work()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[dict[str, Any]] | None = None
+        # Files are hashed and flushed side by side, while the next kind of state is still being copied.
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="checkpoint")
+        self._writing: list[Future[dict[str, Any]]] = []
         self._copy = HostCopy(state.device, state.optimizer.adam)
         self._manifest: dict[str, Any] = {}
+        self._is_under_way = False
         uploads = state.recipe.checkpoints.remote_path is not None and torch.distributed.get_rank() == 0
         self._uploader = Uploader(state.recipe) if uploads else None
 
     def start(self, step: int, data: dict[str, Any], first: Callable[[], None] | None = None) -> None:
-        """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far; `first` is what the
-        thread does before, and the checkpoint is not visible without it."""
+        """Begin to write `<run>/checkpoints/<step>`. `data` is what each source has given so far; `first` is what a
+        thread does beside, and the checkpoint is not visible without it."""
         self.commit()
-        began = time.monotonic()
+        self._began = time.monotonic()
         recipe, context = self._state.recipe, self._state.context
         self._work = Work()
         self._manifest = {
@@ -86,6 +89,7 @@ class CheckpointWriter:
             "skipped_samples": self._skipped,
             "versions": versions(),
         }
+        self._is_under_way = True
         self._announce(self._activity, self._work)
         if keeps_files(recipe):
             with self._disk_errors():
@@ -93,14 +97,14 @@ class CheckpointWriter:
                 shutil.rmtree(self._temporary, ignore_errors=True)
                 self._temporary.mkdir(parents=True)
         torch.distributed.barrier()
-        shard = shard_name(context)
-        mine = {kind: self._copied(kind) for kind in recipe.optimizer.state_kinds}
-        mine = {kind: parts for kind, parts in mine.items() if parts}
-        self._work.total_bytes = sum(part[-1].nbytes for parts in mine.values() for part in parts)
-        self._writing = self._thread.submit(
-            _write, self._temporary, shard, mine, self._work.advance, [self._copy.wait, *([first] if first else [])]
-        )
-        self._copy_seconds = time.monotonic() - began
+        if first is not None:
+            self._writing.append(self._threads.submit(_nothing_written, first))
+        for kind in recipe.optimizer.state_kinds:
+            if parts := self._copied(kind):
+                self._work.total_bytes += sum(part[-1].nbytes for part in parts)
+                arguments = self._temporary, kind, shard_name(context), parts, self._copy.wait, self._work.advance
+                self._writing.append(self._threads.submit(_write, *arguments))
+        self._copied_at = time.monotonic()
 
     def _copied(self, kind: str) -> list[Part]:
         """This rank's share of one kind of state, in host memory.
@@ -122,19 +126,20 @@ class CheckpointWriter:
     @property
     def is_busy(self) -> bool:
         """Whether this rank is still writing."""
-        if self._writing is None or not self._writing.done():
-            return self._writing is not None
-        self._written_files()
+        if any(not writing.done() for writing in self._writing):
+            return True
+        self._written()
         return False
 
     def commit(self) -> None:
         """Wait for the write and make the checkpoint visible. To be called on all ranks."""
-        if self._writing is None:
+        if not self._is_under_way:
             return
         self._announce(self._activity, self._work)
         written: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(written, self._written_files())
-        self._writing, began = None, time.monotonic()
+        torch.distributed.all_gather_object(written, self._written())
+        self._writing.clear()
+        committing = time.monotonic()
         if keeps_files(self._state.recipe):
             final = checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"])
             with self._disk_errors():
@@ -144,10 +149,12 @@ class CheckpointWriter:
                 if self._uploader is not None:
                     self._uploader.upload_all()
                 self._prune(self._work)
+        self._is_under_way = False
         torch.distributed.barrier()  # no rank goes on to what the watchdog gives less time
-        slowest = max(of_rank["seconds"] for of_rank in written)
-        seconds = {"copy": self._copy_seconds, "write": slowest, "commit": time.monotonic() - began}
         if self._on_saved is not None:
+            written_seconds = max(of_rank["seconds"] for of_rank in written)
+            copy, commit = self._copied_at - self._began, time.monotonic() - committing
+            seconds = {"copy": copy, "write": max(written_seconds - copy, 0.0), "commit": commit}
             self._on_saved(self._manifest["step"], {part: round(value, 3) for part, value in seconds.items()})
 
     def finish_uploads(self) -> None:
@@ -168,11 +175,15 @@ class CheckpointWriter:
         if self._uploader is not None and not section.keep_local:
             prune_checkpoints(run_folder, keep_last=1, keep_every_steps=None, needed=needed, advance=work.advance)
 
-    def _written_files(self) -> dict[str, Any]:
-        """Waits for this rank's write; `_write`'s."""
-        assert self._writing is not None
+    def _written(self) -> dict[str, Any]:
+        """Waits for this rank's write; what the manifest will say of its files, as `files` and `index`, and the
+        `seconds` from the beginning of the save to the end of the last one."""
         with self._disk_errors():
-            return self._writing.result()
+            written = [writing.result() for writing in self._writing]
+        files = {name: described for of_kind in written for name, described in of_kind["files"].items()}
+        ended = max((of_kind["ended"] for of_kind in written), default=self._copied_at)
+        index = merged(of_kind["index"] for of_kind in written)
+        return {"files": files, "index": index, "seconds": ended - self._began}
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -180,7 +191,7 @@ class CheckpointWriter:
             yield
         except Exception as error:  # whatever it was, the run must not go on without checkpoints
             raise CheckpointError(
-                f"Rank {torch.distributed.get_rank()} could not write {self._temporary}: {error}. Free some space or "
+                f"Rank {torch.distributed.get_rank()} could not write {self._place}: {error}. Free some space or "
                 f"repair the disk, and start the run again: it goes on from the checkpoint before."
             ) from error
 
@@ -189,26 +200,26 @@ class CheckpointWriter:
         return f"writing checkpoint {self._manifest['step']}"
 
     @property
+    def _place(self) -> Path:
+        return self._temporary if self._manifest else self._state.recipe.run_folder / "checkpoints"
+
+    @property
     def _temporary(self) -> Path:
         return checkpoint_folder(self._state.recipe.run_folder, self._manifest["step"]).with_suffix(".tmp")
 
 
 def _write(
-    folder: Path,
-    shard: str,
-    parts_by_kind: dict[str, list[Part]],
-    advance: Advance,
-    first: Sequence[Callable[[], None]],
+    folder: Path, kind: str, shard: str, parts: list[Part], wait: Callable[[], None], advance: Advance
 ) -> dict[str, Any]:
-    """Write and flush one rank's files; what the manifest will say of them, and the `seconds` that it took."""
-    began = time.monotonic()
-    for action in first:
-        action()
-    index = merged(index_of(shard, parts) for parts in parts_by_kind.values())  # all kinds are laid out alike
-    files: dict[str, Any] = {}
-    for kind in list(parts_by_kind):
-        files |= save_shard(folder, kind, shard, parts_by_kind.pop(kind), advance)  # and free the copy
-    return {"files": files, "index": index, "seconds": time.monotonic() - began}
+    """Write and flush one of a rank's files; what the manifest will say of it. All kinds have the same index."""
+    wait()
+    files = save_shard(folder, kind, shard, parts, advance)
+    return {"files": files, "index": index_of(shard, parts), "ended": time.monotonic()}
+
+
+def _nothing_written(action: Callable[[], None]) -> dict[str, Any]:
+    action()
+    return {"files": {}, "index": merged([]), "ended": time.monotonic()}
 
 
 def shard_name(context: ParallelContext) -> str:
