@@ -51,7 +51,7 @@ class CheckpointWriter:
     ) -> None:
         """`skipped` are the ranges of samples that the run leaves out."""
         self._state, self._skipped, self._announce, self._on_saved = state, skipped, announce, on_saved
-        self._copy_seconds = 0.0
+        self._versions, self._copy_seconds = versions(), 0.0
         self._work = Work()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[tuple[dict[str, Any], float]] | None = None
@@ -75,7 +75,7 @@ class CheckpointWriter:
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
             "data": data,
             "skipped_samples": self._skipped,
-            "versions": versions(),
+            "versions": self._versions,
         }
         self._announce(self._activity, self._work)
         if keeps_files(recipe):
