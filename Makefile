@@ -163,8 +163,8 @@ bench-long-context: setup ## Lengthen a tiny model as SmolLM3 was and ask for fa
 bench-merge: setup ## Merge 3B-shaped checkpoints: time, peak memory, and the check against float64 (25 GB of disk)
 	$(PY) bench/merge.py
 
-chaos: setup ## Kill COUNT training runs at random moments (SEED), half of them inside a save, and compare the ends
-	$(PY) -m tests.chaos --count $(or $(COUNT),30) --seed $(or $(SEED),1)
+chaos: setup ## Kill COUNT training runs at random moments (SEED), stop STOPS others by signals, and compare the ends
+	$(PY) -m tests.chaos --count $(or $(COUNT),30) --stops $(or $(STOPS),20) --seed $(or $(SEED),1)
 
 bench-checkpoints: setup ## What saving every 20 steps costs in time and memory
 	$(PY) bench/checkpoints.py

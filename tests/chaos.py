@@ -4,7 +4,8 @@ Each run is the tiny recipe in one of several layouts. It is killed with SIGKILL
 several times: every second run inside a save, at a random one of the writes, renames and deletions that make a
 checkpoint; the others at a random moment, some of these under torchrun. After each kill all ranks must be gone within a
 minute by themselves, and the next attempt must continue the newest complete checkpoint. At the end the run's weights,
-Adam state, losses and the log of sample ids must equal those of the uninterrupted run bit for bit.
+Adam state, losses and the log of sample ids must equal those of the uninterrupted run bit for bit. Then others are
+stopped by signals: chaos_stops.py.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from foundation.launch import torchrun_command
 from foundation.recipe import Recipe
 from nanotron_ext import checkpoint
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints, resolve_checkpoint
+from tests.chaos_stops import stop_runs
 from tests.nanotron_ext.ranks import CONTEXT, free_port, set_rank
 from tests.nanotron_ext.tiny_run import RECIPE_PATH, overrides, prepare, tiny_recipe
 
@@ -335,6 +337,7 @@ def final_state(recipe: Recipe) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--count", type=int, default=30, help="number of runs")
+    parser.add_argument("--stops", type=int, default=20, help="number of runs that are stopped by two signals each")
     parser.add_argument("--seed", type=int, default=1, help="of all that is random here")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -347,14 +350,16 @@ def main() -> int:
         except AssertionError as error:
             failures.append(number)
             print(f"run {number + 1}/{arguments.count}: FAILED: {error}", flush=True)
+    signals, failed_stops = stop_runs(chaos, arguments.stops)
     equal = arguments.count - len(failures)
     print(
         f"{equal} of {arguments.count} runs equal the uninterrupted one bit for bit: {chaos.kills} kills, "
         f"{chaos.kills_in_save} of them inside a save; {chaos.repeated_steps} steps done again; the last rank was gone "
-        f"{chaos.slowest_shutdown:.1f} s after a kill at the latest; {(time.monotonic() - started) / 60:.1f} minutes, "
+        f"{chaos.slowest_shutdown:.1f} s after a kill at the latest; {arguments.stops - len(failed_stops)} of "
+        f"{arguments.stops} runs end so after {signals} stop signals; {(time.monotonic() - started) / 60:.1f} minutes, "
         f"seed {arguments.seed}."
     )
-    if failures:
+    if failures or failed_stops:
         print(f"Logs and folders of the failed runs are in {root}.")
         return 1
     shutil.rmtree(root)

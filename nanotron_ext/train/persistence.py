@@ -59,7 +59,7 @@ class CheckpointWriter:
     ) -> None:
         """`skipped` are the ranges of samples that the run leaves out; up to step `spared` nothing is pruned."""
         self._state, self._skipped, self._announce, self._spared = state, skipped, announce, spared
-        self._on_saved = on_saved
+        self._on_saved, self._versions = on_saved, versions()
         self._began = self._copied_at = 0.0
         self._work = Work()
         # Files are hashed and flushed side by side, while the next kind of state is still being copied.
@@ -87,7 +87,7 @@ class CheckpointWriter:
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
             "data": data,
             "skipped_samples": self._skipped,
-            "versions": versions(),
+            "versions": self._versions,
         }
         self._is_under_way = True
         self._announce(self._activity, self._work)

@@ -53,44 +53,59 @@ def run(recipe: Recipe, stop: StopSignal | None = None) -> Outcome:
     watch = Stopwatch()
     watch.lap("imports")
     stop = stop or StopSignal()
-    launch, found = _prepare(recipe, watch)
     parallelism = recipe.parallelism
-    is_writer = launch.rank == 0
-    lock = startup.take_run_folder(recipe) if is_writer else None
-    if is_writer:
-        outcome.clear(recipe)
-        stop.run = recipe
-    context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
-    torch.distributed.barrier()  # all ranks pass the next line at about the same time
+    with startup.ended_with_others():
+        launch, found = _prepare(recipe, watch)
+        is_writer = launch.rank == 0
+        lock = startup.take_run_folder(recipe) if is_writer else None
+        if is_writer:
+            outcome.clear(recipe)
+            stop.run = recipe
+        context = ParallelContext(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.context_parallel_size)
+        torch.distributed.barrier()  # all ranks pass the next line at about the same time
     stop.ends_at_once = False  # from here on ranks notice when one of them is gone
     try:
         with Heartbeat(recipe, launch) as heartbeat, GarbageCollection() as garbage:
-            starts_anew = found.checkpoint is None and found.weights is None
-            state = TrainState(recipe, context, launch.device, draws=starts_anew)
-            watch.lap("build model")
-            step_done, found = _restore(state, found, heartbeat)
-            watch.lap("load")
-            if step_done < recipe.last_step:
-                if not _is_stopped(stop, launch.device):
-                    mine = watch if is_writer else None
-                    step_done = _train(state, step_done, found, stop, heartbeat, garbage, mine)
-            else:
-                CheckpointWriter(
-                    state, found.skipped, heartbeat.waits_for, found.spared
-                ).finish_uploads()  # what failed before
-        result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
+            try:
+                starts_anew = found.checkpoint is None and found.weights is None
+                state = TrainState(recipe, context, launch.device, draws=starts_anew)
+                watch.lap("build model")
+                result = _restore_and_train(state, found, stop, heartbeat, garbage, watch if is_writer else None)
+            except UserError as error:
+                heartbeat.waits_for("recording the outcome", Work())
+                if is_writer:
+                    outcome.write(recipe, Outcome("failed", outcome.last_recorded_step(recipe), str(error)))
+                raise
+            heartbeat.waits_for("recording the outcome", Work())
+            if is_writer:
+                outcome.write(recipe, result)
         if is_writer:
-            outcome.write(recipe, result)
-            logger.info(f"{result.outcome.capitalize()} after step {step_done} of {recipe.last_step}.")
+            logger.info(f"{result.outcome.capitalize()} after step {result.step} of {recipe.last_step}.")
         return result
-    except UserError as error:
-        if is_writer:
-            outcome.write(recipe, Outcome("failed", outcome.last_recorded_step(recipe), str(error)))
-        raise
     finally:
         torch.distributed.destroy_process_group()
         if lock is not None:
             lock.close()
+
+
+def _restore_and_train(
+    state: TrainState,
+    found: startup.Preflight,
+    stop: StopSignal,
+    heartbeat: Heartbeat,
+    garbage: GarbageCollection,
+    watch: Stopwatch | None,
+) -> Outcome:
+    """The first rank has a `watch`."""
+    last_step = state.recipe.last_step
+    step_done, found = _restore(state, found, heartbeat)
+    if watch is not None:
+        watch.lap("load")
+    if step_done >= last_step:
+        CheckpointWriter(state, found.skipped, heartbeat.waits_for, found.spared).finish_uploads()  # what failed before
+    elif not _is_stopped(stop, state.device):
+        step_done = _train(state, step_done, found, stop, heartbeat, garbage, watch)
+    return Outcome("finished" if step_done == last_step else "stopped", step_done)
 
 
 def _is_stopped(stop: StopSignal, device: torch.device) -> bool:
@@ -208,6 +223,7 @@ def _train(
             journal.record(batch.step, result, seconds, extra, samples)
             heartbeat.progress(batch.step, "bookkeeping")
         if (spike := spikes.observe(result.loss)) is not None:
+            heartbeat.waits_for("reporting a spike", Work())
             if recipe.spikes.action == "stop":
                 writer.commit()  # what is being written is the checkpoint to go back to
             _report_spike(state, batch, spike)

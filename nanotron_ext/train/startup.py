@@ -101,6 +101,19 @@ def told_by_rank(rank: int) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def ended_with_others() -> Iterator[None]:
+    """Let torchrun's SIGTERM end this rank when its connections break, for the time before ranks watch each other.
+
+    Most likely another one was stopped, and so is this one then, which is no crash.
+    """
+    try:
+        yield
+    except RuntimeError:  # of gloo and NCCL
+        time.sleep(ALONE_SECONDS)
+        raise
+
+
 def examine(
     recipe: Recipe,
     checkpoint: CheckpointReader | None,

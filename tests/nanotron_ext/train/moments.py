@@ -131,6 +131,7 @@ def run_and_stop(
             mine.send("go on")
         if not is_ending and not all(process.is_alive() for process in processes):
             is_ending = True
+            time.sleep(0.3)  # torchrun looks every 0.1 s; by then the others may have noticed it themselves
             _send(signal.SIGTERM, processes)
         time.sleep(0.02)
     return Ending(came_there, [process.exitcode for process in processes], log.read_text())
@@ -140,3 +141,10 @@ def _send(number: signal.Signals, processes: list[Any]) -> None:
     for process in processes:
         if process.is_alive():
             os.kill(process.pid, number)
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether the process has a handler of its own."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

@@ -1,4 +1,4 @@
-"""A save that takes longer than the time-out for hangs completes, seen from outside: fsync itself is slow."""
+"""A save that takes longer than the time-out for hangs completes, seen from outside: fsync and write are slow."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.journal import read_metrics
+from foundation.journal import TIMINGS_FILE, read_metrics, read_rows
 from foundation.launch import torchrun_command
 from foundation.recipe import Recipe
 from nanotron_ext.checkpoint import CheckpointReader, list_checkpoints
@@ -28,15 +28,19 @@ def slow_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def start(root: Path, slow_disk: Path, path_part: str, seconds: int, **changes: object) -> subprocess.Popen[str]:
-    """The run as a user starts it, where a flush of anything with `path_part` in its path takes so many seconds."""
+def start(
+    root: Path, slow_disk: Path, path_part: str, seconds: int, write_seconds: int = 0, **changes: object
+) -> subprocess.Popen[str]:
+    """The run as a user starts it, where a flush of anything with `path_part` in its path takes so many seconds, and
+    each write to it `write_seconds`."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path.cwd()),
         "LD_PRELOAD": str(slow_disk),
-        "SLOW_FLUSH_PATH": path_part,
+        "SLOW_PATH": path_part,
         "SLOW_FLUSH_SECONDS": str(seconds),
+        "SLOW_WRITE_SECONDS": str(write_seconds),
     }
     processes = tiny_recipe(root, **changes).parallelism.world_size
     command = torchrun_command(processes, "-m", "nanotron_ext.train", RECIPE_PATH, *overrides(root, **changes))
@@ -59,7 +63,7 @@ def test_saves_slower_than_the_time_out_complete(tmp_path: Path, slow_disk: Path
         "checkpoints__checkpoint_interval": 1,
     }
     process = start(tmp_path, slow_disk, "exp_avg_sq", 5, **changes)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     recipe = tiny_recipe(tmp_path, **changes)
     assert json.loads((recipe.run_folder / "outcome.json").read_text())["outcome"] == "finished"
@@ -71,23 +75,61 @@ def test_saves_slower_than_the_time_out_complete(tmp_path: Path, slow_disk: Path
         )
 
 
+def stop_after_first_step(process: subprocess.Popen[str], recipe: Recipe, how: str) -> None:
+    """SIGUSR1 to one rank, or SIGTERM to torchrun, as at a time limit or a preemption."""
+    while not read_metrics(recipe.run_folder):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    if how == "SIGTERM":
+        process.terminate()
+        return
+    ranks = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout
+    os.kill(int(ranks.split()[-1]), signal.SIGUSR1)
+
+
+ENDLESS = {"tokens__train_steps": 200_000, "data_stages__1__start_training_step": 100_000}
+
+
+@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM"])
+def test_a_last_save_slower_than_the_time_out_completes(how: str, tmp_path: Path, slow_disk: Path) -> None:
+    """Half of the time is start-up."""
+    prepare(tmp_path)
+    changes: dict[str, object] = {**ENDLESS, "parallelism": "{dp: 2, hang_timeout_seconds: 2}"}
+    recipe = tiny_recipe(tmp_path, **changes)
+    process = start(tmp_path, slow_disk, "/checkpoints", 3, 2, **changes, checkpoints__checkpoint_interval=10**6)
+    stop_after_first_step(process, recipe, how)
+    output, _ = process.communicate(timeout=300)
+    outcome = json.loads((recipe.run_folder / "outcome.json").read_text())
+    assert outcome["outcome"] == "stopped", output
+    assert whole_checkpoints(recipe) == [outcome["step"]]
+    [saved] = [row for row in read_rows(recipe.run_folder / TIMINGS_FILE) if row["event"] == "save"]
+    assert saved["seconds"]["write"] > 3 * (3 + 2)  # so the disk was slow indeed
+
+
+def test_a_save_that_truly_hangs_is_ended(tmp_path: Path, slow_disk: Path) -> None:
+    """The limit for disks is 17 times the shortest time-out, a second, so this takes half a minute."""
+    prepare(tmp_path)
+    changes: dict[str, object] = {"parallelism": "{dp: 2, hang_timeout_seconds: 1}", "tokens__stop_step": 2}
+    process = start(tmp_path, slow_disk, "exp_avg_sq", 600, **changes)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode not in (0, None)
+    assert re.search(r"error: Rank 0 is stuck in step 2 \(writing checkpoint 2: 0\.00 of 0\.00 GB\)", output), output
+    recipe = tiny_recipe(tmp_path, **changes)
+    assert whole_checkpoints(recipe) == []
+    assert json.loads((recipe.run_folder / "outcome.json").read_text())["outcome"] == "crashed"
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("stopped", [False, True], ids=["at the end", "at SIGUSR1"])
-def test_a_save_of_minutes_with_the_default_time_out(stopped: bool, tmp_path: Path, slow_disk: Path) -> None:
+@pytest.mark.parametrize("how", ["at the end", "SIGUSR1", "SIGTERM"])
+def test_a_save_of_minutes_with_the_default_time_out(how: str, tmp_path: Path, slow_disk: Path) -> None:
     """Six flushes of 45 s, one after the other: 270 s, where nothing but a disk's answer says that anything goes on."""
     prepare(tmp_path)
-    changes: dict[str, object] = {"tokens__stop_step": 2}
-    if stopped:
-        changes = {"tokens__train_steps": 200_000, "data_stages__1__start_training_step": 100_000}
+    changes: dict[str, object] = {"tokens__stop_step": 2} if how == "at the end" else dict(ENDLESS)
     recipe = tiny_recipe(tmp_path, **changes)
     process = start(tmp_path, slow_disk, "/checkpoints", 45, **changes, checkpoints__checkpoint_interval=10**6)
-    if stopped:
-        while not read_metrics(recipe.run_folder):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.5)
-        ranks = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout
-        os.kill(int(ranks.split()[-1]), signal.SIGUSR1)
+    if how != "at the end":
+        stop_after_first_step(process, recipe, how)
     output, _ = process.communicate(timeout=600)
     outcome = json.loads((recipe.run_folder / "outcome.json").read_text())
-    assert outcome["outcome"] == ("stopped" if stopped else "finished"), output
+    assert outcome["outcome"] == ("finished" if how == "at the end" else "stopped"), output
     assert whole_checkpoints(recipe) == [outcome["step"]]
