@@ -61,6 +61,12 @@ class Parallelism(Section):
         "that take longer by themselves get five times their own length, waiting for disks seventeen times this, the "
         "start sixty times.",
     )
+    replica_check_interval: int | None = Field(
+        100,
+        gt=0,
+        description="Compare ranks that must hold the same weights, bit for bit, every this many steps and before each "
+        "save; null: never.",
+    )
     layers_per_stage: list[int] | None = Field(
         None, description="Decoder layers on each pipeline stage; by default balanced by compute."
     )

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from foundation.errors import UserError
+from foundation.errors import MachineError, UserError
 from foundation.recipe import load_recipe
 
 
@@ -26,10 +26,10 @@ def main() -> int:
         from nanotron_ext.train.run import run  # seconds of imports, which a wrong recipe should not cost
 
         return EXIT_CODES[run(recipe).outcome]
-    except UserError as error:
+    except (UserError, MachineError) as error:
         if is_first:
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 70
 
 
 if __name__ == "__main__":

@@ -46,14 +46,16 @@ class Optimizer:
         self._gradients.start(micro_batches)
 
     def reduce_gradients(self) -> torch.Tensor:
-        """Sum gradients over tied copies and replicas; returns the global gradient norm, a float32 scalar.
+        """Sum gradients over replicas and tied copies; returns the global gradient norm, a float32 scalar.
 
         Afterwards each group's `master.grad` holds this rank's shard of the summed gradients.
         """
         self._gradients.finish()
         squares = torch.stack([_counted_square(group) for group in self.groups]).sum()
-        # ZeRO-1 spreads each gradient over the replicas; otherwise every replica holds all of it.
-        dist.all_reduce(squares, group=self.context.world_pg if self.sharded else self.context.mp_pg)
+        if not self.sharded:
+            squares /= self.context.dp_pg.size()  # every replica has all of it
+        # Over all ranks at once: sums of several groups may differ in the last bit, and then replicas would, for good.
+        dist.all_reduce(squares, group=self.context.world_pg)
         return squares.sqrt()
 
     def step(self, learning_rate: float, grad_norm: float) -> None:
@@ -74,6 +76,10 @@ class Optimizer:
         """
         for group in self.groups:
             yield from group.parts(group.master if kind == "master" else self._adam_state(group)[kind])
+
+    def flat_state(self, group: FlatGroup) -> list[torch.Tensor]:
+        """This rank's shard of each kind of state, as `state` yields it parameter by parameter."""
+        return [group.master, *(self._adam_state(group)[kind] for kind in self.moments)]
 
     def set_steps_taken(self, steps: int) -> None:
         """After loading state: how many updates it has seen, for Adam's bias correction."""

@@ -1,16 +1,18 @@
 """A training run from start-up checks to the last checkpoint."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
 from foundation import outcome
-from foundation.errors import UserError
+from foundation.errors import MachineError, UserError
 from foundation.journal import METRICS_FILE, SAMPLES_FILE, StepLog
 from foundation.outcome import Outcome, StopSignal
 from foundation.progress import Work
@@ -29,6 +31,7 @@ from nanotron_ext.train.console import Console
 from nanotron_ext.train.exchange import complete_checkpoints
 from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights, verify_together
+from nanotron_ext.train.replicas import ReplicaError
 from nanotron_ext.train.spikes import SpikeDetector, SpikeError
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
@@ -46,6 +49,7 @@ def run(recipe: Recipe) -> Outcome:
     Raises:
         UserError: a RecipeError, ShardError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
+        MachineError: a ReplicaError, when ranks that must hold the same weights do not.
     """
     launch, found = _prepare(recipe)
     stop = StopSignal()
@@ -68,9 +72,10 @@ def run(recipe: Recipe) -> Outcome:
             outcome.write(recipe, result)
             logger.info(f"{result.outcome.capitalize()} after step {step_done} of {recipe.last_step}.")
         return result
-    except UserError as error:
+    except (UserError, MachineError) as error:
         if is_writer:
-            outcome.write(recipe, Outcome("failed", outcome.last_recorded_step(recipe), str(error)))
+            kind: Any = "failed" if isinstance(error, UserError) else "crashed"
+            outcome.write(recipe, Outcome(kind, outcome.last_recorded_step(recipe), str(error)))
         raise
     finally:
         torch.distributed.destroy_process_group()
@@ -159,7 +164,8 @@ def _train(
     mark = time.perf_counter()
     for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
         heartbeat.progress(batch.step, "training")
-        result = state.train_step(batch, stop.requested, writer.is_busy, data_wait_seconds)
+        with _finishing_the_save(writer):
+            result = state.train_step(batch, stop.requested, writer.is_busy, data_wait_seconds)
         step_done = batch.step
         seconds = time.perf_counter() - mark
         if not result.is_saving:
@@ -186,6 +192,8 @@ def _train(
                 writer.commit()  # what is being written is the checkpoint to go back to
             _report_spike(state, batch, spike)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
+            with _finishing_the_save(writer):
+                state.replicas.compare(batch.step)
             writer.start(batch.step, extra["data"], journal.sync if journal is not None else None)
         if result.stop_requested:
             break
@@ -197,6 +205,16 @@ def _train(
         heartbeat.waits_for("closing metrics and wandb", Work())
         journal.close()
     return step_done
+
+
+@contextlib.contextmanager
+def _finishing_the_save(writer: CheckpointWriter) -> Iterator[None]:
+    """Before a ReplicaError ends the run: what is being written was compared, and is what to go back to."""
+    try:
+        yield
+    except ReplicaError:
+        writer.commit()
+        raise
 
 
 def _report_spike(state: TrainState, batch: StepBatch, spike: str) -> None:
