@@ -245,7 +245,7 @@ class CheckpointReader:
     @property
     def digest(self) -> str:
         """SHA-256 of what the manifest says of the state and how it came about, whatever machine wrote it."""
-        named = ("step", "recipe_hash", "model_config", "data", "skipped_samples", "files")
+        named = ("step", "recipe_hash", "model_config", "data", "data_start", "skipped_samples", "files")
         content = {key: self.manifest.get(key) for key in named}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -215,7 +215,7 @@ class Checkpoints(Section):
     accept_changes: list[str] = Field(
         [],
         description="Keys or sections of the recipe that may differ from the continued checkpoint's although that "
-        "changes the result; the ledger keeps account.",
+        "changes the result, as the refusal names them (global_batch_size, data_stages); the ledger keeps account.",
     )
     load_weights_path: str | None = Field(
         None, description="Run folder whose last weights this run starts from, at step 1 and with fresh Adam state."

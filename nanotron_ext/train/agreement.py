@@ -140,6 +140,7 @@ def _decided(recipe: Recipe, found: Preflight) -> dict[str, Any]:
     }
     return {
         "recipe": without_paths,
+        "data start": dataclasses.asdict(found.data_start),
         "data": found.data,
         "skipped samples": found.skipped,
         "agreed changes": found.changes,

@@ -1,6 +1,7 @@
 """The run's state on disk: every rank writes its share of a checkpoint, and reads what its layout needs of one."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from nanotron_ext.checkpoint import (
     save_shard,
     versions,
 )
+from nanotron_ext.data.start import RUN_START, DataStart
 from nanotron_ext.engine import dist, node_name
 from nanotron_ext.ledger import Samples
 from nanotron_ext.retention import prune_checkpoints
@@ -40,9 +42,12 @@ class CheckpointWriter:
     Every method raises CheckpointError when the disk fails; the checkpoint before stays the newest.
     """
 
-    def __init__(self, state: TrainState, skipped: Sequence[Samples], announce: Announce) -> None:
-        """`skipped` are the ranges of samples that the run leaves out."""
+    def __init__(
+        self, state: TrainState, skipped: Sequence[Samples], announce: Announce, data_start: DataStart = RUN_START
+    ) -> None:
+        """`skipped` are the ranges of samples that the run leaves out; at `data_start` the recipe's data begins."""
         self._state, self._skipped, self._announce = state, skipped, announce
+        self._data_start = data_start
         self._work = Work()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[dict[str, Any]] | None = None
@@ -64,6 +69,7 @@ class CheckpointWriter:
             "dtype": recipe.model.dtype,
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
             "data": data,
+            "data_start": dataclasses.asdict(self._data_start),
             "skipped_samples": self._skipped,
             "versions": versions(),
         }

@@ -20,7 +20,7 @@ from foundation.recipe import Recipe
 from foundation.shards.remote import DOWNLOADS
 from foundation.wandb_run import Wandb
 from nanotron_ext import ledger
-from nanotron_ext.checkpoint import CheckpointError, list_checkpoints
+from nanotron_ext.checkpoint import CheckpointError, CheckpointReader, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader, StepBatch
 from nanotron_ext.engine import Launch, ParallelContext, dist, initialize_distributed
 from nanotron_ext.flops import step_flops
@@ -62,11 +62,16 @@ def run(recipe: Recipe) -> Outcome:
     try:
         with Heartbeat(recipe, launch) as heartbeat:
             state = TrainState(recipe, context, launch.device)
-            step_done = _restore(state, found, heartbeat)
+            checkpoint = _restore(state, found, heartbeat)
+            step_done = checkpoint.step if checkpoint is not None else 0
+            if checkpoint is not None and checkpoint is not found.checkpoints[0]:
+                found = startup.going_on_from(recipe, found, checkpoint)
             if step_done < recipe.last_step:
                 step_done = _train(state, step_done, found, stop, heartbeat, is_writer)
             else:
-                CheckpointWriter(state, found.skipped, heartbeat.waits_for).finish_uploads()  # what failed before
+                CheckpointWriter(
+                    state, found.skipped, heartbeat.waits_for, found.data_start
+                ).finish_uploads()  # what failed before
         result = Outcome("finished" if step_done == recipe.last_step else "stopped", step_done)
         if is_writer:
             outcome.write(recipe, result)
@@ -115,8 +120,8 @@ def _preflight_on_own_disks(recipe: Recipe, launch: Launch) -> startup.Preflight
     return dataclasses.replace(found, checkpoints=usable)
 
 
-def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> int:
-    """Load what the run goes on from; returns the last step done."""
+def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) -> CheckpointReader | None:
+    """Load what the run goes on from; returns the checkpoint that it continues."""
     is_shared = state.recipe.checkpoints.checkpoints_path_is_shared_file_system
     candidates = found.checkpoints
     while (checkpoint := newest_of_all(candidates)) is not None:
@@ -128,7 +133,7 @@ def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) 
         heartbeat.waits_for(f"loading checkpoint {checkpoint.step}", work := Work())
         load_checkpoint(state, checkpoint, work.advance)
         logger.info(f"Continuing {checkpoint.folder} after step {checkpoint.step}.")
-        return checkpoint.step
+        return checkpoint
     if found.checkpoints:
         raise CheckpointError("No checkpoint is whole (see above). Restore one, or start a run of another name.")
     if found.weights is not None:
@@ -140,7 +145,7 @@ def _restore(state: TrainState, found: startup.Preflight, heartbeat: Heartbeat) 
         heartbeat.waits_for("loading weights", work := Work())
         load_weights(state, found.weights, work.advance)
         logger.info(f"Starting from the weights of {found.weights.folder}.")
-    return 0
+    return None
 
 
 def _train(
@@ -154,11 +159,11 @@ def _train(
     """Train up to the last step or a stop request; returns the last step done."""
     recipe, context = state.recipe, state.context
     heartbeat.progress(step_done, "preparing")
-    loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped)
+    loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped, found.data_start)
     validation = Validation(recipe, context.replica)
     journal = Journal(state, step_done, found) if is_writer else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
-    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for)
+    writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for, found.data_start)
     spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
@@ -255,7 +260,7 @@ class Journal:
     """The first rank's account of the run: metrics.jsonl, console and wandb."""
 
     def __init__(self, state: TrainState, step_done: int, found: startup.Preflight) -> None:
-        self.recipe = state.recipe
+        self.recipe, self.data_start = state.recipe, found.data_start
         startup.save_recipe(self.recipe)
         if found.changes:
             ledger.record(self.recipe.run_folder, "recipe changed", step=step_done, changes=found.changes)
@@ -280,7 +285,7 @@ class Journal:
             "loss": result.loss,
             "lr": result.learning_rate,
             "grad_norm": result.grad_norm,
-            "tokens": step * self.recipe.tokens_per_step,
+            "tokens": self.data_start.tokens_after(step, self.recipe),
             "tokens_per_second": self.recipe.tokens_per_step / seconds,
             **extra,
         }

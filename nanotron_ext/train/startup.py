@@ -29,10 +29,11 @@ from nanotron_ext.checkpoint import (
     versions,
 )
 from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.data.start import RUN_START, DataStart, data_start
 from nanotron_ext.engine import node_name
 from nanotron_ext.ledger import Samples, skipped_samples
 from nanotron_ext.storage import fetch_newest
-from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines
+from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines, result_changes
 
 logger = logging.getLogger("nanotron_ext.train")
 
@@ -53,6 +54,7 @@ class Preflight:
     weights: CheckpointReader | None  # to start a new run from, when there is nothing to continue
     changes: dict[str, list[Any]]  # of the recipe, agreed to, that alter the result: key -> [old, new]
     skipped: list[Samples]  # ranges of samples that the run leaves out
+    data_start: DataStart  # where the recipe's data begins
     data: dict[str, Any]  # where each source goes on, and a digest of its files
     tracking_mode: str  # of wandb
 
@@ -65,9 +67,10 @@ def preflight(recipe: Recipe, world_size: int) -> Preflight:
     """
     check_world_size(recipe, world_size)
     check_not_running(recipe)
-    check_run_folder(recipe)
     check_disk_space(recipe)
     checkpoints = find_checkpoints(recipe)
+    if not checkpoints:
+        check_run_folder(recipe)
     weights = None
     if not checkpoints and recipe.checkpoints.load_weights_path:
         weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
@@ -101,8 +104,18 @@ def examine(
     changes = recipe_changes(recipe, checkpoints)
     before = checkpoints[0].manifest.get("skipped_samples", []) if checkpoints else []
     skipped = skipped_samples(recipe.run_folder, before)
-    data = check_data(recipe, checkpoints[0] if checkpoints else None, skipped)
-    return Preflight(checkpoints, weights, changes, skipped, data, tracking_mode)
+    start, data = check_data(recipe, checkpoints[0] if checkpoints else None, skipped)
+    return Preflight(checkpoints, weights, changes, skipped, start, data, tracking_mode)
+
+
+def going_on_from(recipe: Recipe, found: Preflight, checkpoint: CheckpointReader) -> Preflight:
+    """`found`, when the run goes on from an older checkpoint of its own than the one that was examined.
+
+    What changed since then was agreed to when it changed.
+    """
+    then = Recipe.model_validate(checkpoint.manifest["recipe"])
+    start = data_start(recipe, checkpoint.manifest, found.skipped)
+    return dataclasses.replace(found, changes=result_changes(then, recipe), data_start=start)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:
@@ -162,7 +175,7 @@ def _try_lock(file: TextIO, kind: int) -> bool:
 
 
 def check_run_folder(recipe: Recipe) -> None:
-    """Raises CheckpointError when the run folder holds a run of another recipe and the change was not agreed to."""
+    """Raises CheckpointError when a run of another recipe began here, and the change was not agreed to."""
     saved = recipe.run_folder / RECIPE_FILE
     if saved.is_file():
         accepted_changes(recipe, load_recipe(saved).to_dict(), recipe.run_folder)
@@ -222,47 +235,55 @@ def find_checkpoints(recipe: Recipe) -> list[CheckpointReader]:
 def recipe_changes(recipe: Recipe, checkpoints: list[CheckpointReader]) -> dict[str, list[Any]]:
     """What the recipe changes about the result of the run that it continues; also says what it changes otherwise.
 
+    The newest checkpoint counts: what changed before it was agreed to then.
+
     Raises:
-        CheckpointError: for changes that were not agreed to.
+        CheckpointError: for changes that are impossible, or were not agreed to.
     """
-    found: list[dict[str, list[Any]]] = []
-    for reader in checkpoints:
-        if "recipe" not in reader.manifest:
-            raise CheckpointError(
-                f"{reader.folder} is no run's checkpoint but imported weights. Start from them with "
-                f"checkpoints.load_weights_path, not resume_checkpoint_path."
-            )
-        found.append(accepted_changes(recipe, reader.manifest["recipe"], reader.folder))
-    if found and found[0]:
-        logger.warning(f"The recipe changes the result, as agreed:\n{in_lines(found[0])}")
-    if found and (harmless := harmless_changes(recipe, checkpoints[0].manifest["recipe"])):
+    if not checkpoints:
+        return {}
+    newest = checkpoints[0]
+    if "recipe" not in newest.manifest:
+        raise CheckpointError(
+            f"{newest.folder} is no run's checkpoint but imported weights. Start from them with "
+            f"checkpoints.load_weights_path, not resume_checkpoint_path."
+        )
+    changes = accepted_changes(recipe, newest.manifest["recipe"], newest.folder)
+    if changes:
+        logger.warning(f"The recipe changes the result, as agreed:\n{in_lines(changes)}")
+    if harmless := harmless_changes(recipe, newest.manifest["recipe"]):
         logger.info(f"The recipe differs from the checkpoint's, but not in the result:\n{in_lines(harmless)}")
-    if found and (updated := differences(checkpoints[0].manifest.get("versions", {}), versions())):
+    if updated := differences(newest.manifest.get("versions", {}), versions()):
         named = ", ".join(f"{name} {old} then, {new} now" for name, old, new in updated)
         logger.warning(f"Other versions than at the checkpoint may change the last bits of the result: {named}.")
-    return found[0] if found else {}
+    return changes
 
 
-def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]) -> dict[str, Any]:
-    """Open every source, and make sure that a continued run goes on with the data it would have seen.
+def check_data(
+    recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]
+) -> tuple[DataStart, dict[str, Any]]:
+    """Open every source, and make sure that a continued run goes on with the data where it stopped.
 
-    Returns `data_state` at the checkpoint.
+    Returns where the recipe's data begins, and `data_state` at the checkpoint.
 
     Raises:
         ShardError: naming every source that is missing or damaged.
-        CheckpointError: when the sources changed since the checkpoint.
+        CheckpointError: when the files of a source changed since the checkpoint.
     """
-    loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp, skipped=skipped)
+    start = data_start(recipe, checkpoint.manifest, skipped) if checkpoint is not None else RUN_START
+    loader = MixtureLoader(recipe, 0, recipe.parallelism.dp, skipped, start)
     if checkpoint is None:
-        return data_state(loader, 0)
+        return start, data_state(loader, 0)
     then, now = checkpoint.manifest["data"], data_state(loader, checkpoint.step)
-    changed = [f"  {key}: {old} then, {new} now" for key, old, new in differences(then, now)]
+    known = {source: record for source, record in now.items() if source in then or start.step < checkpoint.step}
+    changed = [f"  {key}: {old} then, {new} now" for key, old, new in differences(then, known)]
     if changed:
         raise CheckpointError(
-            f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on; restore it, or start a "
-            f"new run. What differs by step {checkpoint.step}:\n" + "\n".join(changed[:12])
+            f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on: restore its files, or "
+            f"give a source with other files another name; leave data.continue_from as it was. What differs by step "
+            f"{checkpoint.step}:\n" + "\n".join(changed[:12])
         )
-    return now
+    return start, now
 
 
 def data_state(loader: MixtureLoader, step: int) -> dict[str, Any]:
