@@ -122,6 +122,7 @@ __all__ = [
     "pipeline_engine",
     "sanity_check",
     "tie_parameters",
+    "wait_for",
 ]
 
 
@@ -218,20 +219,21 @@ class StaticShapeP2P(P2P):
         for tensor in tensors:
             assert tensor.shape == self.shape and tensor.dtype == self.dtype, (tensor.shape, tensor.dtype)
             peer = dist.get_global_rank(self.pg, to_rank)
-            _wait(torch.distributed.isend(tensor.detach().contiguous(), dst=peer, group=self.pg, tag=tag))
+            wait_for(torch.distributed.isend(tensor.detach().contiguous(), dst=peer, group=self.pg, tag=tag))
 
     def recv_tensors(self, num_tensors: int, from_rank: int, tag: int = 0) -> list[torch.Tensor]:
         received = []
         for _ in range(num_tensors):
             buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
             peer = dist.get_global_rank(self.pg, from_rank)
-            _wait(torch.distributed.irecv(buffer, src=peer, group=self.pg, tag=tag))
+            wait_for(torch.distributed.irecv(buffer, src=peer, group=self.pg, tag=tag))
             received.append(buffer.requires_grad_())
         return received
 
 
-def _wait(work: torch.distributed.Work | None) -> None:
-    assert work is not None, "this rank is not part of the pipeline group"
+def wait_for(work: torch.distributed.Work | None) -> None:
+    """Wait for a message: the device on NCCL, the host on gloo. Whoever is here waits for others (heartbeat.py)."""
+    assert work is not None, "this rank is not part of the group"
     work.wait()
 
 

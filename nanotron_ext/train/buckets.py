@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nanotron_ext.engine import ParallelContext, dist
+from nanotron_ext.engine import ParallelContext, dist, wait_for
 from nanotron_ext.model.naming import GlobalParameter
 
 # Of float32 gradients: a hundred buckets for the 3B model, and over 192 replicas still half a megabyte for each rank.
@@ -39,7 +39,7 @@ class Slot:
     stop: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Bucket:
     """Parameters whose gradients travel in one message.
 
@@ -151,7 +151,7 @@ class GradientCollector:
         """Each group's `master.grad` becomes this rank's shard of the sum over micro-batches, replicas and copies."""
         assert self._next == len(self._order), "a parameter got no gradient"
         for work in self._launched:
-            work.wait()  # on NCCL the device waits, not the host
+            wait_for(work)
         self._launched.clear()
         for group in self._groups:
             if group.master.grad is None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 
 from foundation.errors import MachineError
-from nanotron_ext.engine import ParallelContext, dist, node_name
+from nanotron_ext.engine import ParallelContext, dist, node_name, wait_for
 from nanotron_ext.train.buckets import Bucket, FlatGroup
 from nanotron_ext.train.optimizer import Optimizer
 
@@ -68,12 +68,13 @@ class ReplicaCheck:
             return
         work, gathered, step = self._under_way
         self._under_way = None
-        work.wait()
+        wait_for(work)
         self._compare(gathered.view(-1, len(_HELD)).tolist(), step)
 
     def compare(self, step: int) -> None:
         """As `start` and `finish`, with the state that the step has led to."""
         if self._is_on:
+            self._optimizer.wait_for_weights()
             self._take_in_weights()
             self._send(step)
             self.finish()

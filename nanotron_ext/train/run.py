@@ -204,6 +204,7 @@ def _train(
             break
         heartbeat.waits_for("reading data", DOWNLOADS)
         mark = time.perf_counter()
+    state.optimizer.wait_for_weights()  # nothing is under way when the process groups are taken down
     writer.commit()
     writer.finish_uploads()
     if journal is not None:

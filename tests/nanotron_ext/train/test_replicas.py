@@ -62,6 +62,8 @@ def train_and_flip(recipe: Recipe, victim: int, what: str) -> tuple[int, str]:
             state.train_step(random_batch(recipe, step, state.context.replica))
         except ReplicaError as error:
             return step, str(error)
+        if step == FLIPPED_AFTER:
+            state.optimizer.wait_for_weights()
         if step == FLIPPED_AFTER and dist.get_rank() == victim:
             group = state.optimizer.groups[0]
             if what in ("master", "exp_avg", "exp_avg_sq"):
@@ -120,6 +122,7 @@ def held(recipe: Recipe) -> dict[str, torch.Tensor]:
     state = state_for(recipe)
     for step in range(1, 21):
         state.train_step(random_batch(recipe, step, state.context.replica))
+    state.optimizer.wait_for_weights()
     slots = [slot for group in state.optimizer.groups for slot in group.slots]
     return {slot.entry.name: slot.entry.parameter.detach().clone() for slot in slots if "norm" in slot.entry.name}
 
