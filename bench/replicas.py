@@ -49,12 +49,13 @@ def row(size: str, interval: int) -> list[str]:
     )
     share = (weights + rest / interval) / step
     return [f"{SIZES[size]} parameters", f"{step * 1e3:,.0f} ms", f"{weights * 1e3:.1f} ms", f"{rest * 1e3:.1f} ms",
-            f"{share:.2%}"]  # fmt: skip
+            f"{100 * share:.2f} %"]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--machine", default="one core, CPU time", help="what the figures are said to come from")
     options = parser.parse_args()
     torch.set_num_threads(1)
     initialize_distributed()
@@ -63,7 +64,7 @@ def main() -> None:
     columns = ["model", "a step", "weights, every step", "masters and Adam state, when compared", "of a step's time"]
     content = {
         "measured": time.strftime("%Y-%m"),
-        "machine": "AMD EPYC, one core, CPU time",
+        "machine": options.machine,
         "command": "python bench/replicas.py",
         "columns": columns,
         "align": ["left", "right", "right", "right", "right"],
