@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundation.errors import UserError
-from foundation.journal import METRICS_FILE, read_metrics, rows_from_end
+from foundation.journal import METRICS_FILE, read_metrics, rows_from_end, tokens_per_step
 from foundation.paths import plain_name
 
 PROMPTS = ("The history of", "def read(self, path):\n    ", "La première", "Question: What is 12 + 30?")
@@ -61,17 +61,17 @@ def summarise_stage(run_folder: Path) -> StageSummary:
         raise SummaryError(
             f"{run_folder / METRICS_FILE} has no row; give the folders of finished stages, such as runs/tiny/stage1."
         )
-    tokens_per_step = rows[0]["tokens"] // rows[0]["step"]
-    seconds = sum(tokens_per_step / row["tokens_per_second"] for row in rows)
+    tokens = tokens_per_step(rows)
+    seconds = sum(count / row["tokens_per_second"] for row, count in zip(rows, tokens, strict=True))
     losses = [row["loss"] for row in rows]
     return StageSummary(
         stage=run_folder.name,
         first_step=rows[0]["step"],
         last_step=rows[-1]["step"],
-        tokens=tokens_per_step * len(rows),
+        tokens=round(sum(tokens)),
         first_loss=float(np.mean(losses[:FIRST_AND_LAST_STEPS])),
         last_loss=float(np.mean(losses[-FIRST_AND_LAST_STEPS:])),
-        tokens_per_second=tokens_per_step * len(rows) / seconds,
+        tokens_per_second=sum(tokens) / seconds,
         minutes=seconds / 60,
     )
 

@@ -1,5 +1,9 @@
-"""The base of every error that a user can cause and mend."""
+"""The bases of every error whose message is all that its reader needs."""
 
 
 class UserError(ValueError):
-    """Its message is all that a user needs: what is wrong, where, and what to do. Commands print it and exit with 2."""
+    """What a user can cause and mend: what is wrong, where, and what to do. Commands print it and exit with 2."""
+
+
+class MachineError(RuntimeError):
+    """What a machine has done wrong: another attempt may go well. Commands print it and exit with 70."""

@@ -9,7 +9,7 @@ and the next start of the run cuts it off.
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,6 +102,18 @@ def last_row(path: Path, up_to_step: int | None = None) -> Row | None:
 def read_metrics(run_folder: Path) -> list[Row]:
     """All rows of `metrics.jsonl`, oldest first."""
     return list(read_rows(run_folder / METRICS_FILE))
+
+
+def tokens_per_step(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Tokens that a step trained on at each of some rows that follow each other.
+
+    "tokens" counts on from the run's first step, and the batch may have changed on the way. Without a row before, the
+    first one's are taken from the next.
+    """
+    if len(rows) < 2:
+        return [row["tokens"] / row["step"] for row in rows]
+    steps = [(now["tokens"] - last["tokens"]) / (now["step"] - last["step"]) for last, now in itertools.pairwise(rows)]
+    return [rows[0]["tokens"] if rows[0]["step"] == 1 else steps[0], *steps]
 
 
 def read_samples(run_folder: Path) -> dict[int, list[tuple[str, int]]]:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foundation.journal import METRICS_FILE, last_rows
+from foundation.journal import METRICS_FILE, last_rows, tokens_per_step
 from jobs.plan import Plan, TrainingRun
 
 _PACE_STEPS = 30  # whose median pace counts
@@ -25,8 +25,7 @@ def last_step(run: TrainingRun, row: Mapping[str, Any]) -> int | None:
 
 def seconds_to_train(rows: Sequence[Mapping[str, Any]], last: int) -> float:
     """Of the steps up to `last`, at the speed of the last ones: their median, which passes over a slow single step."""
-    # Both kinds of training count tokens from their first step on.
-    paces = [row["tokens"] / row["step"] / row["tokens_per_second"] for row in rows]
+    paces = [tokens / row["tokens_per_second"] for row, tokens in zip(rows, tokens_per_step(rows), strict=True)]
     return float((last - rows[-1]["step"]) * statistics.median(paces))
 
 

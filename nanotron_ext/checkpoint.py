@@ -243,7 +243,7 @@ class CheckpointReader:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what the manifest says of the state and how it came about, whatever machine wrote it."""
-        named = ("step", "recipe_hash", "model_config", "data", "skipped_samples", "files", "index")
+        named = ("step", "recipe_hash", "model_config", "data", "data_start", "skipped_samples", "files", "index")
         content = {key: self.manifest[key] for key in named if key in self.manifest}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -135,6 +135,7 @@ __all__ = [
     "pipeline_engine",
     "sanity_check",
     "tie_parameters",
+    "wait_for",
 ]
 
 
@@ -267,7 +268,7 @@ class StaticShapeP2P(P2P):
             assert tensor.shape == self.shape and tensor.dtype == self.dtype, (tensor.shape, tensor.dtype)
             peer = dist.get_global_rank(self.pg, to_rank)
             TRANSFERS[self._group, torch.distributed.get_rank(), peer] += 1
-            _wait(torch.distributed.isend(tensor.detach().contiguous(), dst=peer, group=self.pg, tag=tag))
+            wait_for(torch.distributed.isend(tensor.detach().contiguous(), dst=peer, group=self.pg, tag=tag))
 
     def recv_tensors(self, num_tensors: int, from_rank: int, tag: int = 0) -> list[torch.Tensor]:
         received = []
@@ -275,13 +276,14 @@ class StaticShapeP2P(P2P):
             buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
             peer = dist.get_global_rank(self.pg, from_rank)
             TRANSFERS[self._group, peer, torch.distributed.get_rank()] += 1
-            _wait(torch.distributed.irecv(buffer, src=peer, group=self.pg, tag=tag))
+            wait_for(torch.distributed.irecv(buffer, src=peer, group=self.pg, tag=tag))
             received.append(buffer.requires_grad_())
         return received
 
 
-def _wait(work: torch.distributed.Work | None) -> None:
-    assert work is not None, "this rank is not part of the pipeline group"
+def wait_for(work: torch.distributed.Work | None) -> None:
+    """Wait for a message: the device on NCCL, the host on gloo. Whoever is here waits for others (heartbeat.py)."""
+    assert work is not None, "this rank is not part of the group"
     work.wait()
 
 

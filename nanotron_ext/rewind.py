@@ -7,6 +7,7 @@ metrics so far move to <run>/rewound/<n>/, also in object storage, and the ledge
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from foundation.errors import UserError
 from foundation.files import write_atomically
@@ -16,6 +17,7 @@ from foundation.recipe import Recipe, load_recipe
 from nanotron_ext import ledger
 from nanotron_ext.checkpoint import RECIPE_FILE, CheckpointReader, checkpoint_folder, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.data.start import data_start
 from nanotron_ext.storage import RemoteCheckpoints
 
 
@@ -46,7 +48,7 @@ def rewind(run_folder: Path, to_step: int, samples: tuple[int, int] | None) -> l
     skipped = None
     if samples is not None:
         already = ledger.skipped_samples(run_folder, reader.manifest.get("skipped_samples", []))
-        skipped = _whole_batches(recipe, to_step, samples, already)
+        skipped = _whole_batches(recipe, reader.manifest, samples, already)
     later = [path for path in existing if int(path.name) > to_step]
     number = len(ledger.read(run_folder, "rewind")) + 1
     if remote is not None:
@@ -65,18 +67,21 @@ def rewind(run_folder: Path, to_step: int, samples: tuple[int, int] | None) -> l
 
 
 def _whole_batches(
-    recipe: Recipe, to_step: int, samples: tuple[int, int], already: list[ledger.Samples]
+    recipe: Recipe, manifest: dict[str, Any], samples: tuple[int, int], already: list[ledger.Samples]
 ) -> ledger.Samples:
-    size = recipe.global_batch_size
-    first, last = samples[0] // size * size, samples[1] // size * size + size - 1
+    """The range of whole global batches behind the checkpoint of this manifest that holds `samples`."""
+    size, start = recipe.global_batch_size, data_start(recipe, manifest, already)
+    first, last = (start.samples + (sample - start.samples) // size * size for sample in samples)
+    last += size - 1
     if first > last:
         raise RewindError(f"--skip-samples {samples[0]}-{samples[1]} is empty; the first number is the smaller one.")
-    loader = MixtureLoader(recipe, 0, recipe.parallelism.dp, already)
-    if first < (seen := loader.data_position(to_step)):
+    loader = MixtureLoader(recipe, 0, recipe.parallelism.dp, already, start)
+    if first < (seen := loader.data_position(manifest["step"])):
         raise RewindError(
-            f"Sample {first} lies before step {to_step}, which has seen samples up to {seen - 1}. Rewind further back."
+            f"Sample {first} lies before step {manifest['step']}, which has seen samples up to {seen - 1}. Rewind "
+            f"further back."
         )
-    if any(first <= start + count - 1 and start <= last for start, count in already):
+    if any(first <= begin + count - 1 and begin <= last for begin, count in already):
         raise RewindError(f"Samples {first} to {last} overlap with a range that is left out already; see the ledger.")
     if (border := loader.stage_end(first)) <= last:
         raise RewindError(

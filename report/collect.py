@@ -19,7 +19,7 @@ from datapipes.registry import find_source
 from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
 from foundation.errors import UserError
-from foundation.journal import TIMINGS_FILE, read_metrics, read_rows
+from foundation.journal import TIMINGS_FILE, read_metrics, read_rows, tokens_per_step
 from jobs.plan import typed
 from jobs.profile import Profile
 from jobs.table import GROUPS, JOBS
@@ -48,7 +48,7 @@ class Training:
     def tokens(self) -> int:
         """Trained in this run alone; pretraining counts on from the stage before."""
         first, last = self.rows[0], self.rows[-1]
-        return int(last["tokens"] * (last["step"] - first["step"] + 1) / last["step"])
+        return round(last["tokens"] - first["tokens"] + tokens_per_step(self.rows[:2])[0])
 
 
 @dataclass(frozen=True)

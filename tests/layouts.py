@@ -58,6 +58,7 @@ def load_each(recipes: list[Recipe], sources: list[Path]) -> list[list[float]]:
     for recipe, source in zip(recipes, sources, strict=True):
         state = TrainState(recipe, context, device)
         load_checkpoint(state, CheckpointReader(resolve_checkpoint(source)))
+        state.optimizer.wait_for_weights()
         for group in state.optimizer.groups:
             for bucket in group.buckets:
                 assert torch.equal(group.params[bucket.shard], group.master[bucket.local].to(group.params.dtype))

@@ -190,7 +190,7 @@ def _ablation_values(ablations: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _predicted_values(predictions: Mapping[str, Any]) -> dict[str, str]:
-    run = predictions["rows"][-1]  # all of the real run
+    run = predictions["rows"][-1]  # all of the real run, as it was published
     return {
         "predicted days of the 3B run": f"{run['days']:.1f}",
         "predicted memory of the 3B run": f"{run['memory_bytes'] / 1e9:.1f} GB",

@@ -61,6 +61,12 @@ class Parallelism(Section):
         "that take longer by themselves get five times their own length, waiting for disks seventeen times this, the "
         "start sixty times.",
     )
+    replica_check_interval: int | None = Field(
+        100,
+        gt=0,
+        description="Compare ranks that must hold the same weights, bit for bit, every this many steps and before each "
+        "save; null: never.",
+    )
     layers_per_stage: list[int] | None = Field(
         None, description="Decoder layers on each pipeline stage; by default balanced by compute."
     )
@@ -209,7 +215,7 @@ class Checkpoints(Section):
     accept_changes: list[str] = Field(
         [],
         description="Keys or sections of the recipe that may differ from the continued checkpoint's although that "
-        "changes the result; the ledger keeps account.",
+        "changes the result, as the refusal names them (global_batch_size, data_stages); the ledger keeps account.",
     )
     load_weights_path: str | None = Field(
         None, description="Run folder whose last weights this run starts from, at step 1 and with fresh Adam state."

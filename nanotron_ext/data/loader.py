@@ -25,6 +25,8 @@ from nanotron_ext.checkpoint import MANIFEST, resolve_checkpoint
 from nanotron_ext.data.mixture import Mixture, Stage
 from nanotron_ext.data.order import TokenOrder
 from nanotron_ext.data.permutation import source_key
+from nanotron_ext.data.start import RUN_START, DataStart
+from nanotron_ext.ledger import Samples
 
 PREFETCHED_STEPS = 2
 DRAWN_TOGETHER = 512
@@ -99,8 +101,11 @@ class MixtureLoader:
     Step t owns the global samples `[(t - 1) G, t G)` with G the global batch size; rank r takes their r-th contiguous
     part, so that the order of samples over all ranks does not depend on the number of ranks.
 
-    `skipped` are ranges of samples that the run leaves out, (first, number), in whole global batches and each within
-    one stage: the samples behind them move up, and their stage draws on for as long as it lasts.
+    With a `start` behind an earlier part of the run, step t owns the samples behind those of step t - 1 in the same
+    way, and every source goes on where that part has left it.
+
+    `skipped` are ranges of samples that the run leaves out, (first, number): the samples behind them move up, and the
+    stage that they begin in draws on for as long as it lasts.
 
     Attributes:
         plan: for each source, what there is and what the whole run takes.
@@ -113,7 +118,14 @@ class MixtureLoader:
             batch does not split over `dp_size` ranks.
     """
 
-    def __init__(self, recipe: Recipe, dp_rank: int, dp_size: int, skipped: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dp_rank: int,
+        dp_size: int,
+        skipped: Sequence[Samples] = (),
+        start: DataStart = RUN_START,
+    ) -> None:
         micro_batch_size = recipe.tokens.micro_batch_size
         if recipe.global_batch_size % (dp_size * micro_batch_size) or not 0 <= dp_rank < dp_size:
             raise ShardError(
@@ -126,15 +138,15 @@ class MixtureLoader:
         self._recipe = recipe
         self._samples_per_rank = recipe.global_batch_size // dp_size
         self._rank_offset = dp_rank * self._samples_per_rank
-        self._skipped = sorted(skipped)
-        self._mixture = Mixture(_stages(recipe, self._skipped))
+        self._skipped, self._start = sorted(skipped), start
+        self._mixture = Mixture(_stages(recipe, start, self._skipped))
         names = self._mixture.sources
         sources = open_sources(recipe, dict.fromkeys([*names, *recipe.data.validation]))[: len(names)]
         self.fingerprints = {source.manifest.source: source.fingerprint for source in sources}
         self._shards = ShardSet(sources, recipe.chunk_tokens)
         keys = np.array([source_key(recipe.data.seed, name) for name in names], np.uint64)
         self._order = TokenOrder(self._shards.chunks, recipe.chunk_tokens, keys)
-        left = left_behind(recipe, self.fingerprints)
+        left = left_behind(recipe, self.fingerprints) if start.sources is None else start.sources
         self.carried_over = {source: record for source, record in left.items() if source not in self.fingerprints}
         self._start_tokens = _start_tokens(left, names, recipe.tokens.sequence_length, self._order)
         self.share_rounding = {
@@ -143,7 +155,7 @@ class MixtureLoader:
             if schedule.rounding
         }
         self._steps_drawn_together = max(DRAWN_TOGETHER // self._samples_per_rank, 1)
-        self._drawn: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._drawn: tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
         planned = self._mixture.counts(self.data_position(recipe.tokens.train_steps))
         planned_tokens = planned * recipe.tokens.sequence_length
         self.plan = [
@@ -159,20 +171,22 @@ class MixtureLoader:
 
     def batch(self, step: int) -> StepBatch:
         """This rank's samples of a step. A pure function, equally fast for every step."""
+        first_sample, source, start_token = self._windows(step)
         micro_batches = _read_micro_batches(
             self._shards,
-            *self._windows(step),
+            source,
+            start_token,
             self._recipe.tokens.sequence_length,
             self._recipe.tokens.micro_batch_size,
             self._recipe.architecture.document_mask,
         )
         labels = self._samples_per_rank * self._recipe.tokens.sequence_length
         untrained = sum(len(micro_batch.untrained) for micro_batch in micro_batches)
-        return StepBatch(step, self._first_sample(step), micro_batches, labels - untrained)
+        return StepBatch(step, first_sample, micro_batches, labels - untrained)
 
     def sample_ids(self, step: int) -> list[tuple[str, int]]:
         """Source and window number of each of this rank's samples."""
-        source, start_token = self._windows(step)
+        _, source, start_token = self._windows(step)
         windows = start_token // self._recipe.tokens.sequence_length
         return [
             (self._mixture.sources[number], window)
@@ -192,7 +206,7 @@ class MixtureLoader:
 
     def data_position(self, step: int) -> int:
         """How many samples the run has behind it after `step` steps, those that it left out on its way included."""
-        return self._place(step * self._recipe.global_batch_size - 1) + 1
+        return self._start.samples_after(step, self._recipe, self._skipped)
 
     def stage_end(self, sample: int) -> int:
         """The first sample behind the stage that `sample` belongs to."""
@@ -217,37 +231,29 @@ class MixtureLoader:
         finally:
             reader.shutdown(cancel_futures=True)
 
-    def _first_sample(self, step: int) -> int:
-        if not 1 <= step <= self._recipe.tokens.train_steps:
-            raise ValueError(f"Step {step} lies outside the run's steps 1 to {self._recipe.tokens.train_steps}.")
-        return self._place((step - 1) * self._recipe.global_batch_size) + self._rank_offset
-
-    def _place(self, sample: int) -> int:
-        """Of the `sample`-th sample that is trained, its number when those that are left out count too."""
-        for first, count in self._skipped:
-            if sample >= first:
-                sample += count
-        return sample
-
-    def _windows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source, and first token among those of the source's chunks, of this rank's windows."""
-        self._first_sample(step)
-        block, row = divmod(step - 1, self._steps_drawn_together)
+    def _windows(self, step: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+        """This rank's first sample of a step; source, and first token among those of its chunks, of its windows."""
+        first, last = self._start.step + 1, self._recipe.tokens.train_steps
+        if not first <= step <= last:
+            raise ValueError(f"Step {step} lies outside the run's steps {first} to {last}.")
+        block, row = divmod(step - first, self._steps_drawn_together)
         drawn = self._drawn  # read once: threads may share the loader
         if drawn is None or drawn[0] != block:
             self._drawn = drawn = (block, *self._windows_of_block(block))
-        return drawn[1][row], drawn[2][row]
+        return int(drawn[1][row]), drawn[2][row], drawn[3][row]
 
-    def _windows_of_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As `_windows`, for all steps of a block: `[steps, samples]`."""
-        first_step = block * self._steps_drawn_together + 1
-        steps = range(first_step, min(first_step + self._steps_drawn_together, self._recipe.tokens.train_steps + 1))
-        first_samples = np.array([self._first_sample(step) for step in steps])
+    def _windows_of_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """As `_windows`, for all steps of a block: `[steps]`, and twice `[steps, samples]`."""
+        steps = self._recipe.tokens.train_steps - self._start.step
+        first_step = block * self._steps_drawn_together
+        step = np.arange(first_step, min(first_step + self._steps_drawn_together, steps))
+        number = step[:, None] * self._recipe.global_batch_size + self._rank_offset + np.arange(self._samples_per_rank)
+        sample = self._start.places(number, self._skipped)
         length = self._recipe.tokens.sequence_length
-        source, ordinal = self._mixture.draw(first_samples[:, None] + np.arange(self._samples_per_rank))
+        source, ordinal = self._mixture.draw(sample)
         position = self._start_tokens[source] + ordinal * length
         start_token = self._order.window(source.ravel(), position.ravel(), length)
-        return source, start_token.reshape(source.shape)
+        return sample[:, 0], source, start_token.reshape(source.shape)
 
 
 def left_behind(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -325,17 +331,19 @@ def validation_batches(
     ]
 
 
-def _stages(recipe: Recipe, skipped: Sequence[tuple[int, int]]) -> list[Stage]:
-    """Stages in samples; what is left out of a stage makes it that much longer."""
-    starts = [stage.start_training_step - 1 for stage in recipe.data_stages] + [recipe.tokens.train_steps]
-    stages, first_sample = [], 0
-    for stage, start, stop in zip(recipe.data_stages, starts[:-1], starts[1:], strict=True):
-        end = first_sample + (stop - start) * recipe.global_batch_size
+def _stages(recipe: Recipe, start: DataStart, skipped: Sequence[Samples]) -> list[Stage]:
+    """What is left of the stages behind `start`, in samples; what is left out of a stage makes it that much longer."""
+    borders = [stage.start_training_step - 1 for stage in recipe.data_stages] + [recipe.tokens.train_steps]
+    stages, first_sample = [], start.samples
+    for stage, (begin, end) in zip(recipe.data_stages, pairwise(borders), strict=True):
+        if end <= start.step and stage is not recipe.data_stages[-1]:
+            continue
+        stop = first_sample + max(end - max(begin, start.step), 0) * recipe.global_batch_size
         for first, count in skipped:
-            if first_sample <= first < end:
-                end += count
-        stages.append(Stage(stage.name, first_sample, end - first_sample, stage.shares()))
-        first_sample = end
+            if first_sample <= first < stop:
+                stop += count
+        stages.append(Stage(stage.name, first_sample, stop - first_sample, stage.shares()))
+        first_sample = stop
     return stages
 
 

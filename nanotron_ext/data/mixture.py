@@ -82,7 +82,7 @@ class Schedule:
 
 
 class Mixture:
-    """The stages of a run, end to end; every source goes on where the stages before have left it."""
+    """The stages of a run, or of what is left of it, end to end; a source goes on where the stage before left it."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = tuple(stages)
@@ -92,7 +92,7 @@ class Mixture:
         self._before = np.cumsum([np.zeros(len(self.sources), np.int64), *per_stage[:-1]], axis=0)
 
     def draw(self, sample: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source of each sample, and how many samples of that source the run drew before; all of one shape."""
+        """Source of each sample, and how many samples of that source these stages drew before; all of one shape."""
         source, ordinal = np.empty((2, *sample.shape), np.int64)
         for number in range(self._stage_of(int(sample.min())), self._stage_of(int(sample.max())) + 1):
             stage = self.stages[number]
@@ -103,8 +103,8 @@ class Mixture:
         return source, ordinal
 
     def counts(self, samples: int) -> NDArray[np.int64]:
-        """Samples of each source, `[sources]`, among the first `samples` of the run."""
-        number = self._stage_of(max(samples - 1, 0))
+        """Samples of each source, `[sources]`, from the first stage's first sample to the `samples`-th of the run."""
+        number = self._stage_of(max(samples - 1, self.stages[0].first_sample))
         within: NDArray[np.int64] = self.schedules[number].counts(samples - self.stages[number].first_sample)
         return self._before[number] + within
 

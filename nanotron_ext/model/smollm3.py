@@ -262,7 +262,10 @@ class SmolLM3ForTraining(NanotronModel):
         return out
 
     def logits(self, input_ids: torch.Tensor, documents: Documents) -> torch.Tensor:
-        """This rank's columns of the logits, `[tokens, vocab_size/tp]`; last pipeline stage with pp 1 only."""
+        """This rank's columns of the logits, `[tokens, vocab_size/tp]`; last pipeline stage with pp 1 only.
+
+        After an update with ZeRO-1, `Optimizer.wait_for_weights` comes first.
+        """
         out: torch.Tensor = self.head.pp_block.logits(self._hidden_states(input_ids, documents))
         return out
 

@@ -3,8 +3,9 @@
 A step is: micro-batches through the pipeline (1F1B and AFAB idle alike, for pp - 1 of them), each with its layers'
 kernels and tensor-parallel messages; then the reduction of gradients over replicas, the optimizer, and with ZeRO-1 the
 gathering of new weights. Recomputation repeats each layer's forward pass, a third of its time. Messages are taken as
-exposed, save for those that tp_linear_async_communication hides behind matrix products, on devices of their own: of a
-layer's eight gathers and scatters the two of the forward row layers stay exposed.
+exposed, save for two kinds, on devices of their own. tp_linear_async_communication hides them behind matrix products:
+of a layer's eight gathers and scatters the two of the forward row layers stay exposed. And new weights are gathered
+beside the first micro-batch's forward pass: what takes longer than that stays exposed.
 """
 
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ class _MicroBatch:
     def total(self) -> float:
         return sum(vars(self).values())
 
+    @property
+    def forward(self) -> float:
+        """Seconds of its kernels up to the backward: a third of what is not repeated."""
+        return (self.matrix_products + self.attention + self.elementwise + self.loss) / 3
+
 
 def step_time(recipe: Recipe, machine: Machine, document_tokens: int) -> StepTime:
     """`document_tokens`: mean length, weighted by tokens, of the documents that attention works within."""
@@ -82,7 +88,7 @@ def step_time(recipe: Recipe, machine: Machine, document_tokens: int) -> StepTim
     parts = {name: micro_batches * seconds for name, seconds in vars(slowest).items()}
     parts["waiting"] = max(path, crowded) - micro_batches * slowest.total
     parts["data_parallel"] = max(
-        _data_parallel(recipe, stage, machine.links, machine.devices_per_node) for stage in stages
+        _data_parallel(recipe, stage, machine, part.forward) for stage, part in zip(stages, work, strict=True)
     )
     parts["optimizer"] = turns * max(_update(recipe, stage, machine.kernels) for stage in stages)
     return StepTime(**parts, overhead=(machine.overhead - 1) * sum(parts.values()))
@@ -171,15 +177,20 @@ def _handovers(recipe: Recipe, machine: Machine) -> float:
     return messages * machine.links.send(size, same_node)
 
 
-def _data_parallel(recipe: Recipe, stage: StageShard, links: Links, devices_per_node: int) -> float:
+def _data_parallel(recipe: Recipe, stage: StageShard, machine: Machine, forward: float) -> float:
     """Gradients summed over replicas in float32; with ZeRO-1 each rank gets its part, and all gather new weights."""
+    links, devices_per_node = machine.links, machine.devices_per_node
     parallelism, b = recipe.parallelism, BYTES_PER_ELEMENT[recipe.model.dtype]
     ranks = gradient_ranks(recipe)
     per_node = min(max(devices_per_node // parallelism.tp, 1), ranks)
     gradients = links.gather(4 * stage.parameters, ranks, per_node)
     # An all-reduce is a scatter and a gather.
     is_sharded = recipe.optimizer.zero_stage == 1
-    second = links.gather(b * stage.parameters, ranks, per_node) if is_sharded else gradients
+    second = gradients
+    if is_sharded:
+        # Where processes share cores, a message takes one from the pass that it would be hidden behind.
+        hidden = forward if machine.cores is None else 0.0
+        second = max(links.gather(b * stage.parameters, ranks, per_node) - hidden, 0.0)
     tied = 2 * links.gather(4 * stage.tied_elements, 2, 1) if stage.tied_elements else 0.0
     return gradients + second + tied
 

@@ -10,7 +10,7 @@ from foundation.outcome import EXIT_CODES, StopSignal
 
 def main() -> int:
     stop = StopSignal(ends_at_once=True)  # before imports that take seconds
-    from foundation.errors import UserError
+    from foundation.errors import MachineError, UserError
     from foundation.recipe import load_recipe
 
     parser = argparse.ArgumentParser(
@@ -28,10 +28,10 @@ def main() -> int:
         from nanotron_ext.train.run import run  # seconds of imports, which a wrong recipe should not cost
 
         return EXIT_CODES[run(recipe, stop).outcome]
-    except UserError as error:
+    except (UserError, MachineError) as error:
         if is_first:
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 70
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def fall_back(recipe: Recipe, found: Preflight, device: torch.device) -> Preflig
     checkpoint = newest_of_all(mine)
     if checkpoint is None:
         return None
-    return _compared(recipe, _examined(recipe, None, checkpoint, None, found.usable), device)
+    older = _examined(recipe, None, checkpoint, None, found.usable, is_agreed=True)
+    return _compared(recipe, older, device)
 
 
 def looks_for_checkpoints() -> bool:
@@ -101,11 +102,12 @@ def _examined(
     checkpoint: CheckpointReader | None,
     weights: CheckpointReader | None,
     usable: Collection[Path] | None,
+    is_agreed: bool = False,
 ) -> Preflight:
     """`examine` on the ranks that have not `found` it yet. To be called on all ranks; raises StartupError on all."""
     problem = None
     try:
-        found = found or examine(recipe, checkpoint, weights, usable)
+        found = found or examine(recipe, checkpoint, weights, usable, is_agreed)
     except UserError as error:
         problem = str(error)
     refuse(problem)
@@ -193,6 +195,7 @@ def _decided(recipe: Recipe, found: Preflight, device: torch.device) -> dict[str
     }
     return {
         "recipe": without_paths,
+        "data start": dataclasses.asdict(found.data_start),
         "data": found.data,
         "skipped samples": found.skipped,
         "agreed changes": found.changes,

@@ -3,9 +3,14 @@
 All parameters of one weight-decay group live in one flat buffer of the model's dtype, their gradients in one float32
 buffer of the same layout. Both are cut into buckets of whole parameters, each padded so that it splits evenly over the
 ranks that share the optimizer's state: rank r holds the r-th part of every bucket, and its masters are these parts laid
-end to end. A bucket's reduction starts when the last micro-batch's backward has brought all of its gradients, save
-where tied copies have to be added first. Buckets start in one fixed order, from the model's end to its beginning, so
-that all replicas send the same messages in the same order whatever their documents.
+end to end. A bucket's reduction starts when the last micro-batch's backward has brought all of its gradients. Buckets
+start in one fixed order, from the model's end to its beginning, so that all replicas send the same messages in the same
+order whatever their documents.
+
+Parameters of which other ranks of the same replica hold copies (norms over tensor-parallel ranks, the tied embedding
+over two pipeline stages) lie in buckets of their own, which are laid out alike on all of these ranks. Their gradients
+are joined last, after the sum over replicas: sums over replicas are rounded differently in different groups of ranks,
+and copies that got them as they are would drift apart, bit by bit, over the run.
 """
 
 import itertools
@@ -14,11 +19,15 @@ from dataclasses import dataclass
 
 import torch
 
-from nanotron_ext.engine import ParallelContext, dist
+from nanotron_ext.engine import ParallelContext, dist, wait_for
 from nanotron_ext.model.naming import GlobalParameter
 
 # Of float32 gradients: a hundred buckets for the 3B model, and over 192 replicas still half a megabyte for each rank.
 BUCKET_BYTES = 100 * 2**20
+
+# Elements: parameters and shards begin at multiples of it, 32 bytes in bfloat16, as vector instructions and wide loads
+# like it; so no value depends on where in a buffer it lies.
+ALIGNMENT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +39,14 @@ class Slot:
     stop: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Bucket:
     """Parameters whose gradients travel in one message.
 
     whole: the bucket in the flat buffers, padding included. shard: this rank's part of it, there.
     local: the same part in the rank's masters.
+    copies: world ranks of one replica that hold the same parameters, this rank included; () where it is the only one.
+    sums_copies: whether their gradients are parts of a sum, or each the whole.
     missing: gradients that this step's backward passes have yet to bring.
     """
 
@@ -44,7 +55,8 @@ class Bucket:
     shard: slice
     local: slice
     is_counted: bool
-    has_tied_copies: bool
+    copies: tuple[int, ...]
+    sums_copies: bool
     missing: int = 0
 
 
@@ -61,15 +73,17 @@ class FlatGroup:
         offset = local = 0
         for kind, of_kind in itertools.groupby(sorted(entries, key=_kind), key=_kind):
             for members in _up_to_bucket_bytes(of_kind):
-                starts = list(itertools.accumulate((entry.parameter.numel() for entry in members), initial=offset))
-                slots = [Slot(entry, *ends) for entry, ends in zip(members, itertools.pairwise(starts), strict=True)]
-                part = -(-(starts[-1] - offset) // shard_over)
+                sizes = [entry.parameter.numel() for entry in members]
+                *starts, end = itertools.accumulate(map(_aligned, sizes), initial=offset)
+                slots = [
+                    Slot(entry, start, start + size) for entry, start, size in zip(members, starts, sizes, strict=True)
+                ]
+                part = _aligned(-(-(end - offset) // shard_over))
                 whole = slice(offset, offset + part * shard_over)
                 shard = slice(offset + shard_rank * part, offset + (shard_rank + 1) * part)
-                is_uncounted, has_tied_copies = kind
-                self.buckets.append(
-                    Bucket(slots, whole, shard, slice(local, local + part), not is_uncounted, has_tied_copies)
-                )
+                is_uncounted, copies, sums_copies = kind
+                ours = slice(local, local + part)
+                self.buckets.append(Bucket(slots, whole, shard, ours, not is_uncounted, copies, sums_copies))
                 offset, local = whole.stop, local + part
         example = entries[0].parameter
         self.params = torch.zeros(offset, dtype=example.dtype, device=example.device)
@@ -108,7 +122,7 @@ class FlatGroup:
 
 
 class GradientCollector:
-    """A step's gradients: added up over micro-batches as they appear, then summed over tied copies and replicas."""
+    """A step's gradients: added up over micro-batches as they appear, then summed over replicas and tied copies."""
 
     def __init__(self, groups: list[FlatGroup], names: list[str], context: ParallelContext, sharded: bool) -> None:
         """`names` are those of the model's parameters, from its beginning to its end."""
@@ -116,13 +130,10 @@ class GradientCollector:
         place = {name: index for index, name in enumerate(names)}
         buckets = [(group, bucket) for group in groups for bucket in group.buckets]
         buckets.sort(key=lambda pair: min(place[slot.entry.name] for slot in pair[1].slots), reverse=True)
-        # Tied copies are summed when the backward is over, so their buckets come last.
-        self._order = sorted(buckets, key=lambda pair: pair[1].has_tied_copies)
-        self._early = sum(not bucket.has_tied_copies for _, bucket in buckets)
+        self._order = buckets
         self._launched: list[torch.distributed.Work] = []
         self._next = 0
         self._untouched: set[Slot] = set()
-        self._tied = _tied_gradients(groups)
         for group, bucket in buckets:
             for slot in bucket.slots:
                 self._collect(group, bucket, slot)
@@ -137,17 +148,17 @@ class GradientCollector:
                 bucket.missing = micro_batches * len(bucket.slots)
 
     def finish(self) -> None:
-        """Each group's `master.grad` becomes this rank's shard of the sum over micro-batches, copies and replicas."""
-        assert all(bucket.missing == 0 for _, bucket in self._order), "a parameter got no gradient"
-        for ranks, views in self._tied.items():
-            _all_reduce_flat(views, self._context.world_ranks_to_pg[ranks])
-        self._launch_up_to(len(self._order))
+        """Each group's `master.grad` becomes this rank's shard of the sum over micro-batches, replicas and copies."""
+        assert self._next == len(self._order), "a parameter got no gradient"
         for work in self._launched:
-            work.wait()  # on NCCL the device waits, not the host
+            wait_for(work)
         self._launched.clear()
         for group in self._groups:
             if group.master.grad is None:
                 group.master.grad = group.grads
+        for group, bucket in self._order:
+            if bucket.copies:
+                self._join_copies(group, bucket)
 
     def _collect(self, group: FlatGroup, bucket: Bucket, slot: Slot) -> None:
         gradient = group.view(group.grads, slot)
@@ -162,14 +173,23 @@ class GradientCollector:
             parameter.grad = None
             bucket.missing -= 1
             if bucket.missing == 0:
-                self._launch_up_to(self._early)
+                self._launch_complete()
 
         slot.entry.parameter.register_post_accumulate_grad_hook(collect)
 
-    def _launch_up_to(self, stop: int) -> None:
+    def _join_copies(self, group: FlatGroup, bucket: Bucket) -> None:
+        """Give all copies of a bucket's parameters one gradient, the same to the last bit."""
+        assert group.master.grad is not None
+        part, ranks = group.master.grad[bucket.local], self._context.world_ranks_to_pg[bucket.copies]
+        if bucket.sums_copies:
+            dist.all_reduce(part, op=dist.ReduceOp.SUM, group=ranks)
+        else:
+            dist.broadcast(part, src=bucket.copies[0], group=ranks)
+
+    def _launch_complete(self) -> None:
         """Reduce the next buckets in order, as long as their gradients are complete."""
         dp_pg = self._context.dp_pg
-        while self._next < stop and self._order[self._next][1].missing == 0:
+        while self._next < len(self._order) and self._order[self._next][1].missing == 0:
             group, bucket = self._order[self._next]
             self._next += 1
             gradients = group.grads[bucket.whole]
@@ -183,12 +203,17 @@ class GradientCollector:
                 self._launched.append(dist.all_reduce(gradients, op=dist.ReduceOp.SUM, group=dp_pg, async_op=True))
 
 
-def _kind(entry: GlobalParameter) -> tuple[bool, bool]:
-    """Whether the gradient norm leaves this copy out, and whether copies of it have to be summed."""
+def _aligned(elements: int) -> int:
+    return -(-elements // ALIGNMENT) * ALIGNMENT
+
+
+def _kind(entry: GlobalParameter) -> tuple[bool, tuple[int, ...], bool]:
+    """Whether the gradient norm leaves this copy out; the ranks with copies, and whether their gradients are summed."""
     if not entry.parameter.is_tied:
-        return False, False
+        return False, (), False
     tie = entry.parameter.get_tied_info()
-    return tie.global_ranks[0] != dist.get_rank(), tie.reduce_op is not None and len(tie.global_ranks) > 1
+    ranks = tuple(tie.global_ranks) if len(tie.global_ranks) > 1 else ()
+    return tie.global_ranks[0] != dist.get_rank(), ranks, tie.reduce_op is not None
 
 
 def _up_to_bucket_bytes(entries: Iterator[GlobalParameter]) -> Iterator[list[GlobalParameter]]:
@@ -201,24 +226,3 @@ def _up_to_bucket_bytes(entries: Iterator[GlobalParameter]) -> Iterator[list[Glo
             members = []
     if members:
         yield members
-
-
-def _tied_gradients(groups: list[FlatGroup]) -> dict[tuple[int, ...], list[torch.Tensor]]:
-    """Gradient views to sum, per group of world ranks; every rank of a group lists them in the same order."""
-    tied: dict[tuple[int, ...], list[tuple[str, torch.Tensor]]] = {}
-    for group in groups:
-        for bucket in group.buckets:
-            for slot in bucket.slots if bucket.has_tied_copies else ():
-                ranks = slot.entry.parameter.get_tied_info().global_ranks
-                tied.setdefault(ranks, []).append((slot.entry.name, group.grads[slot.start : slot.stop]))
-    return {
-        ranks: [view for _, view in sorted(named, key=lambda item: item[0])] for ranks, named in sorted(tied.items())
-    }
-
-
-def _all_reduce_flat(views: list[torch.Tensor], group: object) -> None:
-    """Sum several 1-d tensors over a process group in one message."""
-    flat = torch.cat(views)
-    dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=group)
-    for view, summed in zip(views, flat.split([view.numel() for view in views]), strict=True):
-        view.copy_(summed)

@@ -1,4 +1,4 @@
-"""What a continued run's recipe changes, and whether that was agreed to."""
+"""What a continued run's recipe changes: whether that is possible, and was agreed to."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from foundation.recipe import Recipe
+from foundation.recipe.architecture import parameters_of
 from nanotron_ext.checkpoint import CheckpointError
 
 _SHOWN = 12
@@ -15,26 +16,72 @@ def accepted_changes(recipe: Recipe, saved: dict[str, Any], where: Path) -> dict
     """Changes since `saved`, the resolved recipe found at `where`, that alter the result: key -> [old, new].
 
     Raises:
-        CheckpointError: unless `checkpoints.accept_changes` names each of them, or a section that it lies in.
+        CheckpointError: for a change that no run can make on its way; or one that can be made, unless
+            `checkpoints.accept_changes` names it, or a section that it lies in.
     """
-    try:
-        then = Recipe.model_validate(saved)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{where} was written by a release with another recipe schema ({error.error_count()} differences, the "
-            f"first: {error.errors()[0]['loc']}). Continue it with that release."
-        ) from None
-    changes = {key: [old, new] for key, old, new in differences(then.identity(), recipe.identity())}
+    then = _recipe_then(saved, where)
+    changes = result_changes(then, recipe)
+    _refuse_impossible(then, recipe, where)
     agreed = recipe.checkpoints.accept_changes
     refused = {key: pair for key, pair in changes.items() if not any(_lies_in(key, section) for section in agreed)}
     if refused:
         keys = ",".join(sorted({key.split(".")[0] for key in refused}))
         raise CheckpointError(
-            f"{where} was written by another recipe, and the difference changes the result. Restore the recipe, choose "
-            f"another general.run, or agree to the change with checkpoints.accept_changes=[{keys}]. What differs:\n"
-            f"{in_lines(refused)}"
+            f"{where} was written by another recipe, and the difference changes the result. To make the change from "
+            f"here on, agree to it with checkpoints.accept_changes=[{keys}]; else restore the recipe, or "
+            f"{_another_run(recipe, where)}. What differs:\n{in_lines(refused)}"
         )
     return changes
+
+
+def result_changes(then: Recipe, recipe: Recipe) -> dict[str, list[Any]]:
+    """What differs between two recipes and alters the result: key -> [old, new]."""
+    return {key: [old, new] for key, old, new in differences(then.identity(), recipe.identity())}
+
+
+def _recipe_then(saved: dict[str, Any], where: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(saved)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{where} was written by a release with another recipe schema ({error.error_count()} differences, the "
+            f"first: {error.errors()[0]['loc']}). Continue it with that release."
+        ) from None
+
+
+def _refuse_impossible(then: Recipe, recipe: Recipe, where: Path) -> None:
+    """Raises CheckpointError for changes that are refused whatever is agreed to."""
+    tokens, length = recipe.tokens.sequence_length, then.tokens.sequence_length
+    found = [
+        (then.data.seed, recipe.data.seed, "data.seed", "the sources would be read in another order"),
+        (then.chunk_tokens, recipe.chunk_tokens, "data.chunk_tokens", "the sources would be read in another order"),
+        (length, tokens, "tokens.sequence_length", "the windows of the data would be others"),
+    ]
+    problems = [f"{key} is {now} here, {before} there: {why}" for before, now, key, why in found if before != now]
+    shapes_then, shapes = (
+        {name: parameter.shape for name, parameter in parameters_of(one.architecture).items()} for one in (then, recipe)
+    )
+    if differing := [name for name in {**shapes_then, **shapes} if shapes_then.get(name) != shapes.get(name)]:
+        name = differing[0]
+        problems.append(
+            f"model.model_config makes {len(differing)} parameters others, first {name}: {shapes.get(name)} here, "
+            f"{shapes_then.get(name)} there"
+        )
+    if problems:
+        raise CheckpointError(
+            f"{where} cannot be continued with this recipe. Restore these keys, or {_another_run(recipe, where)}:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+
+
+def _another_run(recipe: Recipe, where: Path) -> str:
+    """The way to a run of its own, for the middle of a sentence."""
+    if where.is_relative_to(recipe.run_folder):
+        return "start a new run with another general.run"
+    return (
+        "start a new run without checkpoints.resume_checkpoint_path (checkpoints.load_weights_path starts one from "
+        "weights alone)"
+    )
 
 
 def harmless_changes(recipe: Recipe, saved: dict[str, Any]) -> dict[str, list[Any]]:

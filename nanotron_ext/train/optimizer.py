@@ -2,8 +2,8 @@
 
 Gradients are *summed*, over micro-batches and replicas alike: the loss is normalised by the global number of trained
 tokens before the backward. So a step is: add gradients as they appear and reduce them bucket by bucket (buckets.py),
-one norm, one fused AdamW per weight-decay group, and with ZeRO-1 one gather per bucket. nanotron's per-parameter loops
-cost 218 ms of host time per step at 192 replicas.
+one norm, one fused AdamW per weight-decay group, and with ZeRO-1 one gather per bucket, beside the next forward
+(gathers.py). nanotron's per-parameter loops cost 218 ms of host time per step at 192 replicas.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from nanotron_ext.engine import ParallelContext, dist
 from nanotron_ext.model.naming import GlobalParameter, global_parameters
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining
 from nanotron_ext.train.buckets import FlatGroup, GradientCollector, Slot
+from nanotron_ext.train.gathers import WeightGathers
 
 
 class Optimizer:
@@ -40,24 +41,28 @@ class Optimizer:
         )
         names = [entry.name for entry in global_parameters(model)]
         self._gradients = GradientCollector(self.groups, names, context, self.sharded)
+        self._gathers = WeightGathers(model, self.groups, context) if self.sharded else None
 
     def start_step(self, micro_batches: int) -> None:
         """To be called before the first of so many backward passes."""
         self._gradients.start(micro_batches)
 
     def reduce_gradients(self) -> torch.Tensor:
-        """Sum gradients over tied copies and replicas; returns the global gradient norm, a float32 scalar.
+        """Sum gradients over replicas and tied copies; returns the global gradient norm, a float32 scalar.
 
         Afterwards each group's `master.grad` holds this rank's shard of the summed gradients.
         """
         self._gradients.finish()
         squares = torch.stack([_counted_square(group) for group in self.groups]).sum()
-        # ZeRO-1 spreads each gradient over the replicas; otherwise every replica holds all of it.
-        dist.all_reduce(squares, group=self.context.world_pg if self.sharded else self.context.mp_pg)
+        if not self.sharded:
+            squares /= self.context.dp_pg.size()  # every replica has all of it
+        # Over all ranks at once: sums of several groups may differ in the last bit, and then replicas would, for good.
+        dist.all_reduce(squares, group=self.context.world_pg)
         return squares.sqrt()
 
     def step(self, learning_rate: float, grad_norm: float) -> None:
         """Clip to the global norm, update masters, and hand the new values to the model."""
+        self.wait_for_weights()
         factor = 1.0 if self.clip_grad is None else self.clip_grad / (grad_norm + 1e-6)
         for parameters, group in zip(self.adam.param_groups, self.groups, strict=True):
             parameters["lr"] = learning_rate
@@ -75,22 +80,31 @@ class Optimizer:
         for group in self.groups:
             yield from group.parts(group.master if kind == "master" else self._adam_state(group)[kind])
 
+    def flat_state(self, group: FlatGroup) -> list[torch.Tensor]:
+        """This rank's shard of each kind of state, as `state` yields it parameter by parameter."""
+        return [group.master, *(self._adam_state(group)[kind] for kind in self.moments)]
+
     def set_steps_taken(self, steps: int) -> None:
         """After loading state: how many updates it has seen, for Adam's bias correction."""
         for group in self.groups:
             self._adam_state(group)["step"].fill_(steps)
 
     def masters_to_model(self) -> None:
-        """Give the model the values of the masters, rounded to its dtype."""
-        gathers = []
+        """Give the model the values of the masters, rounded to its dtype; with ZeRO-1 before each layer's next pass."""
+        if self._gathers is not None:
+            self._gathers.start()
+            return
         for group in self.groups:
-            if not self.sharded and group.master is not group.params:
+            if group.master is not group.params:
                 group.params.copy_(group.master)
-            for bucket in group.buckets if self.sharded else ():
-                whole, shard = group.params[bucket.whole], group.master[bucket.local].to(group.params.dtype)
-                gathers.append(dist.all_gather_into_tensor(whole, shard, group=self.context.dp_pg, async_op=True))
-        for gather in gathers:
-            gather.wait()
+
+    def wait_for_weights(self) -> None:
+        """Have the model hold the masters' values now, for whoever reads them outside of a forward pass.
+
+        To be called on all ranks: it sends what is not yet under way.
+        """
+        if self._gathers is not None:
+            self._gathers.finish()
 
     def _adam_state(self, group: FlatGroup) -> dict[str, torch.Tensor]:
         """torch creates the state at the first step; a load needs it before."""

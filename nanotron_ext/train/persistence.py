@@ -1,6 +1,7 @@
 """The run's state on disk: every rank writes its share of a checkpoint, and reads what it holds of one."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ from nanotron_ext.checkpoint import (
     save_shard,
     versions,
 )
+from nanotron_ext.data.start import RUN_START, DataStart
 from nanotron_ext.engine import ParallelContext, dist, node_name
 from nanotron_ext.ledger import Samples
 from nanotron_ext.model.naming import GlobalParameter
@@ -54,11 +56,14 @@ class CheckpointWriter:
         state: TrainState,
         skipped: Sequence[Samples],
         announce: Announce,
+        data_start: DataStart = RUN_START,
         spared: int = 0,
         on_saved: OnSaved | None = None,
     ) -> None:
-        """`skipped` are the ranges of samples that the run leaves out; up to step `spared` nothing is pruned."""
-        self._state, self._skipped, self._announce, self._spared = state, skipped, announce, spared
+        """`skipped` are the ranges of samples that the run leaves out; at `data_start` the recipe's data begins; up to
+        step `spared` nothing is pruned."""
+        self._state, self._skipped, self._announce = state, skipped, announce
+        self._data_start, self._spared = data_start, spared
         self._on_saved, self._versions = on_saved, versions()
         self._began = self._copied_at = 0.0
         self._work = Work()
@@ -86,6 +91,7 @@ class CheckpointWriter:
             "dtype": recipe.model.dtype,
             "tokenizer": recipe.tokenizer.tokenizer_name_or_path,
             "data": data,
+            "data_start": dataclasses.asdict(self._data_start),
             "skipped_samples": self._skipped,
             "versions": self._versions,
         }

@@ -1,15 +1,17 @@
 """A training run from start-up checks to the last checkpoint."""
 
+import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from foundation import outcome
-from foundation.errors import UserError
+from foundation.errors import MachineError, UserError
 from foundation.journal import METRICS_FILE, SAMPLES_FILE, StepLog
 from foundation.outcome import Outcome, StopSignal
 from foundation.progress import Work
@@ -30,6 +32,7 @@ from nanotron_ext.train.exchange import complete_checkpoints
 from nanotron_ext.train.garbage import GarbageCollection
 from nanotron_ext.train.heartbeat import Heartbeat
 from nanotron_ext.train.persistence import CheckpointWriter, load_checkpoint, load_weights
+from nanotron_ext.train.replicas import ReplicaError
 from nanotron_ext.train.spikes import SpikeDetector, SpikeError
 from nanotron_ext.train.step import StepResult, TrainState
 from nanotron_ext.train.stragglers import StragglerWatch
@@ -49,6 +52,7 @@ def run(recipe: Recipe, stop: StopSignal | None = None) -> Outcome:
     Raises:
         UserError: a RecipeError, ShardError, CheckpointError, StartupError or TrackingError, before anything is
             written; a NonFiniteError in the middle of a run.
+        MachineError: a ReplicaError, when ranks that must hold the same weights do not.
     """
     watch = Stopwatch()
     watch.lap("imports")
@@ -71,10 +75,10 @@ def run(recipe: Recipe, stop: StopSignal | None = None) -> Outcome:
                 state = TrainState(recipe, context, launch.device, draws=starts_anew)
                 watch.lap("build model")
                 result = _restore_and_train(state, found, stop, heartbeat, garbage, watch if is_writer else None)
-            except UserError as error:
+            except (UserError, MachineError) as error:
                 heartbeat.waits_for("recording the outcome", Work())
                 if is_writer:
-                    outcome.write(recipe, Outcome("failed", outcome.last_recorded_step(recipe), str(error)))
+                    outcome.write(recipe, _broken_off(recipe, error))
                 raise
             heartbeat.waits_for("recording the outcome", Work())
             if is_writer:
@@ -102,10 +106,16 @@ def _restore_and_train(
     if watch is not None:
         watch.lap("load")
     if step_done >= last_step:
-        CheckpointWriter(state, found.skipped, heartbeat.waits_for, found.spared).finish_uploads()  # what failed before
+        writer = CheckpointWriter(state, found.skipped, heartbeat.waits_for, found.data_start, found.spared)
+        writer.finish_uploads()  # what failed before
     elif not _is_stopped(stop, state.device):
         step_done = _train(state, step_done, found, stop, heartbeat, garbage, watch)
     return Outcome("finished" if step_done == last_step else "stopped", step_done)
+
+
+def _broken_off(recipe: Recipe, error: UserError | MachineError) -> Outcome:
+    kind: Literal["failed", "crashed"] = "failed" if isinstance(error, UserError) else "crashed"
+    return Outcome(kind, outcome.last_recorded_step(recipe), str(error))
 
 
 def _is_stopped(stop: StopSignal, device: torch.device) -> bool:
@@ -188,19 +198,25 @@ def _train(
     """Train up to the last step or a stop request; returns the last step done. The first rank has a `watch`."""
     recipe, context = state.recipe, state.context
     heartbeat.progress(step_done, "preparing")
-    loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped)
+    loader = MixtureLoader(recipe, context.replica, context.replicas, found.skipped, found.data_start)
     validation = Validation(recipe, context.replica)
     journal = Journal(state, step_done, found, watch) if watch is not None else None
     peak = peak_flops_per_second(state.device, DTYPES[recipe.model.dtype])
     writer = CheckpointWriter(
-        state, found.skipped, heartbeat.waits_for, found.spared, journal.saved if journal else None
+        state,
+        found.skipped,
+        heartbeat.waits_for,
+        found.data_start,
+        found.spared,
+        on_saved=journal.saved if journal else None,
     )
     spikes = SpikeDetector(recipe.spikes)
     stragglers = StragglerWatch.over(state.context)
     mark = time.perf_counter()
     for batch, data_wait_seconds in loader.iterate(step_done + 1, recipe.last_step):
         heartbeat.progress(batch.step, "training")
-        result = state.train_step(batch, stop.requested, writer.is_busy, data_wait_seconds)
+        with _finishing_the_save(writer):
+            result = state.train_step(batch, stop.requested, writer.is_busy, data_wait_seconds)
         step_done = batch.step
         seconds = time.perf_counter() - mark
         if not result.is_saving:
@@ -228,18 +244,31 @@ def _train(
                 writer.commit()  # what is being written is the checkpoint to go back to
             _report_spike(state, batch, spike)
         if "data" in extra:  # after the record: a checkpoint's step always has its row
+            with _finishing_the_save(writer):
+                state.replicas.compare(batch.step)
             writer.start(batch.step, extra["data"], journal.sync if journal is not None else None)
         if result.stop_requested:
             break
         garbage.after_step(batch.step)
         heartbeat.waits_for("reading data", DOWNLOADS)
         mark = time.perf_counter()
+    state.optimizer.wait_for_weights()  # nothing is under way when the process groups are taken down
     writer.commit()
     writer.finish_uploads()
     if journal is not None:
         heartbeat.waits_for("closing metrics and wandb", Work())
         journal.close()
     return step_done
+
+
+@contextlib.contextmanager
+def _finishing_the_save(writer: CheckpointWriter) -> Iterator[None]:
+    """Before a ReplicaError ends the run: what is being written was compared, and is what to go back to."""
+    try:
+        yield
+    except ReplicaError:
+        writer.commit()
+        raise
 
 
 def _report_spike(state: TrainState, batch: StepBatch, spike: str) -> None:
@@ -280,7 +309,7 @@ class Journal:
     """The first rank's account of the run: metrics.jsonl, console and wandb."""
 
     def __init__(self, state: TrainState, step_done: int, found: startup.Preflight, watch: Stopwatch) -> None:
-        self.recipe, self._watch = state.recipe, watch
+        self.recipe, self.data_start, self._watch = state.recipe, found.data_start, watch
         self.timings = Timings(self.recipe, time_of_last_step(self.recipe.run_folder))
         announce_spared(self.recipe, found.spared)  # before the recipe that it is told from is replaced
         startup.save_recipe(self.recipe)
@@ -309,7 +338,7 @@ class Journal:
             "loss": result.loss,
             "lr": result.learning_rate,
             "grad_norm": result.grad_norm,
-            "tokens": step * self.recipe.tokens_per_step,
+            "tokens": self.data_start.tokens_after(step, self.recipe),
             "tokens_per_second": self.recipe.tokens_per_step / seconds,
             **extra,
         }

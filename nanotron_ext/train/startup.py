@@ -29,11 +29,12 @@ from nanotron_ext.checkpoint import (
     versions,
 )
 from nanotron_ext.data.loader import MixtureLoader
+from nanotron_ext.data.start import RUN_START, DataStart, data_start
 from nanotron_ext.engine import node_name
 from nanotron_ext.ledger import Samples, skipped_samples
 from nanotron_ext.retention import spared_up_to
 from nanotron_ext.storage import fetch_newest
-from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines
+from nanotron_ext.train.changes import accepted_changes, differences, harmless_changes, in_lines, result_changes
 
 logger = logging.getLogger("nanotron_ext.train")
 
@@ -54,6 +55,7 @@ class Preflight:
     weights: CheckpointReader | None  # to start a new run from, when there is nothing to continue
     changes: dict[str, list[Any]]  # of the recipe, agreed to, that alter the result: key -> [old, new]
     skipped: list[Samples]  # ranges of samples that the run leaves out
+    data_start: DataStart  # where the recipe's data begins
     data: dict[str, Any]  # where each source goes on, and a digest of its files
     tracking_mode: str  # of wandb
     spared: int = 0  # step up to which no checkpoint is pruned
@@ -68,6 +70,8 @@ def preflight(recipe: Recipe, world_size: int, usable: Collection[Path] | None =
     """
     check_surroundings(recipe, world_size)
     checkpoint, weights = find_checkpoint(recipe, usable), None
+    if checkpoint is None:
+        check_run_folder(recipe)
     if checkpoint is None and recipe.checkpoints.load_weights_path:
         weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
     return examine(recipe, checkpoint, weights, usable)
@@ -81,7 +85,6 @@ def check_surroundings(recipe: Recipe, world_size: int) -> None:
     """
     check_world_size(recipe, world_size)
     check_not_running(recipe)
-    check_run_folder(recipe)
     check_disk_space(recipe)
 
 
@@ -119,19 +122,26 @@ def examine(
     checkpoint: CheckpointReader | None,
     weights: CheckpointReader | None,
     usable: Collection[Path] | None = None,
+    is_agreed: bool = False,
 ) -> Preflight:
     """What follows from what the run goes on from: `checkpoint`, else `weights`, else nothing.
+
+    `is_agreed`: it is older than the newest one, and what changed since then was agreed to when it changed.
 
     Raises:
         UserError: a CheckpointError, ShardError or TrackingError, when the recipe or the data do not fit it.
     """
     tracking_mode = wandb_mode(recipe)
-    changes = recipe_changes(recipe, checkpoint) if checkpoint else {}
+    changes = {}
+    if checkpoint is not None and is_agreed:
+        changes = result_changes(Recipe.model_validate(checkpoint.manifest["recipe"]), recipe)
+    elif checkpoint is not None:
+        changes = recipe_changes(recipe, checkpoint)
     before = checkpoint.manifest.get("skipped_samples", []) if checkpoint else []
     skipped = skipped_samples(recipe.run_folder, before)
-    data = check_data(recipe, checkpoint, skipped)
+    start, data = check_data(recipe, checkpoint, skipped)
     spared = spared_up_to(recipe, checkpoint.step if checkpoint else 0)
-    return Preflight(checkpoint, weights, changes, skipped, data, tracking_mode, spared, usable)
+    return Preflight(checkpoint, weights, changes, skipped, start, data, tracking_mode, spared, usable)
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:
@@ -191,7 +201,7 @@ def _try_lock(file: TextIO, kind: int) -> bool:
 
 
 def check_run_folder(recipe: Recipe) -> None:
-    """Raises CheckpointError when the run folder holds a run of another recipe and the change was not agreed to."""
+    """Raises CheckpointError when a run of another recipe began here, and the change was not agreed to."""
     saved = recipe.run_folder / RECIPE_FILE
     if saved.is_file():
         accepted_changes(recipe, load_recipe(saved).to_dict(), recipe.run_folder)
@@ -261,8 +271,10 @@ def find_checkpoint(
 def recipe_changes(recipe: Recipe, checkpoint: CheckpointReader) -> dict[str, list[Any]]:
     """What the recipe changes about the result of the run that it continues; also says what it changes otherwise.
 
+    The newest checkpoint counts: what changed before it was agreed to then.
+
     Raises:
-        CheckpointError: for changes that were not agreed to.
+        CheckpointError: for changes that are impossible, or were not agreed to.
     """
     if "recipe" not in checkpoint.manifest:
         raise CheckpointError(
@@ -281,26 +293,31 @@ def recipe_changes(recipe: Recipe, checkpoint: CheckpointReader) -> dict[str, li
     return changes
 
 
-def check_data(recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]) -> dict[str, Any]:
-    """Open every source, and make sure that a continued run goes on with the data it would have seen.
+def check_data(
+    recipe: Recipe, checkpoint: CheckpointReader | None, skipped: list[Samples]
+) -> tuple[DataStart, dict[str, Any]]:
+    """Open every source, and make sure that a continued run goes on with the data where it stopped.
 
-    Returns `data_state` at the checkpoint.
+    Returns where the recipe's data begins, and `data_state` at the checkpoint.
 
     Raises:
         ShardError: naming every source that is missing or damaged.
-        CheckpointError: when the sources changed since the checkpoint.
+        CheckpointError: when the files of a source changed since the checkpoint.
     """
-    loader = MixtureLoader(recipe, dp_rank=0, dp_size=recipe.parallelism.dp, skipped=skipped)
+    start = data_start(recipe, checkpoint.manifest, skipped) if checkpoint is not None else RUN_START
+    loader = MixtureLoader(recipe, 0, recipe.parallelism.dp, skipped, start)
     if checkpoint is None:
-        return data_state(loader, 0)
+        return start, data_state(loader, 0)
     then, now = checkpoint.manifest["data"], data_state(loader, checkpoint.step)
-    changed = [f"  {key}: {old} then, {new} now" for key, old, new in differences(then, now)]
+    known = {source: record for source, record in now.items() if source in then or start.step < checkpoint.step}
+    changed = [f"  {key}: {old} then, {new} now" for key, old, new in differences(then, known)]
     if changed:
         raise CheckpointError(
-            f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on; restore it, or start a "
-            f"new run. What differs by step {checkpoint.step}:\n" + "\n".join(changed[:12])
+            f"The data under {recipe.data.path} is not what {checkpoint.folder} was trained on: restore its files, or "
+            f"give a source with other files another name; leave data.continue_from as it was. What differs by step "
+            f"{checkpoint.step}:\n" + "\n".join(changed[:12])
         )
-    return now
+    return start, now
 
 
 def data_state(loader: MixtureLoader, step: int) -> dict[str, Any]:

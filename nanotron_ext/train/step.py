@@ -15,6 +15,7 @@ from nanotron_ext.model.build import build_model
 from nanotron_ext.model.documents import Documents
 from nanotron_ext.model.transfer import to_device
 from nanotron_ext.train.optimizer import Optimizer
+from nanotron_ext.train.replicas import ReplicaCheck
 from nanotron_ext.train.schedule import learning_rate
 from nanotron_ext.train.stragglers import WorkTimer
 
@@ -43,6 +44,7 @@ class TrainState:
         self.recipe, self.context, self.device = recipe, context, device
         self.model = build_model(recipe, context, device, draws)
         self.optimizer = Optimizer(self.model, recipe.optimizer, context)
+        self.replicas = ReplicaCheck(self.optimizer, context, device, recipe.parallelism.replica_check_interval)
         self._engine = pipeline_engine(recipe.parallelism.pp_engine)
         self._work = WorkTimer(device)
 
@@ -59,6 +61,7 @@ class TrainState:
 
         Raises:
             NonFiniteError: before the update, naming the step and its samples.
+            ReplicaError: before the update, naming ranks that hold other weights than they must.
         """
         work_seconds = [0.0] * dist.get_world_size()
         work_seconds[dist.get_rank()] = data_wait_seconds + self._work.seconds()
@@ -77,14 +80,17 @@ class TrainState:
             grad_accumulator=None,
         )
         self._work.stop()
+        self.replicas.start(batch.step)
         losses = [output["loss"] for output in outputs]
         sums = self._sum_over_ranks(losses, stop_requested, is_saving, *work_seconds)
         norm = self.optimizer.reduce_gradients()
         # The step's only wait for the device.
         norm_value, loss, stops, saves, *work_seconds = torch.cat([norm[None], sums]).tolist()
+        self.replicas.finish()
         lr = learning_rate(self.recipe, batch.step)
         result = StepResult(loss, norm_value, lr, stops > 0, saves > 0, work_seconds)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            self.replicas.compare(batch.step)  # one rank's memory may be why
             raise NonFiniteError(self._non_finite_message(batch, result))
         self.optimizer.step(lr, norm_value)
         return result

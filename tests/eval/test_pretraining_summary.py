@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from eval.pretraining import SummaryError, held_out, summarise_stage
+from report.collect import Training
 
 
 class Letters:
@@ -52,6 +53,18 @@ def test_stage_summary(tmp_path: Path) -> None:
     assert (summary.first_step, summary.last_step, summary.tokens) == (1, 30, 3000)
     assert summary.first_loss == pytest.approx(10 - 5.5) and summary.last_loss == pytest.approx(10 - 25.5)
     assert summary.tokens_per_second == pytest.approx(50) and summary.minutes == pytest.approx(1.0)
+
+
+def test_a_stage_whose_batch_was_doubled_on_its_way(tmp_path: Path) -> None:
+    """Ten steps of 100 tokens and twenty of 200, at two seconds each."""
+    rows = [{"step": step, "loss": 1.0, "tokens": 100 * step, "tokens_per_second": 50.0} for step in range(1, 11)]
+    for step in range(11, 31):
+        rows.append({"step": step, "loss": 1.0, "tokens": 200 * step - 1000, "tokens_per_second": 100.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = summarise_stage(tmp_path)
+    assert summary.tokens == 5000 and summary.minutes == pytest.approx(1.0)
+    assert summary.tokens_per_second == pytest.approx(5000 / 60)
+    assert Training("stage1", {}, rows).tokens == 5000 and Training("stage1", {}, rows[20:]).tokens == 2000
 
 
 def test_baselines_and_the_last_validation(tmp_path: Path) -> None:

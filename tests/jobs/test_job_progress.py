@@ -35,6 +35,19 @@ def test_stage_that_goes_on_from_another_stages_step(tmp_path: Path) -> None:
     assert seconds_left(step(TrainingRun(tmp_path / "a", last_step=300)), 500.0, 100) == pytest.approx(70 * 2.0)
 
 
+def test_the_pace_is_that_of_the_present_batch(tmp_path: Path) -> None:
+    """A batch that was doubled at step 200: 64 tokens a step until then, 128 now, at two seconds."""
+    write_rows(tmp_path / "a", 201, 230, 2.0)
+    file = tmp_path / "a" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows[1:]:
+        row["tokens_per_second"] = 64.0
+    for row in rows:
+        row["tokens"] = 128 * row["step"] - 64 * 200
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert seconds_left(step(TrainingRun(tmp_path / "a", last_step=300)), 500.0, 100) == pytest.approx(70 * 2.0)
+
+
 def test_phase_whose_steps_follow_from_its_data(tmp_path: Path) -> None:
     write_rows(tmp_path / "a", 1, 30, 2.0, epoch=0.02)  # two epochs are 100 steps
     assert seconds_left(step(TrainingRun(tmp_path / "a", epochs=2)), 1.0, 100) == pytest.approx(70 * 2.0)

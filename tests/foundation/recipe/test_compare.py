@@ -82,6 +82,7 @@ def test_a_published_configuration(
         "model.model_config.rope_theta": (50000.0, 1e6),
         "data_stages.0.mixture.dclm": (0.37, 0.36),
         "data_stages.0.name": ("stage1", "stable"),
+        "optimizer.zero_stage": (1, 0),
     }
     only_there = [one["key"] for one in json.loads(out) if "left" not in one]
     assert only_there == ["optimizer.optimizer_factory.name", "parallelism.expert_parallel_size"]

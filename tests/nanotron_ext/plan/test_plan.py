@@ -37,14 +37,36 @@ def plan(*overrides: str, trainer: memory.Trainer = "ours", path: str = PRETRAIN
 
 def test_published_run() -> None:
     """13,500-14,000 tokens/s per GPU (the overhead is calibrated on it), 24 days; 74 GB (nothing is)."""
-    published = plan(trainer="nanotron")
+    published = plan("optimizer.zero_stage=0", trainer="nanotron")
     assert published.parameters == 3_075_098_624 and published.devices == 384
     assert 13_500 < published.tokens_per_second_per_device < 14_000
     assert published.days == pytest.approx(24, rel=0.1)
     assert published.memory.total == pytest.approx(74e9, rel=0.1)
     assert published.mfu == pytest.approx(0.29, abs=0.015)
     assert published.tokens == 4_720_000 * 2_359_296
-    assert plan().memory.total < 0.85 * published.memory.total and plan().fits
+    assert plan("optimizer.zero_stage=0").memory.total < 0.85 * published.memory.total and plan().fits
+
+
+def test_the_recipe_has_the_faster_way_to_keep_the_optimizers_state() -> None:
+    """ZeRO-1 updates a share on each rank, and its new weights are gathered beside the next forward."""
+    for path in (PRETRAIN, "recipes/smollm3-135m/pretrain.yaml", "recipes/smollm3-360m/pretrain.yaml"):
+        recipe = load_recipe(path)
+        target = gpu_target(recipe, "h100")
+        if recipe.parallelism.world_size == 1:
+            recipe = on_nodes(recipe, 1, target.machine.devices_per_node)
+        assert recipe.optimizer.zero_stage == 1
+        other = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"zero_stage": 0})})
+        shipped, plain = estimate(recipe, target), estimate(other, target)
+        assert shipped.step.total < plain.step.total and shipped.memory.total < plain.memory.total
+
+
+def test_new_weights_hide_behind_the_forward_as_far_as_it_goes() -> None:
+    """What is left of the reduction is the scatter alone; a step that computes next to nothing hides hardly any."""
+    whole, part = plan("optimizer.zero_stage=0").step.data_parallel, plan().step.data_parallel
+    assert part == pytest.approx(whole / 2)
+    tiny = ("tokens.micro_batch_size=1", "tokens.sequence_length=64", "data.chunk_tokens=64")
+    whole, part = (plan(*tiny, f"optimizer.zero_stage={zero}").step.data_parallel for zero in (0, 1))
+    assert whole / 2 < part < 0.75 * whole
 
 
 def test_a_run_that_nothing_was_calibrated_on() -> None:
@@ -135,7 +157,7 @@ def test_layouts_keep_the_global_batch() -> None:
 
 
 def test_best_layouts_fit_and_are_sorted() -> None:
-    recipe = load_recipe(PRETRAIN)
+    recipe = load_recipe(PRETRAIN, ["optimizer.zero_stage=0"])
     target = gpu_target(recipe, "l40s")
     best = best_layouts(recipe, target, 5, "ours", None)
     assert not estimate(recipe, target).fits and all(one.fits for one in best)

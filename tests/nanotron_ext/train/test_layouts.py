@@ -30,7 +30,7 @@ def recipe_for(dp: int, accumulation: int, **parallelism: object) -> Recipe:
     """Eight samples a step, split as asked."""
     zero = int(parallelism.pop("zero_stage", 0))  # type: ignore[call-overload]
     return small_recipe(
-        parallelism={"dp": dp, **parallelism},
+        parallelism={"dp": dp, "replica_check_interval": 1, **parallelism},  # which must not find anything
         optimizer={"zero_stage": zero},
         tokens={"micro_batch_size": 8 // dp // accumulation, "batch_accumulation_per_replica": accumulation},
     )

@@ -60,6 +60,7 @@ def ours(recipe: Recipe) -> tuple[list[tuple[float, float, float]], dict[str, to
     for step in range(1, STEPS + 1):
         result = state.train_step(random_batch(recipe, step, dist.get_rank(context.dp_pg)))
         rows.append((result.loss, result.grad_norm, result.learning_rate))
+    state.optimizer.wait_for_weights()
     weights = {slot.entry.name: slot.entry.parameter.detach() for slot, _, _ in state.optimizer.state("master")}
     return rows, weights
 
