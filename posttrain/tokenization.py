@@ -92,7 +92,10 @@ class RowTokenizer:
             raise UnusableRow("no reply carries loss: those that reason ask for none")
         rendering = self._render(messages, agreed, arguments)
         notes = [*notes, *conversation.notes, *agreed.notes, *_notes_on_text(rendering.text, messages, arguments)]
-        spans = [span for span, is_trained in zip(rendering.assistant_spans, trained, strict=True) if is_trained]
+        spans = rendering.assistant_spans
+        if self.data.assistant_only_loss and len(spans) != len(trained):
+            raise UnusableRow(f"the template marks {len(spans)} of {len(trained)} replies for loss")
+        spans = [span for span, is_trained in zip(spans, trained, strict=False) if is_trained]
         ids, labels = tokenize_rendering(Rendering(rendering.text, spans), self.tokenizer)
         if not self.data.assistant_only_loss:
             if not all(trained):
