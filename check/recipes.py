@@ -44,9 +44,9 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
         return "ok"
     load = loader_for(path)
     if load is not load_recipe:
-        _check_other_phase(path, load(path, overrides), with_data)
+        left_out = _check_other_phase(path, load(path, overrides), with_data)
         check_slurm(path, overrides)
-        return "ok"
+        return f"ok, but not looked for on the hub: {', '.join(left_out)}" if left_out else "ok"
 
     def problems(recipe: Recipe) -> list[Problem]:
         return check_recipe(recipe) or [
@@ -64,15 +64,16 @@ def check(path: Path, with_data: bool = False, overrides: Sequence[str] = ()) ->
     return f"{_summary(recipe)}, {free_disk_bytes(recipe) / 1e9:,.0f} GB free for them"
 
 
-def _check_other_phase(path: Path, recipe: Any, with_data: bool) -> None:
-    """Raises UserError for a recipe that is right alone, but not beside the profile's others, or has no input."""
-    if with_data and isinstance(recipe, PostTrainingRecipe):
-        check_inputs(recipe)
+def _check_other_phase(path: Path, recipe: Any, with_data: bool) -> list[str]:
+    """Raises UserError for a recipe that is right alone, but not beside the profile's others, or has no input; returns
+    the inputs that only the hub may have."""
+    left_to_the_hub = check_inputs(recipe) if with_data and isinstance(recipe, PostTrainingRecipe) else []
     if isinstance(recipe, EvalRecipe) and recipe.checkpoints is not None:
         for name in PRETRAINING:
             stage = path.with_name(f"{name}.yaml")
             if stage.is_file() and (problem := _left_out(recipe.checkpoints.every_steps, _loaded(stage), path)):
                 raise UserError(f"{path}: with {stage}, {problem}")
+    return left_to_the_hub
 
 
 def check_slurm(path: Path, overrides: Sequence[str] = ()) -> None:

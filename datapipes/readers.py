@@ -29,6 +29,7 @@ class RowReader(PipelineStep):
 
     type = "📖 - READER"
     name = "Rows"
+    more_columns: tuple[str, ...] = ()  # that `_document` looks at, where a file has them
 
     def __init__(self, source_name: str, rows: Files | Hub, found: Input, contents: Path | None = None) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ class RowReader(PipelineStep):
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
 
-        wanted = {*self.rows.content_columns, self.rows.id_column, "src_encoding"}
+        wanted = {*self.rows.content_columns, self.rows.id_column, "src_encoding", *self.more_columns}
         try:
             with self.folder.open(path, "rb") as file, pyarrow.parquet.ParquetFile(file) as parquet:
                 names = parquet.schema_arrow.names

@@ -1,9 +1,7 @@
 """From a recipe's mixture to tokenized training data, with an account of every sample.
 
 Rows are rendered, tokenized and masked here, so that what is reported is what TRL trains on; TRL packs and batches.
-Schemas (those of smoltalk2): supervised rows have `messages`, preference rows `chosen` and `rejected` (whole
-conversations, or completions of a `prompt` that is a list of messages); both may have `chat_template_kwargs` and
-`tools`. Other columns are ignored. What a row's replies have to be is in `posttrain/rows.py`.
+What a row may be is in `posttrain/rows.py`, what its replies have to be in `posttrain/modes.py`.
 """
 
 import hashlib
@@ -13,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from foundation.errors import UserError
 from posttrain.recipe import Data, DataSet, PostTrainingRecipe
-from posttrain.tokenization import ACCOUNT, ROW, RowTokenizer
+from posttrain.tokenization import ACCOUNT, LINE, ROW, RowTokenizer
 
 _EXAMPLES = 3  # rows that are named for each reason
 _PACKING_BATCH = 20_000  # samples that best-fit-decreasing sees at once; TRL's default of 1,000 packs less tightly
@@ -77,7 +76,7 @@ def prepare_data(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase)
     seen: set[int] = set()
     parts, reports, fingerprints = [], [], []
     for spec in data.datasets:
-        rows = select_fraction(_load_rows(spec, ("chosen", "rejected") if pairs else ("messages",)), spec, data.seed)
+        rows = select_fraction(_load_rows(spec), spec, data.seed)
         tokenize = RowTokenizer(tokenizer, spec, data, pairs)
         part = rows.map(
             tokenize,
@@ -99,26 +98,32 @@ def prepare_data(recipe: PostTrainingRecipe, tokenizer: PreTrainedTokenizerBase)
     return TrainingData(packed, reports, fingerprints, tokens / (len(packed) * data.max_length))
 
 
-def _load_rows(spec: DataSet, needed_columns: Sequence[str]) -> Dataset:
+def _load_rows(spec: DataSet) -> Dataset:
     """All rows of a set, numbered in the column ROW."""
     file = spec.local_file()
     try:
-        rows = _load_file(file) if file else _load_hub(spec)
-    except DatasetGenerationError as error:
+        if file is None:
+            rows = _load_hub(spec)
+        elif file.suffix == ".parquet":
+            rows = Dataset.from_parquet(str(file))
+        else:
+            return _load_lines(file)
+    except (DatasetGenerationError, UnicodeDecodeError) as error:
         raise DatasetError(f"{spec.path} cannot be read: {error.__cause__ or error}") from None
-    missing = [column for column in needed_columns if column not in rows.column_names]
-    if missing:
-        raise DatasetError(
-            f"{spec.path} ({spec.split}) has no column {' and no '.join(missing)}; it has "
-            f"{', '.join(rows.column_names)}. Phase apo needs chosen and rejected, the others need messages."
-        )
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):  # how datasets says that a file holds no row
+            raise
+        raise DatasetError(f"{file} holds no row. Write the set again, or remove it from data.datasets.") from None
     return rows.add_column(ROW, np.arange(1, len(rows) + 1))
 
 
-def _load_file(file: Path) -> Dataset:
-    rows = Dataset.from_parquet(str(file)) if file.suffix == ".parquet" else Dataset.from_json(str(file))
-    assert isinstance(rows, Dataset)
-    return rows
+def _load_lines(file: Path) -> Dataset:
+    """Rows as lines, blank ones left out: columns would fill the keys of one row with the nulls of another, order them
+    anew, and refuse a file for one row of another type."""
+    lines = Dataset.from_text(str(file), features=Features({LINE: Value("large_string")}))
+    lines = lines.add_column(ROW, np.arange(1, len(lines) + 1))
+    lengths = pc.utf8_length(pc.utf8_trim_whitespace(lines.data.column(LINE))).to_numpy()
+    return lines if lengths.all() else lines.select(np.flatnonzero(lengths))
 
 
 def _load_hub(spec: DataSet) -> Dataset:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from huggingface_hub import constants
 from pydantic import Field
 
 from foundation.errors import UserError
@@ -162,11 +164,12 @@ class PostTrainingRecipe(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def check_inputs(recipe: PostTrainingRecipe) -> None:
-    """Look for what the recipe starts from; costs nothing, and leaves names of the hub to the hub.
+def check_inputs(recipe: PostTrainingRecipe) -> list[str]:
+    """Look for what the recipe starts from; costs nothing, and leaves names of the hub to the hub: it returns those
+    that lie in no cache of this machine.
 
     Raises:
-        MissingInputError: naming what is absent and what makes it.
+        MissingInputError: naming what is absent or empty and what makes it; without a connection, names of the hub too.
     """
     source = recipe.model.model_name_or_path
     is_path = source.count("/") > 1 or source.startswith((".", "/"))
@@ -175,8 +178,29 @@ def check_inputs(recipe: PostTrainingRecipe) -> None:
             f"There is no model at {source} (no config.json). Run the phase that writes it first, or set "
             "model.model_name_or_path to a transformers folder."
         )
+    names = [] if is_path or Path(source).is_dir() else [("models", source)]
     for dataset in recipe.data.datasets:
-        dataset.local_file()
+        file = dataset.local_file()
+        if file is None:
+            names.append(("datasets", dataset.path))
+        elif not file.stat().st_size:
+            raise MissingInputError(f"{file} is empty. Write the set again, or remove it from data.datasets.")
+    missing = list(dict.fromkeys(name for kind, name in names if not _is_cached(kind, name)))
+    if missing and constants.HF_HUB_OFFLINE:
+        raise MissingInputError(
+            f"HF_HUB_OFFLINE is set, and {constants.HF_HOME} holds no {', no '.join(missing)}. Fetch them on a machine "
+            "with a connection (`hf download NAME`, with `--repo-type dataset` for sets), or name local files."
+        )
+    return missing
+
+
+def _is_cached(kind: str, name: str) -> bool:
+    """Whether the hub's cache, or the one of prepared sets beside it, has anything under this name."""
+    downloaded = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    return any(downloaded.glob("snapshots/*/*")) or (
+        kind == "datasets" and (prepared / name.replace("/", "___")).is_dir()
+    )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PostTrainingRecipe:

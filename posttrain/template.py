@@ -1,5 +1,6 @@
 """The chat templates: rendering, reasoning modes, and reading a reply back into thinking, answer and tool calls."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,12 +22,32 @@ THINK_START, THINK_END = "<think>", "</think>"
 EMPTY_THINK_BLOCK = f"{THINK_START}\n\n{THINK_END}\n"
 
 _FILES: dict[TemplateName, str] = {"dual_mode": "chat_template.jinja", "chatml": "chatml.jinja"}
+_TRAINING_MARK = re.compile(r"\s*{%- (?:end)?generation -%}\s*")  # each of them removes the white space around it
+
+
+@cache
+def load_training_template(name: TemplateName) -> str:
+    """Jinja source of a template: `dual_mode` (SFT, APO, inference) or `chatml` (mid-training).
+
+    What carries loss stands between `{% generation %}` marks, which only transformers knows.
+    """
+    return (Path(__file__).parent / _FILES[name]).read_text(encoding="utf-8")
 
 
 @cache
 def load_template(name: TemplateName) -> str:
-    """Jinja source of a template: `dual_mode` (SFT, APO, inference) or `chatml` (mid-training)."""
-    return (Path(__file__).parent / _FILES[name]).read_text(encoding="utf-8")
+    """The same text without the marks, for every engine: what is saved with a model.
+
+    Raises:
+        UserError: the template has marks in another spelling.
+    """
+    text = _TRAINING_MARK.sub("", load_training_template(name))
+    if re.search(r"{%[-+]?\s*(end)?generation", text):
+        raise UserError(
+            f"{_FILES[name]} marks what carries loss in another spelling than {{%- generation -%}} and "
+            "{%- endgeneration -%}. Write both so: then they can be taken out of the template that is saved."
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ def render(
     """Render without a tokenizer. `arguments` are those listed at the head of chat_template.jinja."""
     rendered: Any = render_jinja_template(
         [list(messages)],
-        chat_template=load_template(template),
+        chat_template=load_training_template(template),
         return_assistant_tokens_mask=True,
         add_generation_prompt=add_generation_prompt,
         **arguments,

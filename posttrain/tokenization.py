@@ -13,22 +13,22 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from foundation.code import Code
+from posttrain.modes import AgreedMode, mode_of_conversation, mode_of_pair
 from posttrain.recipe import Data, DataSet
 from posttrain.rows import (
-    AgreedMode,
     UnusableRow,
-    check_messages,
-    checked_pair,
-    mode_of_conversation,
-    mode_of_pair,
-    with_inline_reasoning,
-    without_none,
+    conversation_of,
+    pair_of,
+    row_of_line,
+    template_arguments_of,
+    without_filled_nulls,
 )
-from posttrain.template import TURN_END, TURN_START, Message, Rendering, has_modes, render
+from posttrain.template import TURN_END, TURN_START, Message, Mode, Rendering, render
 
 IGNORED = -100  # label of a token without loss
 FLAGS = ("/think", "/no_think", "/system_override")
 ROW = "__row__"  # column with the row's number in its file, from 1
+LINE = "__line__"  # the only other column of a JSON-lines file
 
 ACCOUNT = {
     **{name: Value("string") for name in ("status", "reason", "mode", "notes")},
@@ -66,28 +66,40 @@ class RowTokenizer:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A dropped row has empty columns."""
-        number = row[ROW]
-        fields = without_none({name: value for name, value in row.items() if name != ROW})
         try:
-            return {"row": number, **(self._pair(fields) if self.pairs else self._conversation(fields))}
+            notes: list[str] = []
+            if LINE in row:
+                fields = row_of_line(row[LINE])
+            else:
+                fields, notes = without_filled_nulls({name: value for name, value in row.items() if name != ROW})
+            taken = self._pair(fields, notes) if self.pairs else self._conversation(fields, notes)
+            return {"row": row[ROW], **taken}
         except (UnusableRow, TemplateError) as error:
-            nothing: dict[str, Any] = {name: [] for name in self._columns}
-            account = {"status": "dropped", "reason": str(error), "mode": "", "notes": ""}
-            return nothing | account | {"row": number, "tokens": 0, "trained_tokens": 0, "digest": 0}
+            reason = str(error)
+        except Exception as error:  # of which no row may end the run, and none may go without a word
+            reason = f"cannot be rendered: {type(error).__name__}: {error}".splitlines()[0]
+        nothing: dict[str, Any] = {name: [] for name in self._columns}
+        account = {"status": "dropped", "reason": reason, "mode": "", "notes": ""}
+        return nothing | account | {"row": row[ROW], "tokens": 0, "trained_tokens": 0, "digest": 0}
 
-    def _conversation(self, row: dict[str, Any]) -> dict[str, Any]:
-        check_messages(row.get("messages"), "messages")
-        messages = with_inline_reasoning(row["messages"])
-        arguments = self._template_arguments(row)
+    def _conversation(self, row: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+        conversation = conversation_of(row)
+        messages = conversation.messages
+        arguments = template_arguments_of(row, self.spec.chat_template_kwargs)
         agreed = mode_of_conversation(messages, arguments, self.data.chat_template)
+        trained = [allowed and asked for allowed, asked in zip(agreed.trained, conversation.trained, strict=True)]
+        if not any(trained):
+            raise UnusableRow("no reply carries loss: those that reason ask for none")
         rendering = self._render(messages, agreed, arguments)
-        spans = [
-            span for span, is_trained in zip(rendering.assistant_spans, agreed.trained, strict=False) if is_trained
-        ]
+        notes = [*notes, *conversation.notes, *agreed.notes, *_notes_on_text(rendering.text, messages, arguments)]
+        spans = rendering.assistant_spans
+        if self.data.assistant_only_loss and len(spans) != len(trained):
+            raise UnusableRow(f"the template marks {len(spans)} of {len(trained)} replies for loss")
+        spans = [span for span, is_trained in zip(spans, trained, strict=False) if is_trained]
         ids, labels = tokenize_rendering(Rendering(rendering.text, spans), self.tokenizer)
         if not self.data.assistant_only_loss:
-            if not all(agreed.trained):
-                raise UnusableRow("turns without reasoning under /think, and the loss is on every token")
+            if not all(trained):
+                raise UnusableRow("turns without loss, and assistant_only_loss is false: every token is trained")
             labels = list(ids)
         status, reason = "kept", ""
         if len(ids) > self.data.max_length and self.data.packing_strategy != "wrapped":
@@ -96,19 +108,21 @@ class RowTokenizer:
         trained_tokens = sum(label != IGNORED for label in labels)
         if not trained_tokens:
             raise UnusableRow("no trained token within max_length")
-        account = _account(agreed, ids, trained_tokens) | {"status": status, "reason": reason}
+        account = _account(agreed.mode, notes, ids, trained_tokens) | {"status": status, "reason": reason}
         return {"input_ids": ids, "labels": labels, **account}
 
-    def _pair(self, row: dict[str, Any]) -> dict[str, Any]:
-        pair = checked_pair(row)
-        arguments = self._template_arguments(row)
-        agreed = mode_of_pair(pair, arguments, self.data.chat_template)
-        before = agreed.as_the_template_takes(pair["chosen"][:-1])
-        arguments |= agreed.arguments
-        prompt = render(before, template=self.data.chat_template, add_generation_prompt=True, **arguments).text
+    def _pair(self, row: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+        pair = pair_of(row)
+        arguments = template_arguments_of(row, self.spec.chat_template_kwargs)
+        agreed = mode_of_pair(pair.sides, arguments, self.data.chat_template)
+        notes = [*notes, *pair.notes, *agreed.notes]
+        before = agreed.as_the_template_takes(pair.sides["chosen"][:-1])
+        named = {**arguments, **agreed.arguments, "date_string": self.data.date_string}
+        prompt = render(before, template=self.data.chat_template, add_generation_prompt=True, **named).text
         ids = {"prompt": _encode(prompt, self.tokenizer)}
-        for name, messages in pair.items():
+        for name, messages in pair.sides.items():
             rendering = self._render(messages, agreed, arguments)
+            notes += _notes_on_text(rendering.text, messages, arguments)
             whole = _encode(rendering.text[: rendering.assistant_spans[-1][1]], self.tokenizer)
             if whole[: len(ids["prompt"])] != ids["prompt"]:
                 raise UnusableRow(f"{name} does not continue the generation prompt")
@@ -116,59 +130,48 @@ class RowTokenizer:
                 raise UnusableRow("longer than max_length")
             ids[name] = whole[len(ids["prompt"]) :]
         trained_tokens = len(ids["chosen"]) + len(ids["rejected"])
-        account = _account(agreed, [token for part in ids.values() for token in part], trained_tokens)
+        account = _account(agreed.mode, notes, [token for part in ids.values() for token in part], trained_tokens)
         return {**{f"{name}_ids": part for name, part in ids.items()}, **account}
 
-    @property
-    def _has_header(self) -> bool:
-        return has_modes(self.data.chat_template)
-
-    def _template_arguments(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        own = row.get("chat_template_kwargs", {})
-        if not isinstance(own, dict):
-            raise UnusableRow(f"chat_template_kwargs is {type(own).__name__}, no mapping")
-        arguments = {**self.spec.chat_template_kwargs, **own, "date_string": self.data.date_string}
-        tools = row.get("tools")
-        return {**arguments, "tools": _tools(tools)} if tools else arguments
-
     def _render(self, messages: Sequence[Message], agreed: AgreedMode, arguments: Mapping[str, Any]) -> Rendering:
-        """Raises UnusableRow when the text lacks instructions of the row: rendering must not lose a persona."""
+        """Raises UnusableRow when the text lacks something that the row says."""
         messages = agreed.as_the_template_takes(messages)
-        rendering = render(messages, template=self.data.chat_template, **{**arguments, **agreed.arguments})
-        sources = [messages[0].get("content", "")] if messages[0]["role"] == "system" else []
-        if self._has_header:
-            sources.append(arguments.get("custom_instructions") or "")
-        rendered = _in_one_line(rendering.text.split())
-        for source in sources:
-            words = [word for word in str(source).split() if not self._has_header or word not in FLAGS]
-            if _in_one_line(words) not in rendered:
-                raise UnusableRow("system text lost in rendering")
+        named = {**arguments, **agreed.arguments, "date_string": self.data.date_string}
+        rendering = render(messages, template=self.data.chat_template, **named)
+        rendered, position = _bare(rendering.text), 0
+        if _bare(arguments.get("custom_instructions", "")) not in rendered:
+            raise UnusableRow("custom_instructions lost in rendering: there is a system message")
+        for message in messages:
+            said = _bare(message["content"])
+            position = rendered.find(said, position)
+            if position < 0:
+                raise UnusableRow(f"{message['role']} text lost in rendering")
+            position += len(said)
         return rendering
 
 
-def _in_one_line(words: Sequence[str]) -> str:
-    """Words as one line to compare, with the control tokens that the templates pull apart closed again."""
-    return " ".join(words).replace("<| ", "<|").replace(" |>", "|>")
+def _bare(text: str) -> str:
+    """What of a text is the same in its rendering: white space and flags may be other ones, and spaces pull apart
+    control tokens."""
+    text = "".join(text.split())
+    for flag in FLAGS:
+        text = text.replace(flag, "")
+    return text
 
 
-def _tools(given: Any) -> list[dict[str, Any]]:
-    """JSON schemas, given as a list or as its JSON text."""
-    try:
-        tools = json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError) as error:
-        raise UnusableRow("tools is text that is no JSON") from error
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UnusableRow("tools is no list of JSON schemas")
-    return tools
+def _notes_on_text(text: str, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[str]:
+    said = json.dumps([messages, arguments], ensure_ascii=False)
+    apart = any(text.count(token) > said.count(token) for token in ("<| ", "< tool_response >", "< /tool_response >"))
+    return ["control tokens or tool-response tags in the content pulled apart"] if apart else []
 
 
-def _account(agreed: AgreedMode, ids: Sequence[int], trained_tokens: int) -> dict[str, Any]:
+def _account(mode: Mode, notes: Sequence[str], ids: Sequence[int], trained_tokens: int) -> dict[str, Any]:
     """Of a row that is kept."""
     return {
         "status": "kept",
         "reason": "",
-        "mode": agreed.mode,
-        "notes": "\n".join(agreed.notes),
+        "mode": mode,
+        "notes": "\n".join(dict.fromkeys(notes)),
         "tokens": len(ids),
         "trained_tokens": trained_tokens,
         "digest": _digest(ids),

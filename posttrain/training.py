@@ -314,7 +314,7 @@ def last_checkpoint(recipe: PostTrainingRecipe) -> Path | None:
     """The newest complete checkpoint of the run; one that a kill left half-written is removed.
 
     Raises:
-        RunError: the checkpoints belong to a recipe that trains other weights.
+        RunError: the checkpoints belong to a recipe that trains other weights, or there is a model without any.
     """
     checkpoints = sorted(_checkpoints(recipe).glob("checkpoint-*"), key=_step_of)
     if checkpoints:
@@ -326,7 +326,18 @@ def last_checkpoint(recipe: PostTrainingRecipe) -> Path | None:
         if processes().is_main_process:
             print(f"{newest} is incomplete: removed.", flush=True)
             shutil.rmtree(newest)
+    _check_no_model(recipe)
     return None
+
+
+def _check_no_model(recipe: PostTrainingRecipe) -> None:
+    """A run that begins anew would end by overwriting what an earlier one of its name has left."""
+    if recipe.model_folder.is_dir() and any(recipe.model_folder.iterdir()):
+        raise RunError(
+            f"{recipe.model_folder} holds a model, but {_checkpoints(recipe)} no checkpoint that this run could go on "
+            "from: it would begin anew and overwrite the model. Give the run another general.run, or move the model "
+            "away."
+        )
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -25,7 +25,8 @@ def check(profile: Profile, recipes: list[Path], overrides: list[str], data: boo
     Without RECIPE: all of the profile, and its cluster.yaml. Looks at keys and what must hold between them, at sources
     against the registry, at the recipe that a run starts from, and at the Slurm script's nodes and GPUs against the
     layout. With --data also at what a pretraining run finds on disk: shards, tokenizer, checkpoint to start from, run
-    folder and space.
+    folder and space, and at what a post-training run starts from: its model and local sets are there and not empty.
+    Of the hub's it names those that no cache of this machine has; with HF_HUB_OFFLINE they are missing.
     """
     from check.recipes import check as check_recipe
 

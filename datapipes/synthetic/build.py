@@ -29,11 +29,15 @@ _COMMON_ANSWER_WORDS = 20  # equal answers of fewer words are no sign of a parro
 
 @dataclass
 class Report:
-    """What became of the prompts. `lost` has the reasons; `prompts` counts repeated and unusable ones too."""
+    """What became of the prompts. `lost` has the reasons; `prompts` counts repeated and unusable ones too.
+
+    `passed_on`: how many of the prompts that were asked came with a system text, and with several questions.
+    """
 
     prompts: int = 0
     rows: int = 0
     lost: Counter[str] = field(default_factory=Counter)
+    passed_on: Counter[str] = field(default_factory=Counter)
 
 
 def build(recipe: SyntheticRecipe) -> Report:
@@ -51,7 +55,7 @@ def build(recipe: SyntheticRecipe) -> Report:
     thinking = recipe.teacher.thinking
     log = _open_log(folder, "teacher", recipe.teacher)
     ids: set[str] = set()
-    ask(recipe.teacher, read_prompts(recipe.prompts, ids, report.lost), log)
+    ask(recipe.teacher, read_prompts(recipe.prompts, ids, report.lost, report.passed_on), log)
     report.prompts = len(ids) + report.lost.total()
     rows = _conversations(log, ids, thinking, benchmarks, report.lost)
     if recipe.rejected is not None:
@@ -169,6 +173,8 @@ def print_report(report: Report, console: Console) -> None:
     table = Table("prompts", "conversations", "share")
     table.add_row("all", str(report.prompts), "")
     table.add_row("kept", str(report.rows), f"{report.rows / report.prompts:.1%}")
+    for what, count in report.passed_on.items():
+        table.add_row(f"with {what}", str(count), f"{count / report.prompts:.1%}")
     for reason, count in report.lost.most_common():
         table.add_row(f"lost: {reason}", str(count), f"{count / report.prompts:.1%}")
     console.print(table)

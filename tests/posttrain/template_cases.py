@@ -67,6 +67,12 @@ CASES = [
          NO_THINK_DEFAULT + END + HI + BOT + "«<think>\n\n</think>\nHello\n<|im_end|>»\n", {"enable_thinking": False}),
     Case("reasoning in its own field", [hi, bot("Hello", reasoning_content="\nhm\n")],
          THINK_DEFAULT + END + HI + BOT + "«<think>\nhm\n</think>\nHello<|im_end|>»\n"),
+    Case("spaces and lines within a reply stay", [hi, bot("\n\n  def f():\n\n    x\n\n")],
+         THINK_DEFAULT + END + HI + BOT + "«  def f():\n\n    x\n\n<|im_end|>»\n"),
+    Case("reasoning in the field of other servers",
+         [hi, bot("Hello", reasoning="hm"), user("a"), bot("b", thinking="c")],
+         THINK_DEFAULT + END + HI + BOT + "«<think>\nhm\n</think>\nHello<|im_end|>»\n" + USER + "a" + END + BOT
+         + "«<think>\nc\n</think>\nb<|im_end|>»\n"),
     Case("reasoning in both places is said once", [hi, bot("<think>\nhm\n</think>\nHello", reasoning_content="hm")],
          THINK_DEFAULT + END + HI + BOT + "«<think>\nhm\n</think>\nHello<|im_end|>»\n"),
     # Flags in the system message
@@ -79,6 +85,25 @@ CASES = [
     Case("flag within text is removed", [system("Be /no_think kind."), hi], NO_THINK + "Be kind." + END + HI),
     Case("flag on its own line is removed", [system("Be kind.\n/no_think"), hi], NO_THINK + "Be kind." + END + HI),
     Case("both flags: off wins", [system("/think /no_think"), hi], NO_THINK_DEFAULT + END + HI),
+    Case("a flag with a full stop", [system("Be kind. /no_think."), hi], NO_THINK + "Be kind. ." + END + HI),
+    Case("a flag with a comma", [system("/no_think, and be kind."), hi], NO_THINK + ", and be kind." + END + HI),
+    Case("a flag behind a full stop", [system("Be kind./no_think"), hi], NO_THINK + "Be kind." + END + HI),
+    Case("a flag in quotes", [system('Mode "/no_think"; be kind.'), hi], NO_THINK + 'Mode ""; be kind.' + END + HI),
+    Case("a flag in brackets", [system("Be kind (/no_think)."), hi], NO_THINK + "Be kind ()." + END + HI),
+    Case("a flag behind a tab", [system("Be kind.\t/no_think"), hi], NO_THINK + "Be kind." + END + HI),
+    Case("a flag between tabs", [system("Be\t/no_think\tkind."), hi], NO_THINK + "Be\t\tkind." + END + HI),
+    Case("a flag and Windows lines", [system("Be kind.\r\n/no_think\r\nBe brief."), hi],
+         NO_THINK + "Be kind.\r\n\r\nBe brief." + END + HI),
+    Case("a flag, then Windows lines", [system("/no_think\r\n"), hi], NO_THINK_DEFAULT + END + HI),
+    Case("a flag without spaces around", [system("简短回答/no_think谢谢"), hi], NO_THINK + "简短回答谢谢" + END + HI),
+    Case("a flag twice", [system("/no_think Be /no_think kind."), hi], NO_THINK + "Be kind." + END + HI),
+    Case("an override with a full stop", [system("Only this. /system_override."), hi],
+         "<|im_start|>system\nOnly this. ." + END + HI),
+    Case("the closing tag is no flag", [system("Reason in <think></think>."), hi],
+         NO_THINK + "Reason in <think></think>." + END + HI, {"enable_thinking": False}),
+    Case("longer words are no flags", [system("/think_hard /no_thinking x/no_think /no_think/x /think2"), hi],
+         NO_THINK + "/think_hard /no_thinking x/no_think /no_think/x /think2" + END + HI,
+         {"enable_thinking": False}),
     Case("a path is no flag", [system("Files lie in /thinking and a/think"), hi],
          THINK + "Files lie in /thinking and a/think" + END + HI),
     Case("a flag of the user is text", [user("Hi /no_think")], THINK_DEFAULT + END + USER + "Hi /no_think" + END),
@@ -97,6 +122,8 @@ CASES = [
          {"custom_instructions": "Be kind."}),
     Case("a bare flag leaves custom instructions", [system("/no_think"), hi], NO_THINK + "Be kind." + END + HI,
          {"custom_instructions": "Be kind."}),
+    Case("a developer is the system", [{"role": "developer", "content": "Be kind. /no_think"}, hi],
+         NO_THINK + "Be kind." + END + HI),
     # Override
     Case("override", [system("Only this. /system_override"), hi], "<|im_start|>system\nOnly this." + END + HI),
     Case("override and flag", [system("/system_override /no_think Only this."), hi, bot("Yo")],
@@ -114,6 +141,15 @@ CASES = [
          {"xml_tools": '{"name": "f"}'}),
     Case("tools mean xml tools", [hi], THINK_DEFAULT + XML_HEAD + '{"name": "f"}' + XML_TAIL + END + HI,
          {"tools": [{"name": "f"}]}),
+    Case("tools come behind xml tools", [hi],
+         THINK_DEFAULT + XML_HEAD + '{"name":"g"}\n{"name": "f"}' + XML_TAIL + END + HI,
+         {"tools": [{"name": "f"}], "xml_tools": ['{"name":"g"}']}),
+    Case("JSON as Python writes it", [hi],
+         THINK_DEFAULT + XML_HEAD + '{"z": null, "a": [true, false, {}, [], 0.5, -3], "items": {"keys": '
+         '"<a href=\\"b\\">'
+         " & 'c' \\\\ d\\ne\\tf\\rg\", \"é\": 1}}" + XML_TAIL + END + HI,
+         {"xml_tools": [{"z": None, "a": [True, False, {}, [], 0.5, -3],
+                     "items": {"keys": "<a href=\"b\"> & 'c' \\ d\ne\tf\rg", "é": 1}}]}),
     Case("no tools in four ways", [hi], THINK_DEFAULT + END + HI,
          {"xml_tools": [], "python_tools": None, "tools": None}),
     Case("python tools", [hi],
@@ -133,6 +169,13 @@ CASES = [
          '\n<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call><|im_end|>»\n'),
     Case("a wrapped tool result is not wrapped again", [hi, bot("x"), tool("<tool_response>\n2\n</tool_response>")],
          THINK_DEFAULT + END + HI + BOT + "«x<|im_end|>»\n" + USER + "<tool_response>\n2\n</tool_response>" + END),
+    Case("a result as a mapping", [hi, bot("x"), tool({"b": None, "a": "<é>"})],
+         THINK_DEFAULT + END + HI + BOT + "«x<|im_end|>»\n" + USER
+         + '<tool_response>\n{"b": null, "a": "<é>"}\n</tool_response>' + END),
+    Case("null and order in a call", [hi, bot("", tool_calls=[call("f", {"z": None, "a": {"c": "é", "b": []}})])],
+         THINK_DEFAULT + END + HI + BOT
+         + '«<tool_call>\n{"name": "f", "arguments": {"z": null, "a": {"c": "é", "b": []}}}\n</tool_call>'
+         "<|im_end|>»\n"),
     # Several turns
     Case("earlier think blocks stay", [hi, bot("<think>\na\n</think>\nb"), user("c"), bot("<think>\nd\n</think>\ne")],
          THINK_DEFAULT + END + HI + BOT + "«<think>\na\n</think>\nb<|im_end|>»\n" + USER + "c" + END
@@ -145,7 +188,7 @@ CASES = [
          THINK + "Sei höflich 🙂" + END + USER + "日本語 — ñ" + END + BOT + "«Ça va 🙂<|im_end|>»\n"),
     Case("unicode in tools", [hi], THINK_DEFAULT + XML_HEAD + '{"name": "größe"}' + XML_TAIL + END + HI,
          {"xml_tools": [{"name": "größe"}]}),
-    Case("content in parts", [user([{"type": "text", "text": "A"}, {"type": "image"}, {"type": "text", "text": "B"}])],
+    Case("content in parts", [user([{"type": "text", "text": "A"}, {"type": "text", "text": "B"}])],
          THINK_DEFAULT + END + USER + "AB" + END),
     Case("spaces of the user stay", [user("  def f():\n    x \n")],
          THINK_DEFAULT + END + USER + "  def f():\n    x \n" + END),
@@ -164,6 +207,8 @@ CASES = [
     Case("assistant text with control tokens", [hi, bot("<|im_end|>\n<|im_start|>user\nmore")],
          THINK_DEFAULT + END + HI + BOT + "«<| im_end |>\n<| im_start |>user\nmore<|im_end|>»\n"),
     Case("system text with control tokens", [system("<|im_end|>"), hi], THINK + "<| im_end |>" + END + HI),
+    Case("a removed flag leaves no control token", [system("<|/no_think|im_end|> <|im_start|/no_think>user"), hi],
+         NO_THINK + "<||im_end|> <| im_start |>user" + END + HI),
     Case("tool schema with control tokens", [hi],
          THINK_DEFAULT + XML_HEAD + '{"name": "<| im_end |>"}' + XML_TAIL + END + HI,
          {"xml_tools": [{"name": "<|im_end|>"}]}),
@@ -171,4 +216,21 @@ CASES = [
          THINK_DEFAULT + END + HI + BOT
          + '«<tool_call>\n{"name": "f", "arguments": {"x": "<| im_end |>"}}\n</tool_call><|im_end|>»\n'),
     Case("ordinary pipes stay", [user("a <| b |> c || d")], THINK_DEFAULT + END + USER + "a <| b |> c || d" + END),
+]  # fmt: skip
+
+CHATML_CASES = [
+    Case("plain", [system("s"), hi, bot("<think>\na\n</think>\nb")],
+         "<|im_start|>system\ns" + END + HI + BOT + "«<think>\na\n</think>\nb<|im_end|>»\n"),
+    Case("custom instructions are a system message", [hi, bot("b")],
+         "<|im_start|>system\nBe kind." + END + HI + BOT + "«b<|im_end|>»\n", {"custom_instructions": "Be kind."}),
+    Case("a system message stands alone", [system("s"), hi], "<|im_start|>system\ns" + END + HI,
+         {"custom_instructions": "s"}),
+    Case("nothing of nothing", [hi, bot("b")], HI + BOT + "«b<|im_end|>»\n",
+         {"custom_instructions": "", "xml_tools": [], "python_tools": [], "tools": None, "enable_thinking": True}),
+    Case("developer", [{"role": "developer", "content": "s"}, hi], "<|im_start|>system\ns" + END + HI),
+    Case("tool", [hi, bot("a"), tool("1"), bot("b")],
+         HI + BOT + "«a<|im_end|>»\n" + "<|im_start|>tool\n1" + END + BOT + "«b<|im_end|>»\n"),
+    Case("control tokens", [user("<|im_end|>")], USER + "<| im_end |>" + END),
+    Case("content in parts", [user([{"type": "text", "text": "A"}, {"type": "text", "text": "B"}])], USER + "AB" + END),
+    Case("generation prompt", [hi], HI + BOT, {"add_generation_prompt": True}),
 ]  # fmt: skip

@@ -152,7 +152,7 @@ def test_a_lost_persona_is_counted(tmp_path: Path, tokenizer: PreTrainedTokenize
     rows = [chat(str(i), "x", **NO_THINK) for i in range(9)] + [{**lost, "chat_template_kwargs": kwargs}]
     path = write_set(tmp_path, rows)
     data = prepare("sft", path, tokenizer, "data.max_lost_fraction=0.2")
-    assert data.reports[0].reasons == {"system text lost in rendering": 1}
+    assert data.reports[0].reasons == {"custom_instructions lost in rendering: there is a system message": 1}
 
 
 def test_preference_pairs_split_after_the_generation_prompt(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -226,17 +226,20 @@ def test_losses_below_the_threshold_pass(tmp_path: Path, tokenizer: PreTrainedTo
 @pytest.mark.parametrize(
     ("phase", "content", "weight", "message"),
     [
-        ("sft", '{"text": "x"}\n', 1.0, "has no column messages; it has text"),
-        ("apo", '{"chosen": []}\n', 1.0, "has no column rejected"),
-        ("sft", "not json\n", 1.0, "cannot be read"),
+        ("sft", '{"text": "x"}\n', 1.0, r"loses 1 of 1 samples: 1 x no messages; the row has text \(row 1\)"),
+        ("apo", json.dumps({"chosen": chat("a", "b")["messages"]}) + "\n", 1.0, "1 x no rejected; the row has chosen"),
+        ("sft", "not json\n", 1.0, r"1 x the line is no JSON \(row 1\)"),
+        ("sft", "", 1.0, r"train\.jsonl holds no row"),
+        ("sft", "\n \n", 1.0, "gives no sample: weight 1.0 of 0 rows"),
+        ("sft", "\xff\xfe", 1.0, "cannot be read"),
         ("sft", json.dumps(chat("a", "b")) + "\n", 0.5, "gives no sample: weight 0.5 of 1 rows"),
     ],
-    ids=["column", "one of two columns", "not json", "weight rounds to nothing"],
+    ids=["column", "one of two columns", "not json", "empty", "blank", "not utf-8", "weight rounds to nothing"],
 )
 def test_files_that_cannot_be_used(
     phase: str, content: str, weight: float, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    (tmp_path / "train.jsonl").write_text(content)
+    (tmp_path / "train.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(DatasetError, match=message):
         prepare(phase, str(tmp_path), tokenizer, weight=weight)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain import data, tokenization
 from posttrain.data import DatasetError, TrainingData, prepare_data
 from posttrain.recipe import load_recipe
-from posttrain.rows import with_inline_reasoning
+from posttrain.rows import conversation_of
 from posttrain.template import render
 from posttrain.tokenization import IGNORED
 from tests.posttrain.template_cases import call
@@ -61,6 +61,7 @@ REASONED, CALL = f"{BLOCK}yes", '<tool_call>\n{"name": "f", "arguments": {}}\n</
 TOOL_CALL = {"tool_calls": [call("f", "{}")]}
 PARTS = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
 FROM_REPLY = {mode: f"no mode given, so /{mode} as in the reply" for mode in ("think", "no_think")}
+APART = "control tokens or tool-response tags in the content pulled apart"
 NO_LOSS = "turns without reasoning under /think carry no loss"
 REWRITTEN = "empty think block written as the template's"
 UNCLOSED = "unclosed think block"
@@ -92,7 +93,7 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "system text in parts": (row("yes", system=PARTS, kwargs=asked(False)), NO_THINK),
     "a flag in parts": (row(REASONED, system=[*PARTS, {"type": "text", "text": " /think"}]), THINK),
     "system text with control tokens": (row("yes", system="End with <|im_end|>, not <|pad|>.", kwargs=asked(False)),
-                                        NO_THINK),
+                                        Kept("no_think", NO_THINK.trained, [APART])),
     "an image": (row("yes", system=[*PARTS, {"type": "image"}]),
                  "a message's content has a part of type image; only text is trained on"),
     # Reasoning in a field of its own
@@ -133,8 +134,11 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str]] = {
     "the text false": (row("yes", kwargs=asked("false")), "enable_thinking is no boolean but 'false'"),
     "the text true": (row(REASONED, kwargs=asked("true")), "enable_thinking is no boolean but 'true'"),
     "a number": (row("yes", kwargs=asked(0)), "enable_thinking is no boolean but 0"),
-    "arguments as text": ({**row("yes"), "chat_template_kwargs": '{"enable_thinking": false}'},
-                          "chat_template_kwargs is str, no mapping"),
+    "arguments as text": ({**row("yes"), "chat_template_kwargs": '{"enable_thinking": false}'}, NO_THINK),
+    "arguments as other text": ({**row("yes"), "chat_template_kwargs": "no_think"},
+                                "chat_template_kwargs is text that is no JSON"),
+    "arguments as a list": ({**row("yes"), "chat_template_kwargs": ["no_think"]},
+                            "chat_template_kwargs is list, no mapping"),
     "tools as text": ({**no_think("yes"), "tools": '[{"name": "f"}]'}, NO_THINK),
     "tools that are no JSON": ({**no_think("yes"), "tools": "f(x)"}, "tools is text that is no JSON"),
     "tools that are one name": ({**no_think("yes"), "tools": '"f"'}, "tools is no list of JSON schemas"),
@@ -310,7 +314,8 @@ def test_plain_chatml_has_no_mode_but_the_same_blocks(tmp_path: Path, tokenizer:
 def test_reasoning_inline_renders_as_in_its_own_field(content: str, more: dict[str, Any]) -> None:
     """What is trained on is what a client's history with reasoning_content becomes."""
     messages = [{"role": "user", "content": "q"}, says(content, reasoning_content="\nhm ", **more)]
-    assert render(with_inline_reasoning(messages), date_string="d") == render(messages, date_string="d")
+    inline = conversation_of({"messages": messages}).messages
+    assert render(inline, date_string="d") == render(messages, date_string="d")
 
 
 def test_another_version_of_the_code_tokenizes_anew(

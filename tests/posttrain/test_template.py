@@ -1,30 +1,34 @@
 """The chat templates against renderings written by hand, through every renderer that users have."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
-from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
+from foundation.errors import UserError
 from posttrain import template
-from posttrain.rows import UnusableRow, mode_of_conversation
+from posttrain.modes import mode_of_conversation
+from posttrain.recipe import TemplateName
+from posttrain.rows import UnusableRow
 from posttrain.template import (
     EMPTY_THINK_BLOCK,
     ToolCall,
     install_template,
     load_template,
+    load_training_template,
     parse_reply,
     reasoning_mode,
     render,
 )
 from posttrain.tokenization import IGNORED, tokenize_rendering
-from tests.posttrain.template_cases import CASES, END, HI, META, Case, bot, hi, system, tool, user
+from tests.compat.environments import JAVASCRIPT_ENGINE, TEMPLATE_ENGINES
+from tests.posttrain.official_semantics import OURS, SYSTEM_TEXTS, decided, expected_of
+from tests.posttrain.template_cases import CASES, CHATML_CASES, META, Case, bot, call, hi, system, tool, user
 
 DATE = "01 July 2025"
 
@@ -35,23 +39,16 @@ def split_expected(marked: str) -> tuple[str, list[str]]:
     return marked.replace("«", "").replace("»", ""), trained
 
 
-class PlainGeneration(Extension):
-    """`{% generation %}` as servers treat it: the block's content."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> Any:
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=lineno)
-
-
-def server_render(case: Case, **more: Any) -> str:
-    """An environment like those of inference servers, built independently of transformers."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[PlainGeneration])
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    template = environment.from_string(load_template("dual_mode"))
-    return template.render(messages=case.messages, date_string=DATE, **case.arguments, **more)
+def sandbox_render(
+    case: Case, environment: type[jinja2.Environment] = ImmutableSandboxedEnvironment, name: TemplateName = "dual_mode"
+) -> str:
+    """Jinja with nothing added: neither the generation tag nor Python's JSON, and with or without trimmed blocks."""
+    texts = set()
+    for trims in (True, False):
+        template = environment(trim_blocks=trims, lstrip_blocks=trims).from_string(load_template(name))
+        texts.add(template.render(messages=case.messages, date_string=DATE, **case.arguments))
+    (text,) = texts
+    return text
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -66,18 +63,25 @@ def test_rendering(case: Case) -> None:
     assert [rendering.text[start:end] for start, end in rendering.assistant_spans] == trained
 
 
-def test_same_text_in_a_server(case: Case) -> None:
-    assert server_render(case) == split_expected(case.expected)[0]
+@pytest.mark.parametrize("environment", [ImmutableSandboxedEnvironment, jinja2.Environment])
+def test_same_text_in_plain_jinja(case: Case, environment: type[jinja2.Environment]) -> None:
+    assert sandbox_render(case, environment) == split_expected(case.expected)[0]
 
 
 def test_same_text_and_mask_in_transformers_and_trl(case: Case, tokenizer: PreTrainedTokenizerBase) -> None:
-    """TRL's trainers call apply_chat_template with the mask, which transformers computes on its own."""
+    """TRL's trainers call apply_chat_template with the mask, which transformers computes on its own. The tokenizer
+    carries the template without marks, the mask takes the one that has them."""
     rendering = render(case.messages, date_string=DATE, **case.arguments)
     assert tokenizer.apply_chat_template(case.messages, tokenize=False, date_string=DATE, **case.arguments) == (
         rendering.text
     )
     theirs = tokenizer.apply_chat_template(
-        case.messages, return_dict=True, return_assistant_tokens_mask=True, date_string=DATE, **case.arguments
+        case.messages,
+        chat_template=load_training_template("dual_mode"),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        date_string=DATE,
+        **case.arguments,
     )
     ids, labels = tokenize_rendering(rendering, tokenizer)
     assert ids == theirs["input_ids"]
@@ -102,21 +106,26 @@ def test_generation_prompt_is_a_prefix_of_every_turn() -> None:
 
 
 def test_trl_finds_the_stop_token_in_the_mask(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert is_chat_template_stop_token_trained(tokenizer, chat_template=None)
+    assert is_chat_template_stop_token_trained(tokenizer, chat_template=load_training_template("dual_mode"))
 
 
 def test_date_comes_from_the_clock_only_when_none_is_given(tokenizer: PreTrainedTokenizerBase) -> None:
     live = tokenizer.apply_chat_template([hi], tokenize=False)
     assert isinstance(live, str) and "Date: " in live and DATE not in live
     # A renderer without a clock leaves the line out.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[PlainGeneration])
-    clockless = environment.from_string(load_template("dual_mode")).render(messages=[hi])
+    clockless = ImmutableSandboxedEnvironment().from_string(load_template("dual_mode")).render(messages=[hi])
     assert clockless.startswith(META.replace("Date: 01 July 2025\n", ""))
 
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [([{"role": "critic", "content": "x"}], "Unknown role critic"), ([hi, system("x")], "must be the first message")],
+    [
+        ([{"role": "critic", "content": "x"}], "Unknown role critic"),
+        ([hi, system("x")], "must be the first message"),
+        ([hi, {"role": "developer", "content": "x"}], "must be the first message"),
+        ([user([{"type": "text", "text": "a"}, {"type": "image"}])], "has to be text or a list of parts of type text"),
+        ([user({"a": 1})], "has to be text or a list of parts of type text"),
+    ],
 )
 def test_refused_conversations(messages: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(jinja2.TemplateError, match=message):
@@ -140,7 +149,7 @@ def test_reasoning_mode() -> None:
 
 def test_a_template_of_ones_own_has_its_own_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Under any name, and with other words for the flags: rows are held against what their own template says."""
-    own = load_template("dual_mode").replace("'/no_think'", "'/brief'").replace("'/think'", "'/deep'")
+    own = load_training_template("dual_mode").replace("'/no_think'", "'/brief'").replace("'/think'", "'/deep'")
     (tmp_path / "own.jinja").write_text(own)
     monkeypatch.setitem(template._FILES, "own", str(tmp_path / "own.jinja"))  # type: ignore[arg-type]
     assert [template.has_modes(name) for name in ("dual_mode", "chatml", "own")] == [True, False, True]  # type: ignore[arg-type]
@@ -152,11 +161,67 @@ def test_a_template_of_ones_own_has_its_own_modes(monkeypatch: pytest.MonkeyPatc
         mode_of_conversation([system("/brief"), hi, bot(rows["/deep"])], {}, "own")  # type: ignore[arg-type]
 
 
-def test_chatml_is_plain() -> None:
-    rendering = render([system("s"), hi, bot("<think>\na\n</think>\nb")], template="chatml")
-    expected = "<|im_start|>system\ns" + END + HI + "<|im_start|>assistant\n<think>\na\n</think>\nb<|im_end|>\n"
-    assert rendering.text == expected
-    assert [rendering.text[a:b] for a, b in rendering.assistant_spans] == ["<think>\na\n</think>\nb<|im_end|>"]
+@pytest.mark.parametrize("case", CHATML_CASES, ids=lambda case: case.name)
+def test_plain_chatml(case: Case) -> None:
+    text, trained = split_expected(case.expected)
+    rendering = render(case.messages, template="chatml", **case.arguments)
+    assert rendering.text == text == sandbox_render(case, name="chatml")
+    assert [rendering.text[start:end] for start, end in rendering.assistant_spans] == trained
+
+
+CHATML_REFUSES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+    "tools": ([hi], {"tools": [{"name": "f"}]}, "no place for tools"),
+    "xml tools": ([hi], {"xml_tools": "f"}, "no place for tools"),
+    "python tools": ([hi], {"python_tools": ["def f()"]}, "no place for tools"),
+    "calls": ([hi, bot("", tool_calls=[call("f", "{}")])], {}, "renders no tool_calls"),
+    "reasoning": ([hi, bot("b", reasoning_content="a")], {}, "renders no reasoning field"),
+    "an image": ([user([{"type": "image"}])], {}, "has to be text or a list of parts of type text"),
+}
+
+
+@pytest.mark.parametrize(("messages", "named", "message"), CHATML_REFUSES.values(), ids=CHATML_REFUSES.keys())
+def test_plain_chatml_leaves_nothing_out(messages: list[dict[str, Any]], named: dict[str, Any], message: str) -> None:
+    with pytest.raises(jinja2.TemplateError, match=message):
+        render(messages, template="chatml", **named)
+
+
+@pytest.mark.parametrize("text", SYSTEM_TEXTS)
+@pytest.mark.parametrize("thinking", [True, False])
+def test_system_texts_mean_what_the_official_template_takes_them_for(text: str, thinking: bool) -> None:
+    messages = [system(text), hi]
+    rendered = render(messages, enable_thinking=thinking, date_string=DATE, add_generation_prompt=True).text
+    assert decided(rendered) == expected_of(text, thinking)
+
+
+def test_official_differences_are_of_the_kinds_that_are_documented() -> None:
+    """Flags inside words, paths and tags are text here, and the space before a removed flag goes with it."""
+    assert len(SYSTEM_TEXTS) == 46
+    for text, ours in OURS.items():
+        theirs = SYSTEM_TEXTS[text]
+        if ours[:2] == theirs[:2]:
+            assert "".join((ours[2] or "").split()) == "".join((theirs[2] or "").split())
+        else:
+            assert ours == ("think", "no_think", text)
+
+
+@pytest.mark.parametrize("name", ["dual_mode", "chatml"])
+def test_the_saved_template_is_the_training_template_without_its_marks(name: TemplateName) -> None:
+    saved, training = load_template(name), load_training_template(name)
+    assert training.count("{%- generation -%}") == training.count("{%- endgeneration -%}") == 1
+    assert "generation -%}" not in saved and "generation %}" not in saved
+    pieces = [training.partition("{%- generation -%}")[0], training.rpartition("{%- endgeneration -%}")[2]]
+    assert saved.startswith(pieces[0].rstrip()) and saved.endswith(pieces[1].lstrip())
+
+
+def test_marks_in_another_spelling_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They would stay in the saved template, which then fails in servers, or take other white space with them."""
+    own = load_training_template("chatml").replace("{%- generation -%}", "{% generation %}")
+    (tmp_path / "own.jinja").write_text(own)
+    monkeypatch.setitem(template._FILES, "own", str(tmp_path / "own.jinja"))  # type: ignore[arg-type]
+    load_training_template.cache_clear()
+    with pytest.raises(UserError, match=r"own\.jinja marks what carries loss in another spelling"):
+        load_template("own")  # type: ignore[arg-type]
+    load_training_template.cache_clear()
 
 
 def test_chatml_joins_parts_in_every_role() -> None:
@@ -217,3 +282,9 @@ def test_saved_tokenizer_carries_the_template(tokenizer: PreTrainedTokenizerBase
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.chat_template == load_template("dual_mode")
     assert again.eos_token == "<|im_end|>"
+
+
+def test_the_page_names_the_releases_that_are_tested() -> None:
+    page = Path("docs/chat_template.md").read_text()
+    for package in (*TEMPLATE_ENGINES[:2], JAVASCRIPT_ENGINE):
+        assert package.replace("==", "@").rpartition("@")[2] in page

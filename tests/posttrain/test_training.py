@@ -258,6 +258,20 @@ def test_checkpoints_of_another_recipe_are_not_continued(run: Path) -> None:
         train(recipe("sft", from_base(run), "optimizer.learning_rate=0.5"))
 
 
+def test_a_model_whose_checkpoints_are_gone_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command would train anew and end by replacing what may be the only copy."""
+    wanted = recipe("sft", from_base(run))
+    wanted.model_folder.mkdir(parents=True)
+    (wanted.model_folder / "model.safetensors").write_text("trained before")
+    command = ["recipes/tiny/sft.yaml", *FAST, from_base(run)]
+    assert train_command.main(command) == 2
+    assert f"{wanted.model_folder} holds a model, but {wanted.run_folder}/checkpoints no checkpoint" in (
+        capsys.readouterr().err
+    )
+    assert (wanted.model_folder / "model.safetensors").read_text() == "trained before"
+    assert not wanted.run_folder.exists()
+
+
 def test_a_diverged_run_stops(run: Path) -> None:
     with pytest.raises(TrainingFailure, match=r"Lower optimizer\.learning_rate"):
         train(recipe("sft", from_base(run), "optimizer.learning_rate=1e30", "optimizer.warmup_ratio=0.0"))
@@ -308,9 +322,9 @@ def test_a_full_disk_is_said_and_survived(run: Path, capsys: pytest.CaptureFixtu
 
 def test_a_template_without_marks_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing would be trained: the loss is taken between the marks."""
-    bare = load_template("dual_mode").replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    monkeypatch.setattr("posttrain.template.load_template", lambda name: bare)
-    with pytest.raises(DatasetError, match="12 of 12 samples: 12 x no trained token"):
+    bare = load_template("dual_mode")
+    monkeypatch.setattr("posttrain.template.load_training_template", lambda name: bare)
+    with pytest.raises(DatasetError, match=r"12 of 12 samples: \d+ x the template marks 0 of \d replies for loss"):
         train(recipe("sft", from_base(run)))
 
 
