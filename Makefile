@@ -7,6 +7,24 @@ SMOLLM3 := $(VENV)/bin/smollm3
 VLLM_VENV := .venv-vllm
 INSTALL := $(PY) -m pip install --quiet --constraint constraints-cuda.txt
 
+# What a user gives is a name, a path or a list of them: nothing in it is for make to expand or for a shell to run. `value`
+# is the text as it was given; looking at the variable itself would already run a $(shell ...) in it.
+define NEWLINE
+
+
+endef
+ACTING := $$ ` " ' \ ; & | < > ( ) \#
+QUOTED := $$ ` \ "
+acting_in = $(strip $(foreach mark,$(2),$(if $(findstring $(mark),$(value $(1))),$(mark))) $(if $(findstring $(NEWLINE),$(value $(1))),newline))
+is_given = $(filter command environment override,$(firstword $(origin $(1))))
+refuse_marks = $(if $(call is_given,$(1)),$(if $(call acting_in,$(1),$(2)),$(error $(1) holds $(call acting_in,$(1),$(2)), on which a shell or make would act. Give names and paths without it)))
+refuse_words = $(if $(call is_given,$(1)),$(if $(word 2,$(value $(1))),$(error $(1) is one name or path, without spaces)))
+ONE_WORD := PYTHON PROFILE RECIPES RUN GPU FROM EDITION MIRROR REFERENCE REPLACE COUNT SEED VENV VLLM_VENV HASHES
+SEVERAL_WORDS := STAGE STAGES PHASE MODEL MODELS SUITE SEEDS REBUILD SET
+$(foreach name,$(ONE_WORD) $(SEVERAL_WORDS),$(call refuse_marks,$(name),$(ACTING)))
+$(foreach name,$(ONE_WORD),$(call refuse_words,$(name)))
+$(call refuse_marks,MACHINE,$(QUOTED))
+
 # PROFILE names a folder of recipes, RECIPES any such folder; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
 # told otherwise; everything else is the miniature.
 # `override`, for a variable that is given but empty: $(RUN)/plan must not become /plan.

@@ -17,6 +17,7 @@ from foundation.finite import check_finite
 from foundation.hf_folder import read_config, spelled_for_all
 from foundation.paths import indexed_weight_files
 from foundation.recipe.architecture import Parameter, parameters_of
+from foundation.weights import read_header
 from nanotron_ext.checkpoint import checkpoint_folder, finish_checkpoint, list_checkpoints, save_whole
 from nanotron_ext.hf_format import model_config_from_hf
 
@@ -83,6 +84,8 @@ def _weight_files(model: Path) -> dict[str, Path]:
     if not paths:
         raise ImportModelError(f"{model} holds no .safetensors file.")
     indexed_weight_files(model)  # refuses an index that names files elsewhere, though nothing here follows it
+    for path in paths:
+        read_header(path)
     files: dict[str, Path] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:

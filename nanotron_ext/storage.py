@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import UserError
-from foundation.files import write_atomically
+from foundation.files import open_lock, write_atomically
 from foundation.paths import inside
 from foundation.progress import Work, unwatched
 from foundation.recipe import Recipe
@@ -247,7 +247,7 @@ def fetch_newest(recipe: Recipe) -> None:
     if not candidates:
         return
     recipe.run_folder.mkdir(parents=True, exist_ok=True)
-    with (recipe.run_folder / "fetch.lock").open("w") as lock:  # one process of the machine, the others wait for it
+    with open_lock(recipe.run_folder / "fetch.lock") as lock:  # one process of the machine, the others wait for it
         fcntl.flock(lock, fcntl.LOCK_EX)
         newest_here = max([0, *_whole_steps(recipe.run_folder)])
         for step in reversed([step for step in candidates if step > newest_here]):

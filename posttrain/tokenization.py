@@ -1,7 +1,6 @@
 """From a row of a set to token ids with labels, or to the reason why it is dropped."""
 
 import hashlib
-import json
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from foundation.code import Code
+from foundation.json_text import loads
 from posttrain.recipe import Data, DataSet
 from posttrain.rows import (
     AgreedMode,
@@ -154,8 +154,8 @@ def _in_one_line(words: Sequence[str]) -> str:
 def _tools(given: Any) -> list[dict[str, Any]]:
     """JSON schemas, given as a list or as its JSON text."""
     try:
-        tools = json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError) as error:
+        tools = loads(given) if isinstance(given, str) else given
+    except ValueError as error:
         raise UnusableRow("tools is text that is no JSON") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UnusableRow("tools is no list of JSON schemas")

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from foundation.project import ROOT, project_file
+from foundation.secrets import for_jobs
 from jobs.plan import JobError, Place, Plan
 from jobs.scheduler import History, QueuedJob, Resources, Submission
 from jobs.table import job_of
@@ -165,9 +166,9 @@ def _cut(line: str) -> list[str]:
 
 
 def _slurm(*command: str) -> str:
-    # A job that submits another one must not hand down what Slurm told it about itself.
+    # Slurm hands all of it to the job. One that submits another one must not hand down what Slurm told it about itself.
     environment = {
-        key: value for key, value in os.environ.items() if not key.startswith("SLURM") or key == "SLURM_CONF"
+        key: value for key, value in for_jobs().items() if not key.startswith("SLURM") or key == "SLURM_CONF"
     }
     if not Path.cwd().samefile(ROOT):  # where a job starts; Slurm runs a copy of the script, which could find neither
         environment |= {"SMOLLM3_SCRIPTS": str(project_file("slurm")), "SMOLLM3_PYTHON": sys.executable}

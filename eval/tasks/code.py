@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import sys
-import zlib
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
@@ -21,6 +20,7 @@ from eval.recipe import Task
 from eval.sandbox import Outcome, SandboxError, run_script, run_tests
 from eval.sandbox_calls import CALLS
 from eval.tasks.common import Grade, Row, ScoreAnswer, TaskPlan, answer_metric
+from foundation.limits import decompress
 
 _FENCE = re.compile(r"```(?:python|py)?\s*\n")
 
@@ -128,7 +128,8 @@ def contest_tests(row: Row) -> list[dict[str, Any]]:
     try:
         hidden = json.loads(private)
     except json.JSONDecodeError:
-        hidden = json.loads(_TextUnpickler(BytesIO(zlib.decompress(base64.b64decode(private)))).load())
+        unpacked = decompress(base64.b64decode(private), "A row of private tests")
+        hidden = json.loads(_TextUnpickler(BytesIO(unpacked)).load())
     return tests + list(hidden)
 
 
