@@ -103,8 +103,13 @@ class RowReader(PipelineStep):
         number = 0
         try:
             with self.folder.open(path, "rb", compression="infer") as file:
-                for number, line in enumerate(bounded_lines(file), start=1):  # noqa: B007 (the message needs it)
-                    yield orjson.loads(line)
+                for number, line in enumerate(bounded_lines(file), start=1):
+                    row = orjson.loads(line)
+                    if not isinstance(row, dict):
+                        raise SourceError(f"Line {number} of {self._full_path(path)} is no JSON object.")
+                    yield row
+        except SourceError:
+            raise
         except TooLargeError as error:
             raise SourceError(f"{self._full_path(path)}: {error}") from None
         except orjson.JSONDecodeError as error:

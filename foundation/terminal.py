@@ -20,4 +20,5 @@ class Terminal(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+            is_safe = segment.control or segment.text.isprintable()
+            yield segment if is_safe else Segment(plain(segment.text), segment.style)

@@ -44,13 +44,21 @@ def compose(text: str) -> yaml.Node | None:
     if len(text) > MAX_CHARACTERS:
         raise YamlTextError(f"it has more than {MAX_CHARACTERS:,} characters")
     try:
+        _check_depth(text)
         node: yaml.Node | None = yaml.compose(text, Loader=Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise YamlTextError(str(error)) from None
-    except RecursionError:
-        raise YamlTextError(f"it is nested in more than {DEEPEST} levels") from None
     _check(node)
     return node
+
+
+def _check_depth(text: str) -> None:
+    """Before nodes are made: libyaml's composer calls itself for every level, and 50,000 of them end the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise YamlTextError(f"it is nested in more than {DEEPEST} levels")
 
 
 def _check(root: yaml.Node | None) -> None:

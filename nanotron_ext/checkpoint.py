@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from foundation.errors import UserError
 from foundation.files import flush, flush_file, write_atomically
@@ -333,15 +333,20 @@ class CheckpointReader:
 
     def _index(self, file_name: str) -> None:
         kind = file_name.split("-", 1)[0]
-        with safe_open(self.folder / file_name, framework="pt") as file:
-            metadata = file.metadata() or {}
-        for name, text in metadata.items():
-            stored = json.loads(text)
-            pieces = tuple(
-                tuple(tuple(tuple(bounds) for bounds in side) for side in piece) for piece in stored["pieces"]
-            )
-            shape, local_shape = tuple(stored["shape"]), tuple(stored["local_shape"])
-            self._parts[kind, name].append(StoredPart(file_name, shape, local_shape, stored["start"], pieces))  # type: ignore[arg-type]
+        try:
+            with safe_open(self.folder / file_name, framework="pt") as file:
+                metadata = file.metadata() or {}
+            for name, text in metadata.items():
+                stored = loads(text)
+                pieces = tuple(
+                    tuple(tuple(tuple(bounds) for bounds in side) for side in piece) for piece in stored["pieces"]
+                )
+                shape, local_shape = tuple(stored["shape"]), tuple(stored["local_shape"])
+                self._parts[kind, name].append(StoredPart(file_name, shape, local_shape, stored["start"], pieces))  # type: ignore[arg-type]
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.folder / file_name} is no file of a checkpoint ({error}); use another checkpoint of this run."
+            ) from None
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST

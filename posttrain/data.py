@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import orjson
 from datasets import Dataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from foundation.errors import UserError
+from foundation.limits import TooLargeError, bounded_lines
 from posttrain.recipe import Data, DataSet, PostTrainingRecipe
 from posttrain.tokenization import ACCOUNT, ROW, RowTokenizer
 
+_MANY_BRACKETS = 500  # in a line; a row of a conversation has tens
 _EXAMPLES = 3  # rows that are named for each reason
 _PACKING_BATCH = 20_000  # samples that best-fit-decreasing sees at once; TRL's default of 1,000 packs less tightly
 
@@ -116,9 +119,29 @@ def _load_rows(spec: DataSet, needed_columns: Sequence[str]) -> Dataset:
 
 
 def _load_file(file: Path) -> Dataset:
+    if file.suffix != ".parquet":
+        _check_lines(file)
     rows = Dataset.from_parquet(str(file)) if file.suffix == ".parquet" else Dataset.from_json(str(file))
     assert isinstance(rows, Dataset)
     return rows
+
+
+def _check_lines(file: Path) -> None:
+    """Refuse what Arrow's parser does not survive: it calls itself for every level of a row, and overflows the stack.
+
+    Raises:
+        DatasetError: naming the line.
+    """
+    try:
+        with file.open("rb") as stream:
+            for number, line in enumerate(bounded_lines(stream), 1):
+                if line.count(b"[") + line.count(b"{") > _MANY_BRACKETS:
+                    try:
+                        orjson.loads(line)  # which has a limit of its own
+                    except orjson.JSONDecodeError as error:
+                        raise DatasetError(f"{file}:{number} cannot be read: {error}. Repair the set.") from None
+    except TooLargeError as error:
+        raise DatasetError(f"{file}: {error}") from None
 
 
 def _load_hub(spec: DataSet) -> Dataset:

@@ -136,7 +136,7 @@ def _check_time_limit(name: str, limit: str, warning: str) -> None:
 
 def _seconds(limit: str) -> int | None:
     """Of a time limit as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS; None for others."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", limit)
     if not found:
         return None
     days, *parts = (int(part) if part else None for part in found.groups())

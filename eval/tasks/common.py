@@ -38,7 +38,7 @@ class Grade(NamedTuple):
 ScoreAnswer = Callable[[str, Doc], float | Grade]
 
 LETTERS = "ABCDEFGHIJ"
-_GRADING_SECONDS = 5.0  # an ordinary answer takes milliseconds
+_GRADING_SECONDS = 1.0  # of computing; an ordinary answer takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class AnswerScore(SampleLevelComputation):
             # Programs and judges, which threads wait for, have limits of their own.
             with cpu_limit(_GRADING_SECONDS) if self._threads == 1 else nullcontext():
                 grade = self._score(answer.text, doc)
-        except TimeoutError as error:
+        except (TimeoutError, RecursionError) as error:  # an answer of a thousand brackets overflows some rules
             return Grade(0.0, f"the answer could not be graded: {error}")
         return grade if isinstance(grade, Grade) else Grade(grade)
 
