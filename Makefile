@@ -245,7 +245,7 @@ test-storage: setup ## Sources, shards and checkpoints in an S3 service on this 
 	$(PY) -m pytest tests/datapipes/test_s3.py tests/nanotron_ext/test_s3_checkpoints.py
 
 test-slurm: setup ## The longer tests: dying nodes and the whole chain on a local Slurm, sharded post-training, slow disks
-	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/posttrain tests/nanotron_ext
+	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/chain tests/posttrain tests/nanotron_ext
 
 .PHONY: fuzz
 fuzz: setup ## Random recipes, manifests, configurations, rows and replies, SECONDS (60) for each door

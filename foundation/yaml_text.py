@@ -46,7 +46,7 @@ def compose(text: str) -> yaml.Node | None:
     try:
         _check_depth(text)
         node: yaml.Node | None = yaml.compose(text, Loader=Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:  # a command line may hold bytes that are no text
         raise YamlTextError(str(error)) from None
     _check(node)
     return node

@@ -1,5 +1,6 @@
 """A finished folder takes the place of another: killed at any call to the file system, one of the two is whole."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,16 @@ def test_a_lock_keeps_what_its_holder_wrote(tmp_path: Path) -> None:
         file.write("process 7\n")
     with open_lock(tmp_path / "lock") as file:
         assert file.read() == "process 7\n"
+
+
+def test_a_users_umask_holds_for_what_is_written(tmp_path: Path) -> None:
+    """As `umask 077` before a command keeps a run folder private."""
+    before = os.umask(0o077)
+    try:
+        write_atomically(tmp_path / "file", "text")
+        open_lock(tmp_path / "lock").close()
+        _enter(only_one(tmp_path / "run"))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"file": 0o600, "lock": 0o600, "run": 0o700, "chain.lock": 0o600}

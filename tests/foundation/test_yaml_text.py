@@ -40,6 +40,7 @@ HOSTILE = {
     "a long number": ("a: " + "1" * 5000 + "\n", "Exceeds the limit"),
     "a key that is a list": ("? [a, b]\n: 1\n", "a key is no text"),
     "a key that is an alias": ("a: &a [x]\n? *a\n: 1\n", "a key is no text"),
+    "half a pair": ("a: \ud800\n", "surrogates not allowed"),
     "control characters": ("a: \x07\n", "not allowed|control"),
     "too long": ("#" + "a" * 1_000_001, "more than 1,000,000 characters"),
 }
@@ -67,7 +68,7 @@ DOORS: dict[str, Callable[[Path], object]] = {
     "sources": load_registry,
     "report": lambda folder: _training(folder),
     "override": lambda folder: load_recipe(
-        "recipes/tiny/pretrain.yaml", [f"general={(folder / 'file.yaml').read_text()}"]
+        "recipes/tiny/pretrain.yaml", [f"general={(folder / 'file.yaml').read_text(errors='surrogatepass')}"]
     ),
 }
 
@@ -75,7 +76,7 @@ DOORS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_says_so_in_a_sentence(door: str, name: str, tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(HOSTILE[name][0])
+    (tmp_path / "file.yaml").write_text(HOSTILE[name][0], errors="surrogatepass")
     if door == "report":
         (tmp_path / "file.yaml").rename(tmp_path / "recipe.yaml")
         (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
