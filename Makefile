@@ -7,6 +7,24 @@ SMOLLM3 := $(VENV)/bin/smollm3
 VLLM_VENV := .venv-vllm
 INSTALL := $(PY) -m pip install --quiet --constraint constraints-cuda.txt
 
+# What a user gives is a name, a path or a list of them: nothing in it is for make to expand or for a shell to run. `value`
+# is the text as it was given; looking at the variable itself would already run a $(shell ...) in it.
+define NEWLINE
+
+
+endef
+ACTING := $$ ` " ' \ ; & | < > ( ) \#
+QUOTED := $$ ` \ "
+acting_in = $(strip $(foreach mark,$(2),$(if $(findstring $(mark),$(value $(1))),$(mark))) $(if $(findstring $(NEWLINE),$(value $(1))),newline))
+is_given = $(filter command environment override,$(firstword $(origin $(1))))
+refuse_marks = $(if $(call is_given,$(1)),$(if $(call acting_in,$(1),$(2)),$(error $(1) holds $(call acting_in,$(1),$(2)), on which a shell or make would act. Give names and paths without it)))
+refuse_words = $(if $(call is_given,$(1)),$(if $(word 2,$(value $(1))),$(error $(1) is one name or path, without spaces)))
+ONE_WORD := PYTHON PROFILE RECIPES RUN GPU FROM EDITION MIRROR REFERENCE REPLACE COUNT SEED SECONDS VENV VLLM_VENV HASHES
+SEVERAL_WORDS := STAGE STAGES PHASE MODEL MODELS SUITE SEEDS REBUILD SET
+$(foreach name,$(ONE_WORD) $(SEVERAL_WORDS),$(call refuse_marks,$(name),$(ACTING)))
+$(foreach name,$(ONE_WORD),$(call refuse_words,$(name)))
+$(call refuse_marks,MACHINE,$(QUOTED))
+
 # PROFILE names a folder of recipes, RECIPES any such folder; RUN is where its results go. Like sbatch, merge and eval are for the real run unless
 # told otherwise; everything else is the miniature.
 # `override`, for a variable that is given but empty: $(RUN)/plan must not become /plan.
@@ -39,10 +57,36 @@ endef
 
 setup: $(VENV)/.installed ## Install everything into .venv with pip, at the exact versions of constraints-cuda.txt
 
+# HASHES=1 checks every file but torch's against locks/, HASHES=cuda those of torch and its CUDA libraries too. pip is told
+# not to look for dependencies: the locks have them all.
+HASHED := $(PY) -m pip install --quiet --no-deps --require-hashes --no-build-isolation
 $(VENV)/.installed: pyproject.toml constraints.txt constraints-cuda.txt
 	$(call make_environment,$(VENV))
+ifdef HASHES
+	$(HASHED) --requirement locks/build.txt
+	$(HASHED) --requirement locks/base.txt
+	$(if $(filter cuda,$(HASHES)),$(HASHED) --requirement locks/cuda.txt,$(INSTALL) torch)
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
 	$(INSTALL) --editable '.[dev]'
+endif
 	@touch $@
+
+.PHONY: lock sbom vulnerabilities dist
+dist: sbom ## Write the wheel, the source archive and their bill of materials to dist/
+	$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('dist'), build_meta.build_wheel('dist')"
+
+lock: setup ## Write locks/, the hashes of every pinned version, as the package index gives them (minutes)
+	$(PY) -m tools.hash_lock
+
+sbom: setup ## Write dist/sbom.cdx.json: what an installation consists of, as CycloneDX
+	$(PY) -m tools.sbom dist/sbom.cdx.json
+
+vulnerabilities: ## Compare the locks with what is known of vulnerabilities (asks the network)
+	$(call make_environment,.venv-audit)
+	.venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	.venv-audit/bin/pip-audit --disable-pip --require-hashes $(patsubst %,--requirement locks/%.txt,build base cuda) \
+	  $$(sed -n 's/^\([A-Z]*-[0-9A-Za-z-]*\) .*/--ignore-vuln \1/p' locks/accepted_vulnerabilities)
 
 setup-flash-attn: setup ## Build flash-attn into .venv, for post-training on GPUs (docs/install.md)
 	$(INSTALL) ninja wheel
@@ -207,7 +251,11 @@ test-storage: setup ## Sources, shards and checkpoints in an S3 service on this 
 	$(PY) -m pytest tests/datapipes/test_s3.py tests/nanotron_ext/test_s3_checkpoints.py
 
 test-slurm: setup ## The longer tests: dying nodes and the whole chain on a local Slurm, sharded post-training, slow disks
-	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/posttrain tests/nanotron_ext
+	$(PY) -m pytest --numprocesses 2 --dist loadfile -m long tests/slurm tests/chain tests/posttrain tests/nanotron_ext
+
+.PHONY: fuzz
+fuzz: setup ## Random recipes, manifests, configurations, rows and replies, SECONDS (60) for each door
+	FUZZ_SECONDS=$(or $(SECONDS),60) $(PY) -m pytest tests/test_fuzzing.py -s
 
 test-compat: setup ## Beside other releases and foreign things: transformers 4.53 and 4.57, real weights, other Pythons' locks
 	$(PY) -m pytest -m compat tests

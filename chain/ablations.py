@@ -22,6 +22,8 @@ from foundation.intervals import t_interval
 from foundation.journal import METRICS_FILE, last_rows
 from foundation.project import recipe_place
 from foundation.recipe import load_recipe
+from foundation.secrets import for_jobs
+from foundation.terminal import Terminal
 
 OVERLAYS = Path("recipes/ablations")
 BASE = "base"
@@ -84,7 +86,7 @@ def train(recipe: Path, variant: str, seed: int, folder: Path, overrides: Sequen
     arguments = ["--with", str(_overlay(variant))] if variant != BASE else []
     arguments += [f"general.seed={seed}", f"data.seed={seed}", f"general.runs_path={folder}", f"general.run={run}"]
     command = [sys.executable, "-m", "smollm3", "train", str(recipe), *arguments, *overrides]
-    if subprocess.run(command).returncode:
+    if subprocess.run(command, env=for_jobs()).returncode:
         raise ChainError(f"{run} failed: {' '.join(command[1:])}")
     rows = last_rows(folder / run / METRICS_FILE, _LAST_STEPS)
     held_out = rows[-1].get("validation_bits_per_byte")
@@ -146,5 +148,5 @@ def run_ablations(
         "effects": [asdict(effect) | {"conclusion": effect.conclusion} for effect in effects],
     }
     (folder / "ablations.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    show(effects, seeds, Console())
+    show(effects, seeds, Terminal())
     print(f"ablations: {folder / 'ablations.json'}; `smollm3 report` draws them.")

@@ -13,6 +13,7 @@ from chain.runner import only_one, pending, run_step
 from chain.state import read_state, reason_to_run, step_keys
 from chain.steps import ChainError, select, steps_of
 from chain.view import View, duration
+from foundation.plain_text import plain
 from jobs.plan import typed
 from jobs.profile import Profile
 
@@ -50,7 +51,7 @@ def run_chain(profile: Profile, stages: Sequence[str], *, dry_run: bool = False)
             view.finished(step, state.steps[step.name].seconds)
     summary = profile.run / "logs" / "report.log"
     if summary.is_file():
-        print(summary.read_text(encoding="utf-8"))
+        print(plain(summary.read_text(encoding="utf-8")))
     total = sum(record.seconds for name, record in state.steps.items() if name in keys)
     print(f"The stages took {duration(total)} in all.")
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from chain.state import ChainState, StepRecord, is_done, reason_to_run, set_aside, write_state
 from chain.steps import ChainError, Step
+from foundation.files import open_lock
 from foundation.fingerprint import Fingerprint
+from foundation.secrets import for_jobs
 
 PROGRAM = (sys.executable, "-m", "smollm3")  # whatever PATH says, the one that belongs to this chain
 _POLL_SECONDS = 0.5
@@ -30,7 +32,7 @@ class StepFailed(ChainError):
 def only_one(run: Path) -> Iterator[None]:
     """Raises ChainError when another chain works in this run folder."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / "chain.lock").open("w") as lock:
+    with open_lock(run / "chain.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -95,7 +97,7 @@ def _run(arguments: Sequence[str], log: Path, tick: Callable[[], None]) -> None:
         # Its own session: a Ctrl-C reaches this process only, which then asks the whole group to stop.
         process = subprocess.Popen(
             [*PROGRAM, *arguments], stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True, env=for_jobs() | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         try:
             while process.poll() is None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chain.steps import ChainError, Step
 from foundation.code import Code
+from foundation.files import write_atomically
 from foundation.fingerprint import Fingerprint, fingerprint, versions
 from foundation.recipe.loading import read_tree
 
@@ -59,9 +60,7 @@ def read_state(run: Path) -> ChainState:
 def write_state(run: Path, state: ChainState) -> None:
     """Atomically."""
     run.mkdir(parents=True, exist_ok=True)
-    partial = run / (CHAIN_FILE + ".partial")
-    partial.write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    partial.replace(run / CHAIN_FILE)
+    write_atomically(run / CHAIN_FILE, state.model_dump_json(indent=1) + "\n")
 
 
 def step_keys(steps: Sequence[Step], run: Path, code: Code | None = None) -> dict[str, Fingerprint]:

@@ -3,21 +3,22 @@
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from chain.state import ChainState
 from chain.steps import Step
+from foundation.terminal import Terminal
 from jobs.progress import last_step, running, seconds_left
 
 _PLAIN_SECONDS = 20.0  # between two lines where no terminal can be redrawn
 _PRIOR_SECONDS = 120.0
 _MARKS = {
-    "done": "[green]✓[/green]",
-    "running": "[yellow]▶[/yellow]",
-    "failed": "[red]✗[/red]",
-    "stopped": "[red]■[/red]",
+    "done": Text("✓", "green"),
+    "running": Text("▶", "yellow"),
+    "failed": Text("✗", "red"),
+    "stopped": Text("■", "red"),
 }
 
 
@@ -37,7 +38,7 @@ class View:
         self._expected = {step.name: ended.get(step.name, step.plan.job.seconds) for step in todo}
         self._pace_seconds, self._pace_expected = 0.0, 0.0
         self._current: tuple[Step, float] | None = None
-        self._console = Console()
+        self._console = Terminal()
         self._live = Live(console=self._console, auto_refresh=False) if sys.stdout.isatty() else None
         self._next_line_at = 0.0
 

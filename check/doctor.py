@@ -87,9 +87,10 @@ def show(findings: Sequence[Finding]) -> None:
     broken = [finding.name for finding in findings if finding.state == "broken"]
     verdict = f"SmolLM3's pipeline cannot run here: {', '.join(broken)}." if broken else "SmolLM3's pipeline runs here."
     try:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
+
+        from foundation.terminal import Terminal
     except ImportError:
         for finding in findings:
             print("  ".join(filter(None, (finding.state, finding.name, finding.found, finding.advice))))
@@ -102,7 +103,7 @@ def show(findings: Sequence[Finding]) -> None:
     for finding in findings:
         mark = Text(finding.state, style=styles[finding.state])
         table.add_row(mark, Text(finding.name), Text(finding.found), Text(finding.advice))
-    console = Console(width=None if sys.stdout.isatty() else 120)  # rich takes 80 for a file
+    console = Terminal(width=None if sys.stdout.isatty() else 120)  # rich takes 80 for a file
     console.print(table)
     console.print(Text(verdict), soft_wrap=True)
 

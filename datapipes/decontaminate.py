@@ -6,7 +6,6 @@ because everyday phrases would match them.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,6 +19,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from datapipes.errors import SourceError
 from datapipes.words import words_of
+from foundation.json_text import loads
 
 NGRAM_WORDS = 12
 _BASE = 0x9E3779B97F4A7C15  # odd, so that multiplication by its powers loses nothing modulo 2^64
@@ -92,8 +92,8 @@ def _benchmark_hashes(path: Path) -> Hashes:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = loads(line)
+            except ValueError as error:
                 raise SourceError(f"Line {number} of {path} is not JSON: {error}.") from None
             parts += [ngram_hashes(text) for text in _strings(row)]
     return np.concatenate(parts)

@@ -36,7 +36,7 @@ from datapipes.registry import find_source
 from datapipes.state import check_names, look, show, take_note, to_build
 from datapipes.tokenizer import load_tokenizer
 from datapipes.trained_tokenizer import train_tokenizer_once
-from foundation.files import restore
+from foundation.files import open_lock, restore
 from foundation.recipe import Recipe
 from foundation.shards.remote import is_remote
 
@@ -59,7 +59,7 @@ def sole_preparation(data_folder: Path) -> Iterator[None]:
     """
     data_folder.mkdir(parents=True, exist_ok=True)
     path = data_folder / LOCK_FILE
-    with path.open("a+", encoding="utf-8") as file:
+    with open_lock(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -19,6 +19,7 @@ from datapipes.inputs import Input, InputFile, content_of, find_input, local_fil
 from datapipes.math_problems import math_document
 from datapipes.registry import CORPUS_FOLDER, Corpus, FactsGenerator, Files, Hub, MathGenerator, Source
 from foundation.facts import facts_document
+from foundation.limits import TooLargeError, bounded_lines
 
 
 class RowReader(PipelineStep):
@@ -102,9 +103,16 @@ class RowReader(PipelineStep):
     def _json_rows(self, path: str) -> Iterator[dict[str, Any]]:
         number = 0
         try:
-            with self.folder.open(path, "r", compression="infer", encoding="utf-8") as file:
-                for number, line in enumerate(file, start=1):  # noqa: B007 (the message needs it)
-                    yield orjson.loads(line)
+            with self.folder.open(path, "rb", compression="infer") as file:
+                for number, line in enumerate(bounded_lines(file), start=1):
+                    row = orjson.loads(line)
+                    if not isinstance(row, dict):
+                        raise SourceError(f"Line {number} of {self._full_path(path)} is no JSON object.")
+                    yield row
+        except SourceError:
+            raise
+        except TooLargeError as error:
+            raise SourceError(f"{self._full_path(path)}: {error}") from None
         except orjson.JSONDecodeError as error:
             raise SourceError(f"Line {number} of {self._full_path(path)} is not JSON: {error}.") from None
         except Exception as error:  # every storage and compression has errors of its own

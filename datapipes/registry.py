@@ -8,14 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datapipes.errors import SourceError
+from foundation.yaml_text import YamlTextError, load
 
 SOURCES_FOLDER = Path(__file__).parent / "sources"
 CORPUS_FOLDER = Path(__file__).parent / "corpus"
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it, is 10 x faster
 
 
 class _Entry(BaseModel):
@@ -128,8 +127,8 @@ def load_registry(folder: Path = SOURCES_FOLDER) -> dict[str, Source]:
     registry: dict[str, Source] = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
-            table = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
-        except yaml.YAMLError as error:
+            table = load(path.read_text(encoding="utf-8"))
+        except (YamlTextError, UnicodeDecodeError) as error:
             raise SourceError(f"The table of sources {path} is not valid YAML: {error}") from None
         if not isinstance(table, dict):
             raise SourceError(f"The table of sources {path} must map source names to their entries.")

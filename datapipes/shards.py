@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from datapipes.errors import SourceError
+from foundation.json_text import loads
 from foundation.paths import plain_name
 
 FORMAT = "token-shards/1"
@@ -67,7 +68,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(**{**content, "files": [ShardFile(**entry) for entry in content["files"]]})
     except (ValueError, TypeError, KeyError) as error:
         raise SourceError(

@@ -23,6 +23,8 @@ from eval.results import Curve, CurvePoint, Score, write_json
 from eval.tables import percent
 from foundation.charts import Series, line_chart
 from foundation.journal import METRICS_FILE, last_row
+from foundation.plain_text import markdown
+from foundation.secrets import for_jobs
 
 
 def follow(recipe: EvalRecipe, runs: Sequence[Path], suites: Sequence[str]) -> Curve:
@@ -87,7 +89,7 @@ def _evaluate_checkpoint(
     model = folder / "models" / name
     # Its own process: nothing here may import nanotron, which breaks lighteval.
     export = [sys.executable, "-m", "smollm3", "export", str(checkpoint), str(model), "--replace"]
-    if subprocess.run(export, check=False, stdout=subprocess.DEVNULL).returncode != 0:
+    if subprocess.run(export, check=False, stdout=subprocess.DEVNULL, env=for_jobs()).returncode != 0:
         raise EvalError(f"{checkpoint} could not be exported (command: {' '.join(export)}).")
     here = recipe.model_copy(update={"output": str(folder / "results")})
     results = evaluate(here, model, name, suites)
@@ -169,5 +171,5 @@ def _draw(curve: Curve, folder: Path) -> None:
         + [f"{score.value:.2f} ± {score.stderr:.2f}" if (score := point.scores.get(task)) else "" for task in tasks]
         for point in curve.points
     ]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+    text = "\n".join(f"| {' | '.join(map(markdown, row))} |" for row in [header, ["---"] * len(header), *rows])
     (folder / "curve.md").write_text(f"# {title}\n\n{text}\n", encoding="utf-8")

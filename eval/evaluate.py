@@ -14,6 +14,7 @@ from eval.errors import EvalError
 from eval.local_data import read_dataset
 from eval.recipe import EvalRecipe
 from eval.results import SuiteResult
+from foundation.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     from eval.planning import PlannedTask
@@ -75,11 +76,9 @@ def evaluate(
 
 
 def _show_plan(planned: "dict[str, list[PlannedTask]]", folder: Path, *, prompts: bool) -> None:
-    from transformers import AutoTokenizer
-
     from eval.planning import example_prompt
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     for suite, tasks in planned.items():
         documents = sum(min(len(task.lighteval_task.eval_docs()), task.task.max_documents or 10**9) for task in tasks)
         print(f"suite {suite}: {len(tasks)} tasks, {documents} documents", flush=True)

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -28,6 +26,7 @@ from transformers import (
 
 from eval.engine import Doc, LightevalModel, ModelConfig, ModelResponse
 from eval.recipe import Backend, Mode, Sampling
+from foundation.pretrained import load_model, load_tokenizer, render_prompt
 
 Progress = Callable[[int, int, float], None]  # done, total, seconds
 
@@ -85,14 +84,7 @@ class PromptBuilder:
         messages.append({"role": "user", "content": doc.query})
         tools = (doc.specific or {}).get("tools")
         arguments = {"xml_tools": tools, "tools": tools} if tools else {}
-        text: str = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=self.mode == "think",
-            **arguments,
-        )
-        return text
+        return render_prompt(self.tokenizer, messages, enable_thinking=self.mode == "think", **arguments)
 
 
 def _joined(query: str, answer: str) -> str:
@@ -111,7 +103,7 @@ class LocalModel(LightevalModel):
         self.config = ModelConfig(model_name=folder.name)
         self._cache = _NoCache()
         self._backend = backend
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer: Any = load_tokenizer(folder)
         self._max_length = backend.max_length_tokens or max_length
         self._eos_ids = eos_ids
         self.start_task("plain", Sampling(), lambda done, total, seconds: None)
@@ -218,7 +210,7 @@ class TransformersModel(LocalModel):
     def __init__(self, folder: Path, backend: Backend) -> None:
         cuda = torch.cuda.is_available() if backend.device == "auto" else backend.device == "cuda"
         self._device = torch.device("cuda" if cuda else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, backend.dtype))
+        model: Any = load_model(folder, dtype=getattr(torch, backend.dtype))
         self._model = model.to(self._device).eval()
         super().__init__(folder, backend, int(model.config.max_position_embeddings), stop_ids(folder))
         self._pad_id = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._eos_ids[0]
@@ -364,4 +356,4 @@ def stop_ids(folder: Path) -> list[int]:
     """The end tokens of the generation config and of the tokenizer."""
     configured = GenerationConfig.from_pretrained(folder).eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [*ids, AutoTokenizer.from_pretrained(folder).eos_token_id] if token is not None})
+    return sorted({token for token in [*ids, load_tokenizer(folder).eos_token_id] if token is not None})

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_marks
+
+from foundation.plain_text import markdown, plain
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,14 @@ class Sheet:
 def to_markdown(sheets: Sequence[Sheet]) -> str:
     parts = []
     for sheet in sheets:
-        lines = [f"## {sheet.title}", "", "| " + " | ".join(sheet.header) + " |", "|" + "---|" * len(sheet.header)]
-        lines += ["| " + " | ".join(f"{cell.text} {cell.note}".strip() for cell in row) + " |" for row in sheet.rows]
-        parts.append("\n".join([*lines, "", sheet.note, ""]))
+        lines = [_markdown_row(sheet.header), "|" + "---|" * len(sheet.header)]
+        lines += [_markdown_row([f"{cell.text} {cell.note}".strip() for cell in row]) for row in sheet.rows]
+        parts.append("\n".join([f"## {markdown(sheet.title)}", "", *lines, "", sheet.note, ""]))
     return "\n".join(parts)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(markdown, cells))} |"
 
 
 _STYLE = """
@@ -70,6 +76,10 @@ for (const table of document.querySelectorAll("table")) {
   }));
 }
 """
+
+
+def escape(text: str) -> str:
+    return escape_marks(plain(text))
 
 
 def to_html(title: str, sheets: Sequence[Sheet]) -> str:

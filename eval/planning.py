@@ -4,11 +4,10 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoTokenizer
 
 from eval.asking import lighteval_task, task_plan
 from eval.benchmarks import BENCHMARKS, Benchmark
@@ -26,7 +25,8 @@ from eval.tasks.common import TaskPlan
 from foundation.fingerprint import Fingerprint
 from foundation.finite import check_files_finite
 from foundation.hf_folder import meaning, read_config
-from foundation.paths import indexed_weight_files
+from foundation.pretrained import check_folder, load_tokenizer
+from foundation.weights import read_header
 
 GENERATED_DOCUMENTS = 24
 
@@ -63,7 +63,7 @@ def inspect_model(folder: Path, name: str | None) -> ModelInfo:
     if missing or not weights:
         lacking = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
         raise EvalError(f"{folder} is not a transformers model with tokenizer: it lacks {lacking}.")
-    indexed_weight_files(folder)  # transformers would read whatever file it names, and the hash would not cover it
+    check_folder(folder)  # transformers would read whatever file its index names, and the hash would not cover it
     meaning(read_config(folder), folder / "config.json")
     check_files_finite(weights)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -71,14 +71,8 @@ def inspect_model(folder: Path, name: str | None) -> ModelInfo:
     for file in weights:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-            stream.seek(0)
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for entry_name, entry in header.items():
-            size = 1
-            for dimension in entry.get("shape", []):
-                size *= dimension
-            parameters += size if entry_name != "__metadata__" else 0
-    template = AutoTokenizer.from_pretrained(folder).chat_template
+        parameters += sum(math.prod(entry["shape"]) for entry in read_header(file).values())
+    template = load_tokenizer(folder).chat_template
     template_hash = hashlib.sha256(str(template).encode()).hexdigest() if template else None
     return ModelInfo(
         name=name or folder.resolve().name,
@@ -97,7 +91,7 @@ def plan_suite(recipe: EvalRecipe, suite_name: str, model: ModelInfo) -> list[Pl
         EvalError: naming the task and the fix.
     """
     suite = recipe.suites[suite_name]
-    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    tokenizer = load_tokenizer(model.path)
     if suite.needs_chat_template and model.chat_template_sha256 is None:
         raise EvalError(f"Suite {suite_name} talks to the model, but {model.path} has no chat template.")
     planned = []

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import transformers
-import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foundation.errors import UserError
 from foundation.journal import METRICS_FILE, read_metrics, rows_from_end, tokens_per_step
 from foundation.paths import plain_name
+from foundation.pretrained import load_model, load_tokenizer
+from foundation.recipe.loading import read_tree
+from foundation.terminal import Terminal
 
 PROMPTS = ("The history of", "def read(self, path):\n    ", "La première", "Question: What is 12 + 30?")
 SAMPLE_TOKENS = 48
@@ -86,7 +86,7 @@ def held_out(run_folder: Path, tokenizer: Any) -> list[HeldOut]:
     measured = next((row for row in rows if "validation_bits_per_byte" in row), None)
     if measured is None:
         return []
-    recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = read_tree(run_folder / "recipe.yaml")
     data = Path(recipe["data"]["path"])
     sources = {name for stage in recipe["data_stages"] for name in stage["mixture"]}
     counts: Counter[int] = Counter()
@@ -114,7 +114,7 @@ def _tokens(folder: Path) -> Any:
 def samples(model_folder: Path, tokenizer: Any) -> list[str]:
     """Greedy continuations of PROMPTS by the exported model."""
     transformers.logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(model_folder)
+    model: Any = load_model(model_folder)
     texts = []
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt")
@@ -130,7 +130,7 @@ def samples(model_folder: Path, tokenizer: Any) -> list[str]:
 
 
 def show(stages: list[StageSummary], results: list[HeldOut], texts: list[str]) -> None:
-    console = Console()
+    console = Terminal()
     table = Table(title="Pretraining", title_justify="left", box=box.SIMPLE)
     for column in ("stage", "steps", "tokens", "loss at start", "loss at end", "tokens/s", "minutes"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -162,7 +162,7 @@ def summarise(runs: Sequence[Path], model: Path, out: Path) -> None:
         SummaryError: for a run folder that has trained nothing.
     """
     stages = [summarise_stage(run) for run in runs]
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     results = held_out(runs[-1], tokenizer)
     texts = samples(model, tokenizer)
     content = {"stages": [asdict(s) for s in stages], "held_out": [asdict(r) for r in results], "samples": texts}

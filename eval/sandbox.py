@@ -2,7 +2,7 @@
 
 A program that reads and prints runs by itself, and its output is the caller's to judge. A program whose functions are
 tested runs in one sandbox and the tests in another one that calls it (eval/sandbox_calls.py): what the program does in
-its own cannot reach the verdict. Needs Linux with unprivileged user namespaces. `check_sandbox` tries each
+its own cannot reach the verdict. Needs Linux, and root or unprivileged user namespaces. `check_sandbox` tries each
 restriction and says which one is missing; the code benchmarks refuse to run without it.
 """
 
@@ -28,6 +28,7 @@ from eval.sandbox_inside import COMPLETED, ENDED_EARLY
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from eval.sandbox_inside import main; del sys.path[0]"
 _ATTEMPTS = 3
+_FIRST_USER, _USERS = 1 << 30, 1 << 28  # user ids that no other process has
 
 
 class SandboxError(RuntimeError):
@@ -141,6 +142,17 @@ class _Sandbox:
         self.process.wait()
 
 
+def _is_root() -> bool:
+    """Whether this is root that can become any user: root of a container may have only a few, or itself."""
+    if os.geteuid() != 0:
+        return False
+    for line in Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines():
+        first, _, count = map(int, line.split())
+        if first <= _FIRST_USER and first + count >= _FIRST_USER + _USERS:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def _sandbox(
     role: str, program: str, limits: Limits, stdin: str = "", channel: socket.socket | None = None
@@ -155,10 +167,11 @@ def _sandbox(
             (work / name).write_text(text, encoding="utf-8", errors="replace")  # text may hold half a surrogate pair
         (work / "root").mkdir()
         # Root needs no user namespace; it becomes another user in the end (limits on processes spare root).
-        user_namespace = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        is_root = _is_root()
+        user_namespace = [] if is_root else ["--user", "--map-root-user"]
         command = [unshare, *user_namespace, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
         command += [sys.executable, "-I", "-S", "-c", f"{_START}; main(sys.argv[2:])", str(Path(__file__).parents[1])]
-        user_id = 1 << 30 | secrets.randbits(28) if os.geteuid() == 0 else 0
+        user_id = _FIRST_USER + secrets.randbelow(_USERS) if is_root else 0
         descriptor = -1 if channel is None else channel.fileno()
         command += [role, folder, str(Path(numpy.__file__).parents[1]), str(user_id), str(descriptor)]
         command += [str(limits.cpu_seconds), str(limits.memory_bytes), str(limits.processes), str(limits.file_bytes)]

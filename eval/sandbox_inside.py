@@ -3,9 +3,11 @@
 Runs alone (`python -I -S`), with the standard library only. Its exit code says how it went; see the constants.
 """
 
+import contextlib
 import ctypes
 import io
 import os
+import re
 import resource
 import signal
 import sys
@@ -16,6 +18,8 @@ from pathlib import Path
 from eval.sandbox_calls import run_program, run_tests, serve
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+# What a user namespace may not take from a mount that it was given, as /proc/self/mountinfo spells it.
+_MS_KEPT = {"noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
 _PACKAGES = "/packages"
 _CHANNEL = 3
@@ -32,6 +36,24 @@ def _call(function: str, *arguments: object) -> None:
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     encoded = [None if text is None else text.encode() for text in (source, target, kind)]
     _call("mount", *encoded, ctypes.c_ulong(flags), None if data is None else data.encode())
+
+
+def _protect(target: Path) -> None:
+    """Make read-only what is mounted at `target` and below it: a remount acts on one mount, not on those below.
+
+    Raises:
+        OSError: if one of them stays writable.
+    """
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        _, _, _, _, name, options, *_ = line.split(" ")
+        place = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), name))
+        if not place.is_relative_to(target) or not place.exists():
+            continue
+        kept = sum(flag for option, flag in _MS_KEPT.items() if option in options.split(","))
+        with contextlib.suppress(OSError):  # of a mount that a later one covers
+            _mount("none", str(place), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | kept)
+        if not os.statvfs(place).f_flag & os.ST_RDONLY:
+            raise OSError(f"{place} stays writable")
 
 
 def build_root(folder: Path, site_packages: Path) -> None:
@@ -51,7 +73,7 @@ def build_root(folder: Path, site_packages: Path) -> None:
         elif path.is_dir() and not target.is_dir():
             target.mkdir(parents=True)
             _mount(str(path), str(target), None, _MS_BIND | _MS_REC)
-            _mount("none", str(target), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+            _protect(target)
     for name in ("work", "tmp"):
         (root / name).mkdir()
         (root / name).chmod(0o777)

@@ -8,10 +8,9 @@ of vLLM's offline interface: LLM, SamplingParams, prompts as token ids, prompt_l
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from eval.model import Generated, LocalModel, Scored, Written, cut_at, stop_ids
 from eval.recipe import Backend
+from foundation.pretrained import load_config, trusts_remote_code
 
 
 class VllmModel(LocalModel):
@@ -20,10 +19,11 @@ class VllmModel(LocalModel):
     def __init__(self, folder: Path, backend: Backend) -> None:
         from vllm import LLM
 
-        config = AutoConfig.from_pretrained(folder)
+        config = load_config(folder)
         super().__init__(folder, backend, int(config.max_position_embeddings), stop_ids(folder))
         self._llm = LLM(
             model=str(folder),
+            trust_remote_code=trusts_remote_code(),
             dtype=backend.dtype,
             tensor_parallel_size=backend.tensor_parallel_size,
             gpu_memory_utilization=backend.gpu_memory_utilization,

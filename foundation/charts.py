@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escape_marks
+
+from foundation.plain_text import plain
 
 # Okabe & Ito (2008), "Color universal design": told apart with every common colour vision; black and yellow left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
@@ -90,7 +92,7 @@ def line_chart(
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="lines" viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-label="{escape(f"{y_label} over {x_label}")}" font-family="system-ui, sans-serif" font-size="13" '
-        f"data-series='{escape(json.dumps(data), quote=True)}' data-scale='{json.dumps(scale)}'>",
+        f"data-series='{escape(json.dumps(data))}' data-scale='{json.dumps(scale)}'>",
         *(['<rect width="100%" height="100%" fill="white"/>'] if on_white else []),
         *_axes(to_x, to_y, x_label, y_label),
     ]
@@ -102,6 +104,10 @@ def line_chart(
         parts.append(f'<rect x="{x}" y="{y}" width="14" height="4" fill="{colour(number)}"/>')
         parts.append(_text(x + 20, y + 6, name, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def escape(text: str) -> str:
+    return escape_marks(plain(text))
 
 
 def _boundary_lines(places: Sequence[tuple[float, str]]) -> list[str]:

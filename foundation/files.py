@@ -1,9 +1,16 @@
 """Files and folders replaced by newer ones, so that a kill at any moment leaves one of the two whole."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO, cast
+
+from foundation.errors import UserError
+
+
+class LinkedFileError(UserError):
+    """A file that is locked, or written under a name that others can guess, is a link to another one."""
 
 
 def put_in_place(new: Path, place: Path) -> None:
@@ -35,11 +42,30 @@ def restore(place: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Readers see the old content or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with _open_unlinked(temporary, os.O_WRONLY | os.O_TRUNC, "w") as file:
         file.write(text)
         flush_file(file)
     temporary.replace(path)
     flush(path.parent)
+
+
+def open_lock(path: Path) -> TextIO:
+    """The file `path`, to be locked, for reading and writing from its start; made if need be, and left as it is.
+
+    Raises:
+        LinkedFileError: if it is a link: somebody else could have put it there, to have another file overwritten.
+    """
+    return _open_unlinked(path, os.O_RDWR, "r+")
+
+
+def _open_unlinked(path: Path, flags: int, mode: str) -> TextIO:
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise LinkedFileError(f"{path} is a link to another file, which would be overwritten. Remove it.") from None
+    return cast(TextIO, os.fdopen(descriptor, mode, encoding="utf-8"))
 
 
 def flush_file(file: IO[Any]) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import UserError
+from foundation.json_text import loads
+from foundation.limits import MAX_LAYERS
 
 # Besides config.json and the weights, what makes a model folder; chat_template.jinja is read from 4.53 on.
 TOKENIZER_FILES = (
@@ -46,16 +48,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The keys of the folder's config.json as they are written.
 
     Raises:
-        ModelFolderError: when there is none, or it is no JSON object.
+        ModelFolderError: when there is none, it is no JSON object, or has more layers than any model.
     """
-    return _read_json(folder / "config.json")
+    config = _read_json(folder / "config.json")
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MAX_LAYERS:  # each takes memory long before there are weights
+        raise ModelFolderError(
+            f"{folder / 'config.json'} has {layers:,} layers (num_hidden_layers); more than {MAX_LAYERS:,} are refused."
+        )
+    return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFolderError(f"There is no {path}; give the folder of a transformers model.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelFolderError(f"{path} is not JSON: {error}. Write it again.") from None
     if not isinstance(content, dict):

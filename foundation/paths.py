@@ -4,10 +4,10 @@ The file may come from somebody else: a bucket that others write to, a model fro
 `..` for a name, fetching a checkpoint would overwrite any file of its user, and uploading one would send any file out.
 """
 
-import json
 from pathlib import Path
 
 from foundation.errors import UserError
+from foundation.json_text import loads
 
 WEIGHT_INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"  # of a model that has no index
@@ -62,7 +62,7 @@ def indexed_weight_files(model: Path) -> list[str]:
     if not index.is_file():
         return []
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({plain_name(name) for name in weight_map.values()})
     except UnsafeNameError as error:
         raise UnsafeNameError(f"{index}: {error} Get the model again, from where you trust it.") from None

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from foundation.yaml_text import YamlTextError, load
 from jobs.plan import Folders, JobError, Place, Plan
 
 SLURM = "slurm.adapter:Slurm"
@@ -111,8 +111,8 @@ def load_cluster_settings(folders: Folders) -> ClusterSettings:
     if not file.is_file():
         return ClusterSettings()
     try:
-        return ClusterSettings.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    except (yaml.YAMLError, ValidationError) as error:
+        return ClusterSettings.model_validate(load(file.read_text(encoding="utf-8")) or {})
+    except (YamlTextError, UnicodeDecodeError, ValidationError) as error:
         raise JobError(f"{file} is not valid: {error}") from None
 
 

@@ -1,9 +1,7 @@
 """A transformers checkpoint on disk, read without loading weights, and the reasons why several cannot be merged."""
 
 import hashlib
-import json
 import shutil
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +13,7 @@ from foundation.finite import check_files_finite
 from foundation.hf_folder import TOKENIZER_FILES, meaning, read_config
 from foundation.paths import WEIGHTS, indexed_weight_files
 from foundation.tokenizer_json import differing_parts
+from foundation.weights import read_header
 
 # Keys of config.json that say nothing about the weights; the merged model takes the parent's.
 _FREE_CONFIG_KEYS = frozenset(
@@ -74,7 +73,7 @@ class Checkpoint:
     def _read_tensor_infos(self) -> dict[str, TensorInfo]:
         infos = {}
         for file in self.weight_files:
-            for name, entry in _read_safetensors_header(file).items():
+            for name, entry in read_header(file).items():
                 infos[name] = TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
         return infos
 
@@ -104,24 +103,6 @@ class Checkpoint:
         """File name -> sha256 of everything that defines the model."""
         files = [self.path / "config.json", *self.copied_files(), *self.weight_files]
         return {file.name: file_sha256(file) for file in files}
-
-
-def _read_safetensors_header(file: Path) -> dict[str, Any]:
-    """Tensor name -> {dtype, shape, data_offsets}; checks that the file is as long as it says."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError
-            header: dict[str, Any] = json.loads(stream.read(length))
-    except (struct.error, ValueError):
-        raise MergeError(f"{file} is not a safetensors file, or it is cut off. Write it again.") from None
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size != 8 + length + end:
-        raise MergeError(f"{file} has {size:,} bytes but its header promises {8 + length + end:,}. Write it again.")
-    return header
 
 
 def file_sha256(file: Path) -> str:

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from foundation.errors import UserError
 from foundation.files import flush, flush_file, write_atomically
+from foundation.json_text import loads
 from foundation.paths import UnsafeNameError, plain_name
 from foundation.progress import unwatched
 from foundation.recipe.schema import Optimizer
@@ -194,7 +195,7 @@ def parse_manifest(text: str | bytes, origin: str) -> dict[str, Any]:
         CheckpointError: if it is none of this release, or calls a file anything but a name in its own folder.
     """
     try:
-        manifest: dict[str, Any] = json.loads(text)
+        manifest: dict[str, Any] = loads(text)
         found = manifest.get("format")
         files = manifest["files"] if found == FORMAT else {}
         if found == FORMAT and not isinstance(manifest["step"], int):

@@ -17,6 +17,7 @@ from foundation.finite import check_finite
 from foundation.hf_folder import read_config, spelled_for_all
 from foundation.paths import WEIGHTS, indexed_weight_files
 from foundation.recipe.architecture import Parameter, parameters_of
+from foundation.weights import read_header
 from nanotron_ext.checkpoint import (
     checkpoint_folder,
     finish_checkpoint,
@@ -96,6 +97,8 @@ def _weight_files(model: Path) -> dict[str, Path]:
         raise ImportModelError(
             f"{model} holds no {missing[0]}; its weights have to be safetensors files, and complete."
         )
+    for path in paths:
+        read_header(path)
     files: dict[str, Path] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from foundation.launch import torchrun_command
 from foundation.recipe import Recipe, load_recipe
+from foundation.secrets import for_jobs
 
 
 def threads_per_process(recipe: Recipe) -> int:
@@ -34,7 +35,7 @@ def launch(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
             print(f"{recipe.run_folder}: step {recipe.last_step} is done, nothing to do.")
             continue
         command = torchrun_command(recipe.parallelism.world_size, "-m", "nanotron_ext.train", str(path), *overrides)
-        environment = {"OMP_NUM_THREADS": str(threads_per_process(recipe))} | os.environ
+        environment = {"OMP_NUM_THREADS": str(threads_per_process(recipe))} | for_jobs()
         if recipe is loaded[-1]:
             os.execve(command[0], command, environment)
         if code := subprocess.run(command, env=environment, check=False).returncode:

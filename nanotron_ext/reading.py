@@ -5,7 +5,6 @@ rest too. It is asked to for files that it holds anyway, so that a checksum cost
 """
 
 import hashlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from foundation.json_text import loads
+from foundation.limits import MAX_HEADER_BYTES
 
 BLOCK_BYTES = 1 << 24
 HELD_SHARE = 0.95  # of a file that a rank holds: then comparing its checksum costs at most 5 % more bytes
@@ -110,7 +112,9 @@ def read_header(path: Path) -> dict[str, Any]:
             length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
             if length > size - 8:
                 raise CutShortError(f"{path} ends within its header")
-            header: dict[str, Any] = json.loads(file.read(length))
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"{path} has a header of {length:,} bytes")
+            header: dict[str, Any] = loads(file.read(length))
     except OSError as error:
         raise CutShortError(str(error)) from None
     return header

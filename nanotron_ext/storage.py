@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import UserError
-from foundation.files import write_atomically
+from foundation.files import open_lock, write_atomically
 from foundation.paths import inside
 from foundation.progress import Work, unwatched
 from foundation.recipe import Recipe
@@ -254,7 +254,7 @@ def fetch_newest(recipe: Recipe) -> None:
     if newest_there is None:
         return
     recipe.run_folder.mkdir(parents=True, exist_ok=True)
-    with (recipe.run_folder / "fetch.lock").open("w") as lock:  # one process of the machine, the others wait for it
+    with open_lock(recipe.run_folder / "fetch.lock") as lock:  # one process of the machine, the others wait for it
         fcntl.flock(lock, fcntl.LOCK_EX)
         for step in remote.newest_first(after=_newest_whole_step(recipe.run_folder)):
             logger.info(f"Fetching checkpoint {step} from {remote.url}.")

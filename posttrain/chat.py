@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 from transformers.utils import logging
 
+from foundation.json_text import loads
+from foundation.terminal import Terminal
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Reply, parse_reply
 
@@ -25,7 +26,7 @@ class Session:
         self,
         chat_model: ChatModel,
         sampling: Sampling,
-        console: Console,
+        console: Terminal,
         *,
         thinking: bool = True,
         system: str = "",
@@ -76,7 +77,7 @@ class Session:
         try:
             self.chat_model.stream(prompt, self.sampling, show)
         except KeyboardInterrupt:
-            self.console.print(" [stopped]", style="dim", markup=False)
+            self.console.print(" [stopped]", style="dim")
         self.console.print()
         content = "".join(said)
         self.turns += [messages[-1], {"role": "assistant", "content": content}]
@@ -95,21 +96,21 @@ class Session:
             self._show_call(block, "malformed tool call", "red")
 
     def _show_call(self, text: str, title: str, colour: str) -> None:
-        # As Text: a string would be searched for markup, in time with the square of its length, and `[/x]` be an error.
+        # As Text: a panel reads markup in its title, in time with the square of its length, and `[/x]` is an error.
         self.console.print(Panel(Text(text), title=Text(title), border_style=colour))
 
 
 class _ThinkingPrinter:
     """Prints streamed text, dim while the model thinks."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self.console = console
         self.thinking = False
 
     def write(self, piece: str) -> None:
         self.thinking = self.thinking or "<think>" in piece
         style = "dim italic" if self.thinking else ""
-        self.console.print(piece, end="", style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(piece, end="", style=style, soft_wrap=True)
         self.thinking = self.thinking and "</think>" not in piece
 
 
@@ -122,8 +123,8 @@ def load_tools(path: Path | None) -> list[Any] | None:
     if path is None:
         return None
     try:
-        tools = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        tools = loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ModelError(f"The tools file {path} cannot be read: {error}") from None
     if not isinstance(tools, list):
         raise ModelError(f"The tools file {path} must hold a JSON list of function schemas.")
@@ -138,7 +139,7 @@ def chat(
     Raises:
         ModelError: `model` cannot chat, or `tools` is no list of function schemas.
     """
-    console, functions = Console(), load_tools(tools)
+    console, functions = Terminal(), load_tools(tools)
     logging.disable_progress_bar()
     session = Session(ChatModel.load(model), sampling, console, thinking=thinking, system=system, tools=functions)
     if prompt is not None:
@@ -151,7 +152,7 @@ def chat(
 def _converse(session: Session) -> None:
     while True:
         try:
-            line = session.console.input("[bold cyan]> [/]").strip()
+            line = session.console.input(Text("> ", "bold cyan")).strip()
         except (EOFError, KeyboardInterrupt):
             session.console.print()
             return

@@ -5,7 +5,7 @@ What a row may be is in `posttrain/rows.py`, what its replies have to be in `pos
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from foundation.errors import UserError
+from foundation.limits import TooLargeError, bounded_lines
 from posttrain.recipe import Data, DataSet, PostTrainingRecipe
 from posttrain.tokenization import ACCOUNT, LINE, ROW, RowTokenizer
 
@@ -119,7 +120,16 @@ def _load_rows(spec: DataSet) -> Dataset:
 
 def _load_lines(file: Path) -> Dataset:
     """Rows as lines, blank ones left out: columns would fill the keys of one row with the nulls of another, order them
-    anew, and refuse a file for one row of another type."""
+    anew, and refuse a file for one row of another type.
+
+    Raises:
+        DatasetError: for a line that is larger than one may be.
+    """
+    try:
+        with file.open("rb") as stream:
+            deque(bounded_lines(stream), maxlen=0)
+    except TooLargeError as error:
+        raise DatasetError(f"{file}: {error}") from None
     lines = Dataset.from_text(str(file), features=Features({LINE: Value("large_string")}))
     lines = lines.add_column(ROW, np.arange(1, len(lines) + 1))
     lengths = pc.utf8_length(pc.utf8_trim_whitespace(lines.data.column(LINE))).to_numpy()

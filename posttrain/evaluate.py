@@ -5,7 +5,6 @@ system message for the other. The prompt ends with the bare assistant header, al
 has to open with an empty or a filled think block.
 """
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
+from foundation.json_text import loads
 from posttrain.generate import ChatModel, ModelError, Sampling
 from posttrain.template import EMPTY_THINK_BLOCK, Mode, parse_reply
 
@@ -139,11 +139,11 @@ def load_prompts(path: Path) -> list[dict[str, Any]]:
         ModelError: absent, not JSON, or a row without those keys.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
+        rows = [loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
         raise ModelError(f"The prompts {path} cannot be read: {error}") from None
     for number, row in enumerate(rows, 1):
-        missing = [key for key in ("task", "question", "answer") if key not in row]
+        missing = [key for key in ("task", "question", "answer") if not isinstance(row, dict) or key not in row]
         if missing:
             raise ModelError(f"{path}:{number} has no {' and no '.join(missing)}.")
     if not rows:

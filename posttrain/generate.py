@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from foundation.errors import UserError
-from foundation.paths import indexed_weight_files
+from foundation.pretrained import load_model, load_tokenizer, render_prompt
 from posttrain.recipe import TemplateName
 from posttrain.template import TURN_END, Message, install_template
 
@@ -56,10 +56,9 @@ class ChatModel:
         is_path = folder.startswith((".", "/")) or folder.count("/") > 1
         if is_path and not (Path(folder) / "config.json").is_file():
             raise ModelError(f"There is no model at {folder} (no config.json).")
-        indexed_weight_files(Path(folder))  # transformers would read whatever file it names
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+            tokenizer = load_tokenizer(folder)
+            model: Any = load_model(folder, dtype="auto")
         except OSError as error:
             raise ModelError(f"The model {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
         if TURN_END not in tokenizer.get_vocab():
@@ -78,11 +77,7 @@ class ChatModel:
 
     def prompt(self, messages: Sequence[Message], **template_arguments: Any) -> str:
         """Text up to where the assistant speaks."""
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **template_arguments
-        )
-        assert isinstance(text, str)
-        return text
+        return render_prompt(self.tokenizer, list(messages), **template_arguments)
 
     def stream(self, prompt: str, sampling: Sampling, on_text: Callable[[str], None]) -> str:
         """Sample one reply, handing on text as soon as it is complete characters; returns all of it.

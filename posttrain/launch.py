@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from foundation.launch import torchrun_command
 from foundation.recipe.loading import names_and_overrides
+from foundation.secrets import for_jobs
 from posttrain.recipe import PostTrainingRecipe, check_inputs, load_recipe
 
 
@@ -40,7 +41,7 @@ def training_command(paths: Sequence[str | Path], overrides: Sequence[str]) -> t
     overlays, values = names_and_overrides(overrides)
     options = [f"--with={overlay}" for overlay in overlays]
     command = torchrun_command(processes, "-m", "posttrain.train", *options, *map(str, paths), *values)
-    return command, {"OMP_NUM_THREADS": threads, **os.environ}
+    return command, {"OMP_NUM_THREADS": threads, **for_jobs()}
 
 
 def launch(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> NoReturn:

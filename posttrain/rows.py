@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foundation.json_text import loads
 from posttrain.template import THINK_END, THINK_START, Message
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -58,8 +59,8 @@ def row_of_line(line: str) -> dict[str, Any]:
         UnusableRow: it is no JSON object.
     """
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = loads(line)
+    except ValueError as error:
         raise UnusableRow("the line is no JSON") from error
     if not isinstance(row, dict):
         raise UnusableRow(f"the line is JSON, but {type(row).__name__} and no object")
@@ -197,8 +198,8 @@ def _tools(given: Any) -> list[dict[str, Any]]:
 def _parsed(given: Any, name: str) -> Any:
     """`given`, or what it is as JSON if it is text."""
     try:
-        return json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError) as error:
+        return loads(given) if isinstance(given, str) else given
+    except ValueError as error:
         raise UnusableRow(f"{name} is text that is no JSON") from error
 
 
@@ -234,8 +235,8 @@ def _continuation(given: Any, name: str, prompt: list[Message], notes: list[str]
 
 def _is_list_of_messages(text: str) -> bool:
     try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
+        value = loads(text) if text.lstrip().startswith("[") else None
+    except ValueError:
         return False
     return bool(value) and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value or [])
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from foundation.errors import UserError
 from foundation.files import write_atomically
+from foundation.terminal import Terminal
 from posttrain.evaluate import MODES, Judged, Proportion, evaluate, load_prompts, summarise
 from posttrain.generate import ChatModel, Sampling
 from posttrain.launch import training_command
@@ -73,7 +74,7 @@ def run_seeds(recipes: Path, seeds: Sequence[int], prompts: Path, out: Path) -> 
         model, taken = train_chain(recipes, seed)
         chains.append(_judge(str(model), rows, first.data.date_string))
         seconds.append(taken)
-    print_table(base, chains, Console())
+    print_table(base, chains, Terminal())
     print(f"seconds per chain, start to finish: {', '.join(f'{taken:.0f}' for taken in seconds)}")
     content = {"seeds": list(seeds), "seconds": seconds, "base": _shares(base), "chains": [*map(_shares, chains)]}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from jinja2 import TemplateRuntimeError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -65,14 +66,21 @@ def render(
     add_generation_prompt: bool = False,
     **arguments: Any,
 ) -> Rendering:
-    """Render without a tokenizer. `arguments` are those listed at the head of chat_template.jinja."""
-    rendered: Any = render_jinja_template(
-        [list(messages)],
-        chat_template=load_training_template(template),
-        return_assistant_tokens_mask=True,
-        add_generation_prompt=add_generation_prompt,
-        **arguments,
-    )
+    """Render without a tokenizer. `arguments` are those listed at the head of chat_template.jinja.
+
+    Raises:
+        TemplateError: for messages that the template cannot show, such as a call without a name.
+    """
+    try:
+        rendered: Any = render_jinja_template(
+            [list(messages)],
+            chat_template=load_training_template(template),
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=add_generation_prompt,
+            **arguments,
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TemplateRuntimeError(f"the template cannot show it ({error})") from None
     texts, spans = rendered
     return Rendering(texts[0], spans[0])
 

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from rich.console import Console
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -34,7 +32,10 @@ from foundation.files import write_atomically
 from foundation.finite import NotFiniteError, check_finite
 from foundation.hf_folder import finish_folder, spelled_for_all
 from foundation.outcome import Outcome
-from foundation.paths import indexed_weight_files
+from foundation.pretrained import load_model
+from foundation.pretrained import load_tokenizer as load_model_tokenizer
+from foundation.recipe.loading import read_tree
+from foundation.terminal import Terminal
 from foundation.wandb_run import wandb_mode
 from posttrain.data import TrainingData, prepare_data
 from posttrain.data_report import print_report
@@ -94,7 +95,7 @@ def processes() -> PartialState:
 
 def load_tokenizer(recipe: PostTrainingRecipe) -> PreTrainedTokenizerBase:
     """The model's tokenizer with this phase's chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.model_name_or_path, revision=recipe.model.model_revision)
+    tokenizer = load_model_tokenizer(recipe.model.model_name_or_path, revision=recipe.model.model_revision)
     install_template(tokenizer, recipe.data.chat_template)
     return tokenizer
 
@@ -118,7 +119,7 @@ def train(recipe: PostTrainingRecipe, stop: StopRequest | None = None) -> Outcom
     if checkpoint is not None:
         _check_same_data(recipe, data)
     if state.is_main_process:
-        print_report(data, Console())
+        print_report(data, Terminal())
         outcome.clear(recipe)
         _write_run_files(recipe, data)
     set_seed(recipe.general.seed)
@@ -185,8 +186,7 @@ def build_trainer(
         RunError: model and tokenizer do not belong together.
         UnsafeNameError: the model's index names weights elsewhere.
     """
-    indexed_weight_files(Path(recipe.model.model_name_or_path))  # transformers would read whatever file it names
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_model(
         recipe.model.model_name_or_path,
         revision=recipe.model.model_revision,
         dtype=torch.float32,
@@ -351,7 +351,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _check_same_recipe(recipe: PostTrainingRecipe) -> None:
     file = recipe.run_folder / "recipe.yaml"
-    then = PostTrainingRecipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).identity()
+    then = PostTrainingRecipe.model_validate(read_tree(file)).identity()
     now = recipe.identity()
     different = [key for key in now if now[key] != then[key]]
     if different:

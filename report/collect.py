@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import platform
 import time
@@ -12,14 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from datapipes.errors import SourceError
 from datapipes.registry import find_source
 from eval.checkpoint import EVALUATIONS_FILE
 from eval.results import SuiteResult, read_suite
+from foundation import json_text
 from foundation.errors import UserError
 from foundation.journal import TIMINGS_FILE, read_metrics, read_rows, tokens_per_step
+from foundation.yaml_text import YamlTextError, load
 from jobs.plan import typed
 from jobs.profile import Profile
 from jobs.table import GROUPS, JOBS
@@ -136,7 +135,10 @@ def _training(folder: Path) -> Training | None:
     recipe, rows = folder / "recipe.yaml", read_metrics(folder)
     if not rows or not recipe.is_file():
         return None
-    resolved = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    try:
+        resolved = load(recipe.read_text(encoding="utf-8"))
+    except (YamlTextError, UnicodeDecodeError) as error:
+        raise ReportError(f"{recipe} is not YAML ({error}). Train the run again.") from None
     evaluations, timings = (list(read_rows(folder / name)) for name in (EVALUATIONS_FILE, TIMINGS_FILE))
     return Training(folder.name, resolved, rows, evaluations, timings)
 
@@ -175,8 +177,8 @@ def _json(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content: dict[str, Any] = json_text.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ReportError(f"{file} is not JSON ({error}). Remove it and run the stage that writes it again.") from None
     return content
 

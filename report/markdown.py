@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foundation.charts import line_chart
+from foundation.plain_text import markdown, plain
 from report.blocks import Block, Chart, Details, Finding, Missing, Sample, Section, Table, Text
 
 CHART_FOLDER = "charts"
@@ -13,9 +14,9 @@ def write_markdown(file: Path, title: str, subtitle: str, sections: Sequence[Sec
     """Write the text, and its charts to the folder `charts` beside it."""
     folder = file.parent / CHART_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {title}", subtitle]
+    parts = [f"# {title}", markdown(subtitle)]
     for section in sections:
-        parts += [f"## {section.title}", section.introduction]
+        parts += [f"## {section.title}", markdown(section.introduction)]
         parts += [_block(block, folder) for block in section.blocks]
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -23,16 +24,20 @@ def write_markdown(file: Path, title: str, subtitle: str, sections: Sequence[Sec
 def _block(block: Block, folder: Path) -> str:
     match block:
         case Text():
-            return block.text
+            return markdown(block.text)
         case Missing():
-            return f"*{block.what}: {block.why}.{f' `{block.command}` makes it.' if block.command else ''}*"
+            command = plain(block.command).replace("`", "")
+            return f"*{markdown(block.what)}: {block.why}.{f' `{command}` makes it.' if command else ''}*"
         case Sample():
-            lines = "\n".join(f"    {line}" for line in f"{block.prompt}\n{block.text}".strip().splitlines())
-            return f"{block.label}:\n\n{lines}"
+            said = plain(f"{block.prompt}\n{block.text}").strip()
+            indented = "\n".join(f"    {line}" for line in said.splitlines())
+            return f"{markdown(block.label)}:\n\n{indented}"
         case Finding():
-            return "\n".join([f"- **{block.claim}** {block.verdict}", *(f"  - {line}" for line in block.lines)])
+            return "\n".join(
+                [f"- **{markdown(block.claim)}** {block.verdict}", *(f"  - {markdown(line)}" for line in block.lines)]
+            )
         case Details():
-            return "\n\n".join([f"**{block.title}**", *(_block(inner, folder) for inner in block.blocks)])
+            return "\n\n".join([f"**{markdown(block.title)}**", *(_block(inner, folder) for inner in block.blocks)])
         case Table():
             return _table(block)
         case Chart():
@@ -41,7 +46,8 @@ def _block(block: Block, folder: Path) -> str:
                 boundaries=block.boundaries, y_from_zero=block.y_from_zero, on_white=True,
             )  # fmt: skip
             (folder / f"{block.name}.svg").write_text(svg, encoding="utf-8")
-            return f"![{block.caption}]({CHART_FOLDER}/{block.name}.svg)\n\n*{block.caption}*"
+            caption = markdown(block.caption)
+            return f"![{caption}]({CHART_FOLDER}/{block.name}.svg)\n\n*{caption}*"
 
 
 def _table(table: Table) -> str:
@@ -52,4 +58,4 @@ def _table(table: Table) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown, cells)) + " |"

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from foundation.project import ROOT, project_file
+from foundation.secrets import for_jobs
 from jobs.plan import JobError, Place, Plan
 from jobs.scheduler import History, QueuedJob, Resources, Submission
 from jobs.table import job_of
@@ -135,7 +136,7 @@ def _check_time_limit(name: str, limit: str, warning: str) -> None:
 
 def _seconds(limit: str) -> int | None:
     """Of a time limit as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS; None for others."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", limit)
     if not found:
         return None
     days, *parts = (int(part) if part else None for part in found.groups())
@@ -165,9 +166,9 @@ def _cut(line: str) -> list[str]:
 
 
 def _slurm(*command: str) -> str:
-    # A job that submits another one must not hand down what Slurm told it about itself.
+    # Slurm hands all of it to the job. One that submits another one must not hand down what Slurm told it about itself.
     environment = {
-        key: value for key, value in os.environ.items() if not key.startswith("SLURM") or key == "SLURM_CONF"
+        key: value for key, value in for_jobs().items() if not key.startswith("SLURM") or key == "SLURM_CONF"
     }
     if not Path.cwd().samefile(ROOT):  # where a job starts; Slurm runs a copy of the script, which could find neither
         environment |= {"SMOLLM3_SCRIPTS": str(project_file("slurm")), "SMOLLM3_PYTHON": sys.executable}

@@ -78,14 +78,13 @@ def cluster_run(profile: Profile, dry_run: bool) -> None:
 @takes_profile
 def cluster_status(profile: Profile) -> None:
     """Where the chain is: state, step, loss, speed, ETA and attempts of each job."""
-    from rich.console import Console
-
+    from foundation.terminal import Terminal
     from jobs.scheduler import load_scheduler
     from jobs.status import next_jobs, status_table
 
     scheduler = load_scheduler(profile)
     queue = scheduler.queue(profile.run)
-    console = Console() if sys.stdout.isatty() else Console(width=130)
+    console = Terminal() if sys.stdout.isatty() else Terminal(width=130)
     console.print(status_table(profile, scheduler, queue))
     waiting = ", ".join(next_jobs(profile, queue))
     nothing = "nothing waits in the queue; smollm3 cluster-run submits what is neither done nor queued"

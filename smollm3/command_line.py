@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import click
 
 from foundation.errors import UserError
+from foundation.plain_text import plain
+from foundation.pretrained import TRUST
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,15 @@ class Verbs(click.Group):
     epilog="`smollm3 VERB --help` says more about each. --profile chooses the recipes; default: tiny, the miniature.",
 )
 @click.version_option(package_name="smollm3-pipeline")
-def smollm3() -> None:
+@click.option("--trust-remote-code", is_flag=True, help="Let models run code of their own, which you have read.")
+def smollm3(trust_remote_code: bool) -> None:
     """SmolLM3 from raw text to a merged reasoning model.
 
     The verbs stand in the order of the chain; `smollm3 demo` runs it whole, in miniature, on this machine.
     """
+    os.environ.pop(TRUST, None)  # the command line alone decides
+    if trust_remote_code:
+        os.environ[TRUST] = "1"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,4 +165,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say_error(text: str, color: bool | None) -> None:
     click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=color)
-    click.echo(text, err=True)
+    click.echo(plain(text), err=True)

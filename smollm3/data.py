@@ -69,13 +69,13 @@ def data(
     and the command refuses with what changed, until --rebuild names the source.
     """
     from datatrove.utils.logging import logger as datatrove_logger
-    from rich.console import Console
 
     from datapipes.prepare import prepare, summary_table
     from foundation.recipe import load_recipe
+    from foundation.terminal import Terminal
 
     datatrove_logger.remove()  # its lines go to the tasks' log files
-    console, start = Console(), time.monotonic()
+    console, start = Terminal(), time.monotonic()
     loaded = [load_recipe(recipe, overrides) for recipe in recipes]
     settings = _slurm_settings(**slurm) if executor == "slurm" else None
     try:
@@ -135,11 +135,10 @@ def audit(
 
     The exit code is 2 if the data cannot be trained on; warnings leave it alone.
     """
-    from rich.console import Console
-
     import check.audit
     from foundation.recipe import load_recipe
     from foundation.shards.errors import ShardError
+    from foundation.terminal import Terminal
 
     recipe = load_recipe(recipes[0], overrides)
     try:
@@ -147,7 +146,7 @@ def audit(
         if as_json:
             click.echo(json.dumps(asdict(result), indent=2))
         else:
-            console = Console()
+            console = Terminal()
             console.width = max(console.width, check.audit.MIN_WIDTH)
             check.audit.print_audit(result, max_epochs, console)
             if not result.problems:
@@ -163,12 +162,11 @@ def audit(
 @takes_recipes(several=False)
 def synthesize(profile: Profile, recipes: list[Path], overrides: list[str]) -> None:
     """Have a teacher answer the prompts of a recipe (synthetic*.yaml). Interrupted, the same command goes on."""
-    from rich.console import Console
-
     from datapipes.synthetic.build import build, print_report
     from datapipes.synthetic.recipe import load_recipe
+    from foundation.terminal import Terminal
 
     recipe = load_recipe(recipes[0], overrides)
     report = build(recipe)
-    print_report(report, Console())
+    print_report(report, Terminal())
     click.echo(f"{recipe.output_folder / 'train.jsonl'}: {report.rows} rows")

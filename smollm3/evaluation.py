@@ -7,6 +7,7 @@ import click
 
 from foundation.errors import UserError
 from foundation.paths import plain_name
+from foundation.plain_text import plain
 from foundation.recipe.loading import names_and_overrides
 from jobs.profile import Profile
 from smollm3.models import final_model, model_folder
@@ -128,7 +129,7 @@ def _stage_runs(profile: Profile) -> list[Path]:
 
 def _report(failures: list[str]) -> int:
     for failure in failures:
-        click.echo(failure, err=True)
+        click.echo(plain(failure), err=True)
     return 1 if failures else 0
 
 

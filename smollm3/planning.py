@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from foundation.errors import UserError
+from foundation.plain_text import plain
 from jobs.profile import Profile
 from smollm3.options import FolderForResults, Place, json_option, recipe_file, takes_recipes
 
@@ -33,10 +34,10 @@ def check(profile: Profile, recipes: list[Path], overrides: list[str], data: boo
     failures = 0
     for recipe in recipes:
         try:
-            click.echo(f"{recipe}: {check_recipe(recipe, data, overrides)}")
+            click.echo(plain(f"{recipe}: {check_recipe(recipe, data, overrides)}"))
         except UserError as error:
             failures += 1
-            click.echo(str(error), err=True)
+            click.echo(plain(str(error)), err=True)
     return 2 if failures else 0
 
 
@@ -56,9 +57,8 @@ def diff(first: str, second: str, as_json: bool) -> int:
 
     a, b = (recipe_file(Path(name).parent, name) for name in (first, second))
     found = differences(a, b)
-    click.echo(
-        json.dumps([to_json(one) for one in found], indent=1) if as_json else as_text(Path(first), Path(second), found)
-    )
+    text = as_text(Path(first), Path(second), found)
+    click.echo(json.dumps([to_json(one) for one in found], indent=1) if as_json else plain(text))
     return 1 if found else 0
 
 

@@ -58,11 +58,10 @@ def posttrain(profile: Profile, recipes: list[Path], overrides: list[str], previ
     """
     refuse_other_phases(recipes, "posttrain")
     if preview is not None:
-        from rich.console import Console
-
+        from foundation.terminal import Terminal
         from posttrain.preview import preview as show
 
-        show(recipes, overrides, preview, Console())
+        show(recipes, overrides, preview, Terminal())
     else:
         from posttrain.launch import launch
 
@@ -106,9 +105,8 @@ def capabilities(
 
     MODEL is a transformers folder, or the name of one in RUN/hf, such as apo. A base model is given our chat template.
     """
-    from rich.console import Console
-
     from foundation.files import write_atomically
+    from foundation.terminal import Terminal
     from posttrain.evaluate import evaluate_models, load_prompts, print_table, to_document
     from posttrain.generate import Sampling
 
@@ -116,13 +114,13 @@ def capabilities(
     folders, rows = [str(model_folder(profile, model)) for model in models], load_prompts(prompts)
     sampling = Sampling(temperature, top_p, max_new_tokens)
     results = evaluate_models(folders, rows, seeds=seeds, sampling=sampling, date=date)
-    text = json.dumps(to_document(prompts, rows, results, seeds, sampling), indent=1, ensure_ascii=False)
+    text = json.dumps(to_document(prompts, rows, results, seeds, sampling), indent=1)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text + "\n")
     if as_json:
         click.echo(text)
     else:
-        print_table(results, Console())
+        print_table(results, Terminal())
         click.echo(f"written: {out}")
 
 

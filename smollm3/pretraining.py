@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from foundation.errors import UserError
+from foundation.plain_text import plain
 from jobs.plan import typed
 from jobs.profile import Profile
 from smollm3.options import Place, refuse_other_phases, takes_profile, takes_recipes
@@ -76,10 +77,10 @@ def list_checkpoints(run_folder: Path) -> None:
     checkpoint.resolve_checkpoint(run_folder)  # says so if there is none
     click.echo("     step       size        files  written by            when")
     for folder in checkpoint.list_checkpoints(run_folder):
-        click.echo(describe(folder))
+        click.echo(plain(describe(folder)))
     for leftover in sorted((run_folder / "checkpoints").glob("*.*")):
         what = "not a checkpoint: a save or a deletion that is under way or was interrupted"
-        click.echo(f"{leftover.name:>9}  {what}")
+        click.echo(plain(f"{leftover.name:>9}  {what}"))
 
 
 @checkpoints.command()
@@ -98,7 +99,7 @@ def verify(run_folder: Path, step: int | None) -> int:
     for folder in folders:
         problems = problems_of(folder)
         damaged += bool(problems)
-        click.echo(f"{folder}: " + ("; ".join(problems) if problems else "whole"))
+        click.echo(plain(f"{folder}: {'; '.join(problems) or 'whole'}"))
     return 1 if damaged else 0
 
 

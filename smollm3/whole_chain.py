@@ -70,11 +70,10 @@ def report_seeds(profile: Profile, folder: Path | None, seeds: tuple[int, ...]) 
 
 
 def _measure(folder: Path, seeds: tuple[int, ...]) -> None:
-    from rich.console import Console
-
+    from foundation.terminal import Terminal
     from report.seeds import measure_seeds
 
-    click.echo(f"seeds: {measure_seeds(folder, seeds, Console())}; smollm3 report shows them.")
+    click.echo(f"seeds: {measure_seeds(folder, seeds, Terminal())}; smollm3 report shows them.")
 
 
 @click.command()
@@ -103,9 +102,8 @@ def report(profile: Profile) -> None:
     """
     import sys
 
-    from rich.console import Console
-
+    from foundation.terminal import Terminal
     from report.write import write_report
 
-    folder = write_report(profile, Console() if sys.stdout.isatty() else Console(width=110))
+    folder = write_report(profile, Terminal() if sys.stdout.isatty() else Terminal(width=110))
     click.echo(f"report: {folder / 'index.html'} and {folder / 'report.md'}")

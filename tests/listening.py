@@ -6,7 +6,7 @@ import struct
 from ipaddress import ip_address
 from pathlib import Path
 
-_LISTEN = "0A"
+_LISTEN, _UNCONNECTED = "0A", "07"  # TCP_LISTEN, and TCP_CLOSE, which UDP sockets without a peer are in
 
 
 def process_tree(pid: int) -> list[int]:
@@ -14,18 +14,28 @@ def process_tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                found += map(int, task.read_text().split())
+    return found
+
+
+def environments(pids: list[int]) -> dict[int, bytes]:
+    """What each process was given as its environment when its program started."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[pid] = Path(f"/proc/{pid}/environ").read_bytes()
     return found
 
 
 def listening(pids: list[int]) -> set[tuple[str, int]]:
-    """Address and port of every TCP socket on which one of the processes listens."""
+    """Address and port of every socket on which one of the processes takes connections (TCP) or datagrams (UDP)."""
     inodes = {inode for pid in pids for inode in _sockets(pid)}
     found = set()
-    for table in ("tcp", "tcp6"):
+    for table, waiting in {"tcp": _LISTEN, "tcp6": _LISTEN, "udp": _UNCONNECTED, "udp6": _UNCONNECTED}.items():
         for line in Path(f"/proc/{pids[0]}/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
-            if state == _LISTEN and rest[5] in inodes:
+            if state == waiting and rest[5] in inodes:
                 address, port = local.split(":")
                 found.add((_readable(address), int(port, 16)))
     return found

@@ -6,6 +6,7 @@ CUDA build of torch adds to it, constraints-vllm.txt the environment of vLLM.
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from tools import hash_lock, sbom
 
 CACHE = Path.home() / ".cache" / "smollm3-tests" / "uv"
 BASE, CUDA, VLLM = (Path(f"constraints{part}.txt") for part in ("", "-cuda", "-vllm"))
@@ -179,3 +182,49 @@ def test_vllm_and_this_projects_transformers_exclude_each_other(uv: Path, tmp_pa
     wanted.write_text(f"vllm=={locked(VLLM)['vllm']}\ntransformers=={locked(BASE)['transformers']}\n")
     answer = resolve(uv, "3.12.0", VLLM, wanted)
     assert answer.returncode != 0 and "vllm==0.32.0 depends on transformers>=5.16.1,<5.20.0" in answer.stderr
+
+
+HASHED = {name: Path("locks", f"{name}.txt") for name in ("build", "base", "cuda")}
+
+
+def test_the_locks_with_hashes_are_those_with_versions() -> None:
+    """Every pin once, each with hashes; of flash-attn's, which `make setup` does not install, none."""
+    texts = {name: path.read_text() for name, path in HASHED.items()}
+    entries = {name: pins(re.sub(r" \\$", "", text, flags=re.MULTILINE)) for name, text in texts.items()}
+    assert sum(map(len, entries.values())) == len({pin for part in entries.values() for pin in part.items()})
+    of_flash_attn = {"flash-attn", "einops", *BUILD_TOOLS}
+    everything = {name: version for name, version in locked(CUDA).items() if name not in of_flash_attn}
+    assert {name: version for part in entries.values() for name, version in part.items()} == everything
+    assert set(entries["build"]) == {"setuptools"} and "torch" in entries["cuda"]
+    assert entries["cuda"].items() <= {**pins(CUDA.read_text()), "torch": everything["torch"]}.items()
+    for text in texts.values():
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        hashed = r"( \\\n    --hash=sha256:[0-9a-f]{64})+"
+        assert re.fullmatch(rf"([\w.-]+==\S+{hashed}\n)+", "\n".join(lines) + "\n")
+
+
+def test_the_locks_are_split_as_they_say() -> None:
+    entry = "{} \\\n    --hash=sha256:" + "0" * 64 + "\n"
+    wanted = {"build": ["setuptools==84.2.1"], "base": ["numpy==2.4.6"], "cuda": ["torch==2.13.0", "triton==3.7.1"]}
+    order = ("numpy==2.4.6", "setuptools==84.2.1", "torch==2.13.0", "triton==3.7.1", "ninja==1.13.2")
+    compiled = "".join(map(entry.format, order))
+    assert hash_lock.split(compiled) == {name: [entry.format(pin) for pin in part] for name, part in wanted.items()}
+
+
+def test_the_bill_of_materials_has_every_package_of_the_locks(tmp_path: Path) -> None:
+    sbom.main(tmp_path / "dist" / "sbom.cdx.json")
+    content = json.loads((tmp_path / "dist" / "sbom.cdx.json").read_text())
+    assert (content["bomFormat"], content["specVersion"]) == ("CycloneDX", "1.6")
+    found = {named(part["name"]): part["version"] for part in content["components"]}
+    assert found.items() <= locked(CUDA).items() and len(found) == len(content["components"]) > 200
+    assert content["metadata"]["component"]["licenses"][0]["expression"].startswith("Apache-2.0")
+    for part in content["components"]:
+        assert part["hashes"] and all(len(entry["content"]) == 64 for entry in part["hashes"])
+    assert {part["bom-ref"] for part in content["components"]} == set(content["dependencies"][0]["dependsOn"])
+
+
+def test_what_is_accepted_of_vulnerabilities_says_why() -> None:
+    lines = [
+        line for line in Path("locks/accepted_vulnerabilities").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert [line for line in lines if not re.fullmatch(r"[A-Z]+-[0-9A-Za-z-]+ .{20,}", line)] == []

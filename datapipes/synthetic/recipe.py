@@ -1,13 +1,18 @@
 """The recipe of a synthetic set."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from datapipes.registry import Files, Hub
 from foundation.recipe import Problem, Section, load_as
+
+_KEY_VARIABLE = re.compile(r"([A-Za-z][A-Za-z0-9_]*_)?TEACHER_KEY")
 
 
 class Teacher(Section):
@@ -19,7 +24,9 @@ class Teacher(Section):
     request: dict[str, Any] = Field(
         description="Fields of every request as the server spells them: max_tokens, temperature, top_p, top_k, ..."
     )
-    api_key_variable: str | None = Field(None, description="Environment variable that holds the server's API key.")
+    api_key_variable: str | None = Field(
+        None, description="Environment variable that holds the server's API key; its name ends in TEACHER_KEY."
+    )
     max_concurrent_requests: int = Field(64, gt=0, description="Conversations in flight; bounds the memory too.")
     requests_per_minute: int | None = Field(None, gt=0, description="Pace; null is as fast as the server answers.")
     request_timeout_seconds: float = Field(1800.0, gt=0, description="For a whole answer: it comes in one piece.")
@@ -59,7 +66,36 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> SyntheticRec
 
 
 def _check(recipe: SyntheticRecipe) -> list[Problem]:
+    return [*_check_modes(recipe), *_check_keys("teacher", recipe.teacher), *_check_keys("rejected", recipe.rejected)]
+
+
+def _check_modes(recipe: SyntheticRecipe) -> Iterator[Problem]:
     if recipe.rejected is not None and recipe.rejected.thinking != recipe.teacher.thinking:
         message = "Chosen and rejected answers must be in the same mode: set it as in teacher.thinking."
-        return [Problem(("rejected", "thinking"), message)]
-    return []
+        yield Problem(("rejected", "thinking"), message)
+
+
+def _check_keys(section: str, teacher: Teacher | None) -> Iterator[Problem]:
+    """A recipe, which may be somebody else's, chooses which variable goes to which address: only one that was made for
+    a teacher, and only where nobody can listen."""
+    if teacher is None or teacher.api_key_variable is None:
+        return
+    if not _KEY_VARIABLE.fullmatch(teacher.api_key_variable):
+        message = (
+            f"{teacher.api_key_variable!r} is not the name of a teacher's key. Export the key of this server in a "
+            f"variable of its own whose name ends in TEACHER_KEY, such as MY_TEACHER_KEY."
+        )
+        yield Problem((section, "api_key_variable"), message)
+    if not _is_private(teacher.url):
+        message = f"The key would be sent unencrypted to {teacher.url}. Use https://, or a server on this machine."
+        yield Problem((section, "url"), message)
+
+
+def _is_private(url: str) -> bool:
+    address = urlsplit(url)
+    if address.scheme == "https" or address.hostname == "localhost":
+        return True
+    try:
+        return ip_address(address.hostname or "").is_loopback
+    except ValueError:  # a name
+        return False

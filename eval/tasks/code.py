@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import sys
-import zlib
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
@@ -29,6 +28,7 @@ from eval.tasks.programs import (
     same_output,
     with_header,
 )
+from foundation.limits import decompress
 
 
 def _pass_metric(score: ScoreAnswer) -> Metric:
@@ -125,7 +125,8 @@ def contest_tests(row: Row) -> list[dict[str, Any]]:
     try:
         hidden = json.loads(private)
     except json.JSONDecodeError:
-        hidden = json.loads(_TextUnpickler(BytesIO(zlib.decompress(base64.b64decode(private)))).load())
+        unpacked = decompress(base64.b64decode(private), "A row of private tests")
+        hidden = json.loads(_TextUnpickler(BytesIO(unpacked)).load())
     return tests + list(hidden)
 
 

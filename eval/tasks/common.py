@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from lighteval.utils.language import Language
 
 from eval.engine import Doc, ModelResponse, SamplingMethod
 from eval.reasoning import Answer, split_answer
+from foundation.time_limit import cpu_limit
 
 Row = dict[str, Any]
 PromptFunction = Callable[[Row, str], Doc | None]
@@ -36,6 +38,7 @@ class Grade(NamedTuple):
 ScoreAnswer = Callable[[str, Doc], float | Grade]
 
 LETTERS = "ABCDEFGHIJ"
+_GRADING_SECONDS = 1.0  # of computing; an ordinary answer takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,12 @@ class AnswerScore(SampleLevelComputation):
     def _grade(self, answer: Answer, doc: Doc) -> Grade:
         if answer.unclosed:
             return Grade(0.0, "the answer never leaves its reasoning")
-        grade = self._score(answer.text, doc)
+        try:
+            # Programs and judges, which threads wait for, have limits of their own.
+            with cpu_limit(_GRADING_SECONDS) if self._threads == 1 else nullcontext():
+                grade = self._score(answer.text, doc)
+        except (TimeoutError, RecursionError) as error:  # an answer of a thousand brackets overflows some rules
+            return Grade(0.0, f"the answer could not be graded: {error}")
         return grade if isinstance(grade, Grade) else Grade(grade)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from foundation.limits import MAX_LAYERS
 from foundation.recipe.section import Section
 
 EMBEDDING = "embedding.token_embedding.weight"
@@ -38,7 +39,7 @@ class ModelConfig(Section):
     vocab_size: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     intermediate_size: int = Field(gt=0, description="Width of the SiLU-gated MLP.")
-    num_hidden_layers: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0, le=MAX_LAYERS)
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(
         gt=0, description="Grouped-query attention: key/value heads; null: as many as query heads (multi-head)."

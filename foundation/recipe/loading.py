@@ -14,21 +14,14 @@ from foundation.project import project_file, recipe_place
 from foundation.recipe.checks import check_recipe
 from foundation.recipe.errors import KeyPath, Location, Problem, RecipeError
 from foundation.recipe.schema import Recipe
+from foundation.secrets import is_secret, secret_in
+from foundation.yaml_text import YamlTextError, compose, load, value_of
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
-
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML has it, is 5 x faster
-
-
-class _Loader(_SafeLoader):
-    """SafeLoader that reads `1e-8` as a number (YAML 1.1 reads a string) and refuses a key given twice."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+([eE][-+]?\d+)?)$"),
-    list("-+0123456789."),
+_PUBLIC = (
+    "what a recipe says is written to the run folder, to wandb and into messages. Leave it out: programs that need a "
+    "key read their own variables."
 )
 
 
@@ -70,6 +63,7 @@ def load_as(
             tree = _merge(tree, _read_with_bases(recipe_place(Path(override)), locations, seen=()))
         else:
             problems += _apply_override(tree, override, locations)
+    problems += _secrets(tree, ())
     if problems:
         raise RecipeError(str(path), problems, locations)
     try:
@@ -120,8 +114,8 @@ def _read_file(path: Path, locations: dict[KeyPath, Location]) -> dict[str, Any]
     if not path.is_file():
         raise RecipeError(str(path), [Problem((), _missing_file_message(path))], {})
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        node = compose(path.read_text(encoding="utf-8"))
+    except (YamlTextError, UnicodeDecodeError) as error:
         raise RecipeError(str(path), [Problem((), f"This is not valid YAML: {error}")], {}) from None
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError(str(path), [Problem((), "A recipe is a mapping of sections; this file holds none.")], {})
@@ -161,6 +155,11 @@ def _construct(node: yaml.Node, key: KeyPath, path: Path, locations: dict[KeyPat
 
 def _scalar(node: yaml.ScalarNode, key: KeyPath, path: Path, locations: dict[KeyPath, Location]) -> Any:
     def from_environment(match: re.Match[str]) -> str:
+        if is_secret(match["name"]):
+            message = (
+                f"{match['name']} is the name of a secret, and {_PUBLIC} Give the variable another name if it is none."
+            )
+            raise RecipeError(str(path), [Problem(key, message)], locations)
         value = os.environ.get(match["name"])
         if match["default"] is not None:
             value = value or match["default"]
@@ -170,10 +169,22 @@ def _scalar(node: yaml.ScalarNode, key: KeyPath, path: Path, locations: dict[Key
             raise RecipeError(str(path), [Problem(key, message)], locations)
         return value
 
-    if not _VARIABLE.search(node.value):
-        return _Loader("").construct_object(node)
-    text = _VARIABLE.sub(from_environment, node.value)
-    return text if node.style in ("'", '"') else yaml.load(text, Loader=_Loader)
+    try:
+        if not _VARIABLE.search(node.value):
+            return value_of(node)
+        text = _VARIABLE.sub(from_environment, node.value)
+        return text if node.style in ("'", '"') else load(text)
+    except YamlTextError as error:
+        raise RecipeError(str(path), [Problem(key, f"The value is not valid YAML: {error}")], locations) from None
+
+
+def _secrets(value: Any, key: KeyPath) -> list[Problem]:
+    """Texts of the recipe that give a secret away, however it came there."""
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        return [problem for name, item in inner for problem in _secrets(item, (*key, name))]
+    found = secret_in(value) if isinstance(value, str) else ""
+    return [Problem(key, f"The value holds {found}, and {_PUBLIC}")] if found else []
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -195,13 +206,13 @@ def _apply_override(tree: dict[str, Any], override: str, locations: dict[KeyPath
         message = f"An override reads section.key=value, or is an overlay's file name.yaml; got {override!r}."
         return [Problem(key, message)]
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = load(text)
         target: Any = tree
         for part in key[:-1]:
             target = target.setdefault(part, {}) if isinstance(target, dict) else target[part]
         target[key[-1]] = value
-    except yaml.YAMLError as error:
-        return [Problem(key, f"The value {text!r} is not valid YAML: {error}")]
+    except YamlTextError as error:
+        return [Problem(key, f"The value {text[:200]!r} is not valid YAML: {error}")]
     except (TypeError, IndexError, KeyError, AttributeError):
         return [Problem(key, f"{dotted} is not a place in this recipe.")]
     return []

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from foundation.files import open_lock
 from foundation.progress import Work
 from foundation.shards.errors import ShardError
 
@@ -144,7 +145,7 @@ class RemoteFolder:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self._cache.mkdir(parents=True, exist_ok=True)
-        with (self._cache / "lock").open("w") as lock:
+        with open_lock(self._cache / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

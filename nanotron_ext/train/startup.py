@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import yaml
 
 from foundation.errors import UserError
-from foundation.files import write_atomically
+from foundation.files import open_lock, write_atomically
 from foundation.recipe import Recipe, load_recipe
 from foundation.wandb_run import wandb_mode
 from nanotron_ext.checkpoint import (
@@ -170,7 +170,7 @@ def take_run_folder(recipe: Recipe) -> TextIO:
         StartupError: when another job was faster.
     """
     recipe.run_folder.mkdir(parents=True, exist_ok=True)
-    file = (recipe.run_folder / LOCK_FILE).open("a+", encoding="utf-8")
+    file = open_lock(recipe.run_folder / LOCK_FILE)
     _lock(file, fcntl.LOCK_EX, recipe)
     file.truncate(0)
     file.write(f"Process {os.getpid()} on {socket.gethostname()}\n")

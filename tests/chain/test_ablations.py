@@ -45,7 +45,7 @@ def test_every_variant_is_trained_under_every_seed(
     """The training itself is replaced by what its recipe would give: held-out bits follow from overlay and seed."""
     runs = []
 
-    def run(command: list[str]) -> CompletedProcess[str]:
+    def run(command: list[str], env: dict[str, str]) -> CompletedProcess[str]:
         assert command[1:4] == ["-m", "smollm3", "train"]
         overlays = [file for option, file in itertools.pairwise(command) if option == "--with"]
         recipe = load_recipe(command[4], [*overlays, *(word for word in command if "=" in word)])

@@ -36,8 +36,9 @@ class LLM:
         tensor_parallel_size: int,
         gpu_memory_utilization: float,
         seed: int,
+        trust_remote_code: bool,
     ) -> None:
-        assert generation_config == "vllm"
+        assert generation_config == "vllm" and not trust_remote_code
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._max_model_len = max_model_len

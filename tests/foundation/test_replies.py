@@ -12,20 +12,33 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from datapipes.chat import render as render_raw
 from datapipes.synthetic import answers, prompts
 from datapipes.words import words_of
 from eval import judge as eval_judge
+from eval import ruler
 from eval.engine import Doc
 from eval.reasoning import split_answer
+from eval.tasks import long, tools
 from eval.tasks.base import last_boxed
 from eval.tasks.long import match_all, match_any, match_label
 from eval.tasks.programs import extract_code
 from eval.tasks.tools import call_score, parse_calls
+from foundation.errors import UserError
+from foundation.json_text import loads
+from foundation.plain_text import markdown, plain
+from foundation.recipe import load_recipe
 from foundation.replies import cut_out, json_object
+from foundation.secrets import secret_in
+from foundation.terminal import Terminal
+from foundation.yaml_text import YamlTextError, load
 from posttrain import rows
 from posttrain.chat import Session
 from posttrain.evaluate import judge
 from posttrain.template import ToolCall, parse_reply, render
+from report.blocks import Sample, Section, Text
+from report.html import to_html
+from slurm import adapter, failures
 
 SIZE = 50_000
 CALL, CALL_END = "<tool_call>", "</tool_call>"
@@ -77,6 +90,22 @@ HOSTILE = {
     "boxes": filled("\\boxed{"),
     "spaces behind a box": filled(" ", "\\boxed"),
     "closing markup": filled("[/b]", CALL, CALL_END),
+    "opening markup": filled("[a"),
+    "escape sequences": filled("\x1b]52;c;"),
+    "marks of direction": filled("\u202e"),
+    "pictures": filled("![a]("),
+    "addresses": filled("://a:"),
+    "aliases": filled("&a [*a, ", "a: "),
+    "lists": filled("[", "a: "),
+    "colons": filled("a: "),
+    "zeros": filled("0"),
+    "0x": filled("0x", " "),
+    "dots": filled("a."),
+    "errors": filled("Error"),
+    "paths": filled("/a"),
+    "options": filled("-N "),
+    "variables": filled("${"),
+    "quotes": filled("'"),
 }
 HELD_OUT = {"task": "", "question": "", "answer": "7"}
 EXPECTED_CALL = {"name": "f", "arguments": {"a": 1}}
@@ -123,6 +152,22 @@ def _last_boxed(text: str) -> None:
         last_boxed(text)
 
 
+def _json(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        loads(text)
+
+
+def _yaml(text: str) -> None:
+    with contextlib.suppress(YamlTextError):
+        load(text)
+
+
+def _override(text: str) -> None:
+    with contextlib.suppress(UserError):
+        load_recipe("recipes/tiny/pretrain.yaml", [f"general.run={text}"])
+
+
+_EXCEPTIONS = re.compile(rf"^{failures._EXCEPTION}", re.MULTILINE)
 PARSERS: dict[str, Callable[[str], object]] = {
     "parse_reply": parse_reply,
     "calls shown in the chat": _show_reply,
@@ -144,6 +189,22 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "repeats_itself": answers.repeats_itself,
     "flags of a prompt": prompts._without_flags,
     "words_of": words_of,
+    "plain": plain,
+    "markdown": markdown,
+    "terminal": lambda text: Terminal(file=io.StringIO(), width=100).print(text, soft_wrap=True),
+    "sample in a report": lambda text: to_html("", "", [Section("", text, [Sample(text, text, text), Text(text)])]),
+    "secrets in a value": lambda text: secret_in(text, {"A_TOKEN": "0123456789"}),
+    "JSON": _json,
+    "YAML": _yaml,
+    "value of a recipe": _override,
+    "raw chat row": lambda text: render_raw(_without_calls(_conversation(text))),
+    "prompt of a synthetic set": lambda text: prompts.message_id([{"role": "user", "content": text}]),
+    "log of a failure": _EXCEPTIONS.findall,
+    "cause of a failure": lambda text: failures.cause_of(text, None),
+    "options of sbatch": lambda text: adapter._long_options([text]),
+    "time limit": adapter._seconds,
+    "sentences of RULER": ruler.sentences,
+    "normalised answer": lambda text: (long.normalised(text), tools._normalised(text)),
 }  # fmt: skip
 
 

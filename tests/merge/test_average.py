@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from foundation.finite import NotFiniteError
 from foundation.hf_folder import ModelFolderError
 from foundation.tokenizer_json import TokenizerFileError
+from foundation.weights import WeightFileError
 from merge.average import MANIFEST_NAME, Average, write_average
 from merge.checkpoint import Checkpoint, MergeError
 from merge.verify import verify_average
@@ -283,7 +284,7 @@ def test_bad_weights_folders_files_and_disks_are_refused(make_checkpoint, tmp_pa
         Checkpoint(tmp_path / "absent")
     data = (folders[1] / "model.safetensors").read_bytes()
     (folders[1] / "model.safetensors").write_bytes(data[:-100])
-    with pytest.raises(MergeError, match="header promises"):
+    with pytest.raises(WeightFileError, match="header promises"):
         Checkpoint(folders[1])
 
 
