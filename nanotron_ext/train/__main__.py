@@ -8,8 +8,15 @@ import sys
 from foundation.outcome import EXIT_CODES, StopSignal
 
 
+# Segments that grow: a step over documents of all lengths asks for blocks of all sizes, and fixed segments leave memory
+# between them that fits none. torch reads it when a GPU is first used; a setting of the user's stays.
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # as all releases call it, and newer ones prefer
+
+
 def main() -> int:
     stop = StopSignal(ends_at_once=True)  # before imports that take seconds
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
     from foundation.errors import MachineError, UserError
     from foundation.recipe import load_recipe
 
