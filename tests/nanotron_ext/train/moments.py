@@ -138,13 +138,16 @@ def run_and_stop(
 
 
 def _send(number: signal.Signals, processes: list[Any]) -> None:
+    """To those that have come to their first line."""
     for process in processes:
+        while process.is_alive() and not catches_sigterm(process.pid):
+            time.sleep(0.01)
         if process.is_alive():
             os.kill(process.pid, number)
 
 
 def catches_sigterm(pid: int) -> bool:
-    """Whether the process has a handler of its own."""
+    """Whether the process has a handler of its own, from its first line on."""
     status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    caught = next((line for line in status.splitlines() if line.startswith("SigCgt")), "SigCgt: 0")
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

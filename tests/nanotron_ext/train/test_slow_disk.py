@@ -96,20 +96,20 @@ def test_a_last_save_slower_than_the_time_out_completes(how: str, tmp_path: Path
     prepare(tmp_path)
     changes: dict[str, object] = {**ENDLESS, "parallelism": "{dp: 2, hang_timeout_seconds: 2}"}
     recipe = tiny_recipe(tmp_path, **changes)
-    process = start(tmp_path, slow_disk, "/checkpoints", 3, 2, **changes, checkpoints__checkpoint_interval=10**6)
+    process = start(tmp_path, slow_disk, "exp_avg", 3, 1, **changes, checkpoints__checkpoint_interval=10**6)
     stop_after_first_step(process, recipe, how)
     output, _ = process.communicate(timeout=300)
     outcome = json.loads((recipe.run_folder / "outcome.json").read_text())
     assert outcome["outcome"] == "stopped", output
     assert whole_checkpoints(recipe) == [outcome["step"]]
     [saved] = [row for row in read_rows(recipe.run_folder / TIMINGS_FILE) if row["event"] == "save"]
-    assert saved["seconds"]["write"] > 3 * (3 + 2)  # so the disk was slow indeed
+    assert saved["seconds"]["write"] > 2 * (3 + 1)  # so the disk was slow indeed
 
 
 def test_a_save_that_truly_hangs_is_ended(tmp_path: Path, slow_disk: Path) -> None:
-    """The limit for disks is 17 times the shortest time-out, a second, so this takes half a minute."""
+    """The limit for disks is 17 times the time-out, so this takes 34 s and a start; less fails on a busy machine."""
     prepare(tmp_path)
-    changes: dict[str, object] = {"parallelism": "{dp: 2, hang_timeout_seconds: 1}", "tokens__stop_step": 2}
+    changes: dict[str, object] = {"parallelism": "{dp: 2, hang_timeout_seconds: 2}", "tokens__stop_step": 2}
     process = start(tmp_path, slow_disk, "exp_avg_sq", 600, **changes)
     output, _ = process.communicate(timeout=300)
     assert process.returncode not in (0, None)
