@@ -14,6 +14,7 @@ from eval.engine import Doc
 from eval.errors import EvalError
 from eval.recipe import Judge
 from eval.tasks.common import answer_metric
+from foundation.json_text import loads
 
 _PROMPT = """Grade an answer to a question against the reference answers.
 
@@ -30,6 +31,7 @@ Say in one sentence whether the answer agrees with a reference answer. Then writ
 answer) to 1.0 (right and complete) in double square brackets, for example [[0.5]]."""
 _GRADE = re.compile(r"\[\[\s*([01](?:\.\d+)?)\s*\]\]")
 _ATTEMPTS = 3
+_LARGEST_REPLY_BYTES = 32 << 20
 
 
 def check_judge(judge: Judge) -> None:
@@ -66,7 +68,7 @@ def _request(judge: Judge, path: str, body: dict[str, Any] | None) -> Any:
     for attempt in range(_ATTEMPTS):
         try:
             with urllib.request.urlopen(request, timeout=judge.timeout_seconds) as response:
-                return json.load(response)
+                return loads(response.read(_LARGEST_REPLY_BYTES))
         except (OSError, ValueError) as error:
             if attempt == _ATTEMPTS - 1 or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                 raise EvalError(f"The judge at {judge.url}{path} does not answer: {error}.") from None

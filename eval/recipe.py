@@ -38,7 +38,10 @@ class Backend(Section):
 
 
 class Judge(Section):
-    url: str = Field(description="OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1 (vllm serve).")
+    url: str = Field(
+        pattern=r"^https?://",
+        description="OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1 (vllm serve).",
+    )
     model: str = Field(description="Name of the model there.")
     threads: int = Field(8, ge=1, description="Requests at once.")
     timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for one reply.")

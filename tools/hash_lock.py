@@ -5,6 +5,7 @@ build.txt holds what builds packages that have no wheel, cuda.txt torch as the i
 base.txt everything else.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -64,4 +65,5 @@ def compiled() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write(compiled())

@@ -3,9 +3,9 @@
 Made of the locks with hashes alone, so that it is the same wherever it is made.
 """
 
+import argparse
 import json
 import re
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -51,4 +51,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the file that is written")
+    main(parser.parse_args().out)

@@ -97,7 +97,7 @@ def _understood(response: httpx.Response) -> dict[str, Any] | None:
         answer: dict[str, Any] = response.json()
         choice = answer["choices"][0]
         content, finish_reason = choice["message"]["content"], choice["finish_reason"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
     return answer if isinstance(content, str | None) and isinstance(finish_reason, str) else None
 

@@ -1,9 +1,10 @@
 """A judge over HTTP, played by a server of our own on the loopback interface."""
 
+import functools
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -86,3 +87,24 @@ def test_a_judged_task_scores_models_as_it_should(judge, recipe, model_folder, k
     assert [task.main_metric.name for task in result.tasks] == ["judge_score"] * 2
     assert {task.main_metric.value for task in result.tasks} == {score}
     assert result.tasks[0].metrics[1].name == "reference_in_reply"
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"data": ' * 5_000, b"", b"\xff"], ids=len)
+def test_an_answer_that_is_no_json_is_one_sentence(content, tmp_path):
+    """Deep JSON raised RecursionError."""
+    (tmp_path / "models").write_bytes(content)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    asked = Judge(url=f"http://127.0.0.1:{server.server_port}", model="grader", timeout_seconds=5)
+    try:
+        with pytest.raises(EvalError, match="does not answer"):
+            check_judge(asked)
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/v1", "data:,{}", "/etc"])
+def test_a_recipe_names_a_server_and_no_file(url):
+    with pytest.raises(ValueError, match="should match pattern"):
+        Judge(url=url, model="grader")
