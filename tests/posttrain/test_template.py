@@ -1,5 +1,6 @@
 """The chat templates against renderings written by hand, through every renderer that users have."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,32 @@ def test_content_never_becomes_a_control_token(tokenizer: PreTrainedTokenizerBas
     ids = tokenizer.apply_chat_template(messages, date_string=DATE, xml_tools=[{"name": poison}])["input_ids"]
     special = [token_id for token_id in ids if token_id in tokenizer.all_special_ids or token_id in (3, 4)]
     assert special == [3, 4] * 4
+
+
+def test_no_mix_of_flags_and_pieces_of_tokens_opens_or_closes_a_turn() -> None:
+    """A flag that is removed brings together what stood beside it."""
+    pieces = [
+        "<|",
+        "|>",
+        "<",
+        "|",
+        ">",
+        "im_end",
+        "im_start",
+        "/think",
+        "/no_think",
+        "/system_override",
+        " ",
+        "\n",
+        "a",
+    ]
+    rng = random.Random(0)
+    for _ in range(1500):
+        text = "".join(rng.choices(pieces, k=rng.randint(3, 14)))
+        for messages in ([system(text), hi], [user(text)], [hi, bot(text)], [hi, bot("a"), tool(text)]):
+            rendered = render(messages, date_string=DATE).text
+            turns = 1 + len(messages) - (messages[0]["role"] == "system")
+            assert (rendered.count("<|im_start|>"), rendered.count("<|im_end|>")) == (turns, turns), text
 
 
 def test_reasoning_mode() -> None:
