@@ -7,7 +7,6 @@ import sys
 
 from foundation.outcome import EXIT_CODES, StopSignal
 
-
 # Segments that grow: a step over documents of all lengths asks for blocks of all sizes, and fixed segments leave memory
 # between them that fits none. torch reads it when a GPU is first used; a setting of the user's stays.
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # as all releases call it, and newer ones prefer
