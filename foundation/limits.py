@@ -4,15 +4,17 @@ A few kilobytes of compressed data unpack to gigabytes, and a number in a header
 once is bounded, so that such a file is refused in a sentence instead of taking the machine's memory.
 """
 
+import io
 import os
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, cast
 
 from foundation.errors import UserError
 
 VARIABLE = "SMOLLM3_MAX_ITEM_MB"
 _DEFAULT_MB = 256  # the longest documents and contest rows of the published sets have tens of MB
+_BUFFER_BYTES = 1 << 20
 MAX_LAYERS = 10_000  # of a model; the deepest published ones have hundreds
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file: the format's own limit (github.com/huggingface/safetensors)
 
@@ -62,7 +64,9 @@ def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
         TooLargeError: for the first that is longer, with its number.
     """
     number, limit = 0, max_item_bytes()
-    while line := file.readline(limit + 1):
+    # Files of object storage, and zstandard's, read no line up to a limit themselves.
+    reader = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
+    while line := reader.readline(limit + 1):
         number += 1
         if len(line) > limit:
             raise too_large(f"Line {number}")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from datapipes.errors import SourceError
 from datapipes.readers import texts_of
@@ -52,7 +53,7 @@ def peak_bytes(act: Callable[[], object]) -> int:
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "xz": lzma.compress, "gz": gzip.compress, "bz2": bz2.compress, "": bytes,
+    "xz": lzma.compress, "gz": gzip.compress, "bz2": bz2.compress, "zst": zstandard.compress, "": bytes,
 }  # fmt: skip
 
 
