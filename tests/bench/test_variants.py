@@ -9,7 +9,7 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence, _pr
 
 from nanotron_ext.model.documents import Documents
 
-sys.path.insert(0, str(Path("bench").resolve()))
+sys.path.append(str(Path("bench").resolve()))  # last: it has a merge.py
 
 from stepbench.variants import FLASH, packed_shape
 from stepbench.work import Work

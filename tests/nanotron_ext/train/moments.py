@@ -33,7 +33,7 @@ MOMENTS = {
     "connecting": Moment("torch.distributed:init_process_group", saves=False),
     "comparing": Moment("nanotron_ext.train.agreement:refuse", saves=False),
     "building": Moment("nanotron_ext.train.step:build_model", saves=False),
-    "loading": Moment("nanotron_ext.train.persistence:_load_kind", saves=False),
+    "loading": Moment("nanotron_ext.train.persistence:_load", saves=False),
     "preparing": Moment("nanotron_ext.train.run:Validation.__init__"),
     "first step": Moment("nanotron_ext.train.step:TrainState.train_step"),
     "training": Moment("nanotron_ext.train.step:TrainState.train_step", number=3),
