@@ -6,12 +6,14 @@ what stands around it, nor for a name that it would find on the platform.
 
 import ast
 import re
+import threading
 import warnings
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 warnings.filterwarnings("ignore", category=SyntaxWarning, module="<unknown>")  # of programs that are only parsed
 _OPENING = re.compile(r"```([\w.+#-]*)[^\S\n]*\n")
+_PARSING = threading.Lock()  # of two threads that parse at once, one fails in CPython 3.11 (gh-106905)
 _PYTHON = ("python", "python3", "py", "py3")
 
 # What a contest's platform has imported before the answer's first line.
@@ -71,12 +73,17 @@ def with_header(header: str, code: str) -> str:
     if "__future__" not in code:
         return f"{header}\n{code}"
     try:
-        body = ast.parse(code).body
+        body = _parsed(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return f"{header}\n{code}"
     last = max((node.end_lineno or 0 for node in body if _is_future(node)), default=0)
     lines = code.splitlines(keepends=True)
     return "".join(lines[:last]) + f"{header}\n" + "".join(lines[last:])
+
+
+def _parsed(code: str) -> ast.Module:
+    with _PARSING:
+        return ast.parse(code)
 
 
 def _is_future(node: ast.stmt) -> bool:
@@ -92,7 +99,7 @@ def parsable(prompt: str, completion: str) -> str:
     while lines:
         program = prompt + "".join(lines)
         try:
-            ast.parse(program)
+            _parsed(program)
         except SyntaxError as error:  # it names the first line that is wrong, or what is never closed
             lines = lines[: min(len(lines) - 1, max((error.lineno or 0) - 1 - before, 0))]
         except (ValueError, RecursionError, MemoryError):

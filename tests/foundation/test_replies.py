@@ -32,7 +32,7 @@ from foundation.replies import cut_out, json_object
 from foundation.secrets import secret_in
 from foundation.terminal import Terminal
 from foundation.yaml_text import YamlTextError, load
-from posttrain import rows
+from posttrain import modes, rows
 from posttrain.chat import Session
 from posttrain.evaluate import judge
 from posttrain.template import ToolCall, parse_reply, render
@@ -128,11 +128,13 @@ def _without_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _mode_of_row(text: str) -> None:
-    messages = rows.with_inline_reasoning(_conversation(text))
+    messages = _conversation(text)
     with contextlib.suppress(rows.UnusableRow):
-        rows.mode_of_conversation(messages, {}, "dual_mode")
+        messages = rows.conversation_of({"messages": messages}).messages
     with contextlib.suppress(rows.UnusableRow):
-        rows.mode_of_pair({"chosen": messages[:3], "rejected": messages[:3]}, {}, "dual_mode")
+        modes.mode_of_conversation(messages, {}, "dual_mode")
+    with contextlib.suppress(rows.UnusableRow):
+        modes.mode_of_pair({"chosen": messages[:3], "rejected": messages[:3]}, {}, "dual_mode")
 
 
 def _teacher_answer(text: str) -> None:

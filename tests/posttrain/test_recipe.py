@@ -119,13 +119,17 @@ def test_absent_inputs_are_named_before_any_process_starts(
     for name in ("midtrain_reasoning", "sft_think", "sft_no_think"):
         (tmp_path / "posttrain_data" / name).mkdir(parents=True)
         (tmp_path / "posttrain_data" / name / "train.jsonl").touch()
+    assert main(["posttrain", midtrain]) == 2
+    assert "midtrain_reasoning/train.jsonl is empty" in capsys.readouterr().err
+    for name in ("midtrain_reasoning", "sft_think", "sft_no_think"):
+        (tmp_path / "posttrain_data" / name / "train.jsonl").write_text("{}\n")
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("optimizer: {num_train_epochs: 7}\n")
     # The second starts from the model of the first, and is named as people name it.
     assert main(["posttrain", midtrain, "sft", "--with", str(overlay), "data.seed=3"]) == 0
     assert started[0][1:3] == ["-m", "foundation.torchrun"]  # which other machines cannot reach
     trained: list[PostTrainingRecipe] = []
-    monkeypatch.setattr(train_command, "_train", lambda recipes: trained.extend(recipes) or 0)
+    monkeypatch.setattr(train_command, "_train", lambda recipes, stop: trained.extend(recipes) or 0)
     assert train_command.main(started[0][started[0].index("posttrain.train") + 1 :]) == 0
     assert [recipe.phase for recipe in trained] == ["midtrain", "sft"]
     assert {(recipe.optimizer.num_train_epochs, recipe.data.seed) for recipe in trained} == {(7, 3)}

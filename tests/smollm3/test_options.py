@@ -136,7 +136,7 @@ def test_a_path_with_an_equals_sign_reaches_the_trainers(home: Path, monkeypatch
     monkeypatch.setattr(posttrain.launch, "check_inputs", lambda recipe: None)
     command, _ = posttrain.launch.training_command([recipe], [str(overlay), "general.seed=3"])
     found = []
-    monkeypatch.setattr(posttrain.train, "_train", lambda recipes: found.append(recipes) or 0)
+    monkeypatch.setattr(posttrain.train, "_train", lambda recipes, stop: found.append(recipes) or 0)
     assert posttrain.train.main(command[command.index("posttrain.train") + 1 :]) == 0
     [[trained]] = found
     assert trained.general.seed == 3
