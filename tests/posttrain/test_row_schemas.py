@@ -200,6 +200,11 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str, str]] = {
     "a result under another key": (after_call(None) | {"messages": [
         *after_call(None)["messages"][:2], {"role": "tool", "name": "f", "output": "1"}, says("yes")]},
         "a tool turn has no content but output", ""),
+    "reasoning in other tags": (talk(Q, says("<thinking>a</thinking>yes")), "reasoning in other tags than <think>", ""),
+    "thoughts of another model": ({"messages": [Q, says("<|begin_of_thought|>\na<|end_of_thought|>\nyes")]},
+                                  "reasoning in other tags than <think>", ""),
+    "the tag in capitals": (talk(Q, says(" <Think>a</Think>yes")), "reasoning in other tags than <think>", ""),
+    "an answer about thinking": (talk(Q, says("<thinker>yes")), Kept("no_think", [f"{EMPTY}<thinker>yes{END}"]), ALONE),
     "tools that are null in text": (talk(Q, says("yes"), tools="null"), NO_THINK, ALONE + QUESTION),
     "a question that is null": (talk({"role": "user", "content": None}, says("yes")), NO_THINK, f"{USER}{END}"),
 }  # fmt: skip
