@@ -17,8 +17,8 @@ ACTING := $$ ` " ' \ ; & | < > ( ) \#
 QUOTED := $$ ` \ "
 acting_in = $(strip $(foreach mark,$(2),$(if $(findstring $(mark),$(value $(1))),$(mark))) $(if $(findstring $(NEWLINE),$(value $(1))),newline))
 is_given = $(filter command environment override,$(firstword $(origin $(1))))
-refuse_marks = $(if $(call is_given,$(1)),$(if $(call acting_in,$(1),$(2)),$(error $(1) holds $(call acting_in,$(1),$(2)), on which a shell or make would act. Give names and paths without it)))
-refuse_words = $(if $(call is_given,$(1)),$(if $(word 2,$(value $(1))),$(error $(1) is one name or path, without spaces)))
+refuse_marks = $(if $(call is_given,$(1)),$(if $(call acting_in,$(1),$(2)),$(error $(1) holds $(call acting_in,$(1),$(2)), on which a shell or make would act; it comes from the $(origin $(1)). Give names and paths without it)))
+refuse_words = $(if $(call is_given,$(1)),$(if $(word 2,$(value $(1))),$(error $(1) is one name or path, without spaces; it comes from the $(origin $(1)))))
 ONE_WORD := PYTHON PROFILE RECIPES RUN GPU FROM EDITION MIRROR REFERENCE REPLACE COUNT STOPS SEED SECONDS VENV VLLM_VENV HASHES
 SEVERAL_WORDS := STAGE STAGES PHASE MODEL MODELS SUITE SEEDS REBUILD SET
 $(foreach name,$(ONE_WORD) $(SEVERAL_WORDS),$(call refuse_marks,$(name),$(ACTING)))

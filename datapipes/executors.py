@@ -22,6 +22,7 @@ from datatrove.utils.stats import PipelineStats
 
 from datapipes.dedup import Stage
 from datapipes.errors import SourceError
+from foundation.secrets import environment_for_jobs
 
 POLL_SECONDS = 20.0
 JOBS_FILE = "slurm_jobs.json"
@@ -104,7 +105,7 @@ def submit(stages: Sequence[Stage], logs: Path, settings: SlurmSettings, job_nam
         )
         chain.append(executor)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), environment_for_jobs():
             chain[-1].run()
     except (OSError, subprocess.CalledProcessError) as error:
         raise SourceError(f"sbatch failed for {job_name}: {error}. Is this a login node of the cluster?") from None

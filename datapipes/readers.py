@@ -19,7 +19,7 @@ from datapipes.inputs import Input, InputFile, content_of, find_input, local_fil
 from datapipes.math_problems import math_document
 from datapipes.registry import CORPUS_FOLDER, Corpus, FactsGenerator, Files, Hub, MathGenerator, Source
 from foundation.facts import facts_document
-from foundation.limits import TooLargeError, bounded_lines
+from foundation.limits import TooLargeError, bounded_lines, max_item_bytes, too_large
 
 
 class RowReader(PipelineStep):
@@ -96,7 +96,10 @@ class RowReader(PipelineStep):
         options = {"anon": True} if url.startswith("s3://") else {}
         try:
             with fsspec.open(url, "rb", compression="gzip", **options) as file:
-                return file.read().decode(row.get("src_encoding") or "utf-8", errors="replace")
+                content = file.read(max_item_bytes() + 1)
+                if len(content) > max_item_bytes():
+                    raise SourceError(f"Source {self.source_name}: {too_large(url)}")
+                return content.decode(row.get("src_encoding") or "utf-8", errors="replace")
         except (OSError, LookupError) as error:
             raise SourceError(f"{url} of source {self.source_name} cannot be read: {error}. Try again later.") from None
 

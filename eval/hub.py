@@ -110,7 +110,7 @@ class Hub:
     def _bfcl(self, subset: str, commit: str) -> list[Row]:
         def lines(name: str) -> list[Row]:
             text = self._file(_BFCL_REPO, name, commit).read_text(encoding="utf-8")
-            return [json.loads(line) for line in text.splitlines()]
+            return [json.loads(line) for line in text.split("\n") if line]  # splitlines also splits inside of strings
 
         questions = lines(f"BFCL_v3_{subset}.json")
         if subset == "irrelevance":

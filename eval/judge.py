@@ -1,11 +1,13 @@
 """A judge model behind an OpenAI-compatible endpoint, for answers that no rule can score (MixEval's free-form half)."""
 
 import functools
+import http.client
 import json
 import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from lighteval.metrics.utils.metric_utils import Metric
@@ -36,7 +38,7 @@ _LARGEST_REPLY_BYTES = 32 << 20
 
 def check_judge(judge: Judge) -> None:
     """Raises EvalError if the endpoint does not answer or does not serve the model."""
-    served = [entry["id"] for entry in _request(judge, "/models", None)["data"]]
+    served = _request(judge, "/models", None, lambda reply: [str(entry["id"]) for entry in reply["data"]])
     if judge.model not in served:
         raise EvalError(f"The judge at {judge.url} serves {', '.join(served)}, not {judge.model}. Correct judge.model.")
 
@@ -55,21 +57,23 @@ def judge_score(judge: Judge, answer: str, doc: Doc) -> float:
     references = "\n".join(f"- {output}" for output in specific["outputs"])
     prompt = _PROMPT.format(question=specific["question"], references=references, answer=answer.strip())
     message = {"role": "user", "content": prompt}
-    reply = _request(
-        judge, "/chat/completions", {"model": judge.model, "messages": [message], "temperature": 0, "max_tokens": 512}
-    )
-    grades = _GRADE.findall(str(reply["choices"][0]["message"]["content"]))
+    body = {"model": judge.model, "messages": [message], "temperature": 0, "max_tokens": 512}
+    said = _request(judge, "/chat/completions", body, lambda reply: reply["choices"][0]["message"]["content"])
+    grades = _GRADE.findall(str(said))
     return min(float(grades[-1]), 1.0) if grades else 0.0
 
 
-def _request(judge: Judge, path: str, body: dict[str, Any] | None) -> Any:
+def _request(judge: Judge, path: str, body: dict[str, Any] | None, found_in: Callable[[Any], Any]) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(judge.url.rstrip("/") + path, data, {"Content-Type": "application/json"})
     for attempt in range(_ATTEMPTS):
         try:
             with urllib.request.urlopen(request, timeout=judge.timeout_seconds) as response:
-                return loads(response.read(_LARGEST_REPLY_BYTES))
-        except (OSError, ValueError) as error:
+                return found_in(loads(response.read(_LARGEST_REPLY_BYTES)))
+        except (LookupError, TypeError) as error:
+            problem = f"its reply is none of an OpenAI-compatible server ({type(error).__name__}: {error})"
+            raise EvalError(f"The judge at {judge.url}{path} does not answer: {problem}.") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if attempt == _ATTEMPTS - 1 or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                 raise EvalError(f"The judge at {judge.url}{path} does not answer: {error}.") from None
             time.sleep(2**attempt)

@@ -6,11 +6,12 @@ What a recipe says goes to the run folder, to wandb and into messages, and a rec
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 # Whole words of a name. TOKENS and TOKENIZERS are none: they count tokens, or name tokenizers.
 _ANYWHERE = frozenset({"SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "COOKIE"})
-_AT_THE_END = re.compile(r"(?:(?:^|_)(?:TOKEN|KEY|KEY_ID|AUTH|AUTH_SOCK|PAT)|PASSWORD|PASSWD|APIKEY)\d*$")
+_AT_THE_END = re.compile(r"(?:(?:^|_)(?:TOKEN|KEY|KEY_ID|AUTH|AUTH_SOCK|PAT|JWT)|PASSWORD|PASSWD|APIKEY)\d*$")
 _PLACES = ("_FILE", "_PATH", "_DIR")  # such a variable says where a secret is
 _SHORTEST = 8  # characters of a value that is looked for: a shorter one stands in other text by chance
 _PASSWORD_IN_ADDRESS = re.compile(r"://[^/@:\s]*:[^/@\s]+@")
@@ -22,6 +23,7 @@ OF_JOBS = frozenset(
         *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS"),
         *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"),
         *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+        *("FSSPEC_S3_KEY", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN"),
     }
 )
 
@@ -38,6 +40,16 @@ def for_jobs() -> dict[str, str]:
     """The environment without the secrets that are not for jobs: those of OF_JOBS, and those named by MORE, are."""
     allowed = OF_JOBS | set(os.environ.get(MORE, "").split())
     return {name: value for name, value in os.environ.items() if name in allowed or not is_secret(name)}
+
+
+@contextmanager
+def environment_for_jobs() -> Iterator[None]:
+    """The same as this process's own environment, around libraries that submit jobs and take no other."""
+    kept = {name: os.environ.pop(name) for name in os.environ.keys() - for_jobs().keys()}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def secret_in(text: str, environment: Mapping[str, str] | None = None) -> str:

@@ -4,6 +4,7 @@ Under `/think` replies open with one closed, filled think block, under `/no_thin
 neither (no flag in the system message, no `enable_thinking`) is in the mode of its replies.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,11 @@ from posttrain.template import (
 
 UNCLOSED = "unclosed think block"
 NO_ANSWER = "no answer after the think block"
+OTHER_TAGS = "reasoning in other tags than <think>"
+# As sets have them that were made with other models: <thinking>, <Thought>, <reasoning>, <|begin_of_thought|>, ...
+_OTHER_TAGS = re.compile(
+    r"<\|?(?:begin_of_|start_of_)?(?:think|thinking|thoughts?|reasoning|scratchpad)\|?>", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ def reply_fault(reply: Message) -> str:
     thinking, answer = split_thinking(content)
     if thinking is None and content.lstrip().startswith(THINK_START):
         return UNCLOSED
+    if thinking is None and _OTHER_TAGS.match(content.lstrip()):
+        return OTHER_TAGS
     if has_think_tag(answer) or has_think_tag(thinking or ""):
         return "think tags besides one block at the start of the reply"
     if thinking is not None and not answer.strip() and not reply.get("tool_calls"):

@@ -21,6 +21,9 @@ _ROLE_NAMES = {role: role for role in ROLES} | {
 }  # fmt: skip
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # where transformers looks, in this order
 TEMPLATE_ARGUMENTS = ("enable_thinking", "custom_instructions", "xml_tools", "python_tools", "tools")
+# Keys of a message besides its content; text under another one is content that this module does not find.
+_BESIDES_CONTENT = {"role", "from", "name", "id", "tool_call_id", "tool_calls", "function_call", "train", "training",
+                    "weight", *REASONING_FIELDS}  # fmt: skip
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _TOOL_RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 
@@ -59,7 +62,7 @@ def row_of_line(line: str) -> dict[str, Any]:
         UnusableRow: it is no JSON object.
     """
     try:
-        row = loads(line)
+        row = loads(line.removeprefix("\ufeff"))  # the mark that Windows programs put before a file
     except ValueError as error:
         raise UnusableRow("the line is no JSON") from error
     if not isinstance(row, dict):
@@ -157,6 +160,7 @@ def template_arguments_of(row: Mapping[str, Any], of_the_set: Mapping[str, Any])
     own = _parsed(row.get("chat_template_kwargs") or {}, "chat_template_kwargs")
     if not isinstance(own, dict):
         raise UnusableRow(f"chat_template_kwargs is {type(own).__name__}, no mapping")
+    own = {key: value for key, value in own.items() if value is not None}  # which says nothing against the set's
     arguments = {key: value for key, value in {**of_the_set, **own}.items() if value is not None}
     if row.get("tools"):
         if arguments.get("tools"):
@@ -188,6 +192,8 @@ def _check_tool_texts(given: Any, name: str) -> None:
 def _tools(given: Any) -> list[dict[str, Any]]:
     """JSON schemas, given as a list, as texts of a list, or as the text of the list."""
     tools = _parsed(given, "tools")
+    if tools is None:  # "null": the row has none
+        return []
     if isinstance(tools, list):
         tools = [_parsed(tool, "tools") for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -285,7 +291,11 @@ def _message(given: Any, notes: list[str]) -> list[Message]:
     role = _ROLE_NAMES.get(name) if isinstance(name, str) else None
     if role is None:
         raise UnusableRow(f"unknown role {name!r}")
-    content = given.get("content", given.get("value", ""))
+    content = given.get("content", given.get("value"))
+    if content is None:
+        if role != "assistant" and (other := given.keys() - _BESIDES_CONTENT):
+            raise UnusableRow(f"a {role} turn has no content but {min(other)}")
+        content = ""
     message: Message = {"role": role}
     if (asked := _asked_loss(given)) is not None:
         if asked and role != "assistant":

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from foundation.outcome import StopSignal
+from foundation.plain_text import plain
 
 if TYPE_CHECKING:  # importing torch and TRL takes seconds, which --help and a wrong recipe should not cost
     from posttrain.recipe import PostTrainingRecipe
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None, stop: StopSignal | None = None) -> 
         quiet_libraries()
         return _train(recipes, stop)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(plain(f"error: {error}"), file=sys.stderr)
         return 2
 
 
@@ -58,7 +59,7 @@ def _train(recipes: list["PostTrainingRecipe"], stop: StopSignal | None) -> int:
     try:
         return _train_all(recipes, stop)
     except (TrainingFailure, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(plain(f"error: {error}"), file=sys.stderr)
         return 1
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from foundation.errors import UserError
+from foundation.plain_text import plain
 from jobs.plan import Plan
 from jobs.profile import Profile
 from jobs.scheduler import load_cluster_settings
@@ -78,7 +79,7 @@ def main() -> int:
             plan = profile.plan(options.job, options.overrides)
             submit_due(profile, plan)
         except UserError as error:  # the queue may be full or the controller away: the next look may do better
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(plain(f"error: {error}"), file=sys.stderr, flush=True)
             if options.watch is None:
                 return 2
         if options.watch is None:

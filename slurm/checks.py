@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from foundation.errors import UserError
+from foundation.plain_text import plain
 from foundation.project import recipe_place
 from jobs.checks import check_job, processes_per_node
 from jobs.plan import Plan
@@ -79,7 +80,7 @@ def main() -> int:
         check_job(profile, scheduler, plan, resources)
         print(assignments(plan, processes_per_node(plan, resources, settings.device), settings.device))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(plain(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

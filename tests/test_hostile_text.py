@@ -1,5 +1,6 @@
 """What models, data sets and names say, through everything that shows it: the text is kept, and does nothing."""
 
+import importlib
 import io
 import re
 import subprocess
@@ -213,6 +214,32 @@ def test_error_messages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
     monkeypatch.setattr(command_line.smollm3, "main", fail)
     assert command_line.main(["x"]) == 2
+    check_shown(capsys.readouterr().err.removeprefix("error: "))
+
+
+@pytest.mark.parametrize(
+    ("program", "fails"),
+    [
+        ("posttrain.train", "posttrain.recipe.load_recipe"),
+        ("nanotron_ext.train.__main__", "foundation.recipe.load_recipe"),
+        ("slurm.checks", "slurm.checks.profile_from_environment"),
+        ("slurm.checkpoint_evaluations", "jobs.profile.Profile.plan"),
+    ],
+)
+def test_error_messages_of_programs_that_torchrun_and_sbatch_start(
+    program: str, fails: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's keys and roles stand in what post-training says of the data."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError(HOSTILE)
+
+    monkeypatch.setattr(fails, fail)
+    monkeypatch.setattr("sys.argv", [program, "pretrain_stage1"])
+    monkeypatch.setattr("foundation.outcome.StopSignal.__init__", lambda *_, **__: None)
+    for name, value in {"PROFILE": "tiny", "RUN": "runs/tiny", "RECIPES": "recipes/tiny"}.items():
+        monkeypatch.setenv(name, value)
+    assert importlib.import_module(program).main() == 2
     check_shown(capsys.readouterr().err.removeprefix("error: "))
 
 

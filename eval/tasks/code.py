@@ -77,7 +77,8 @@ def mbpp(benchmark: Benchmark, task: Task) -> TaskPlan:
     def score(answer: str, doc: Doc) -> Grade:
         row = doc.specific or {}
         called = "".join(f"{name} = {CALLS}({name!r})\n" for name in row["functions"])
-        return _judged(lambda: run_tests(parsable("", extract_code(answer)), f"{called}\n{row['test']}\n"))
+        code = parsable("", extract_code(answer, row["functions"]))
+        return _judged(lambda: run_tests(code, f"{called}\n{row['test']}\n"))
 
     return TaskPlan(prompt, [_pass_metric(score)], ['\n"""', "\nassert ", "\nprint(", "\nif __name__", "\n```"])
 
@@ -113,7 +114,7 @@ def _contest_outcome(code: str, test: dict[str, Any], function: str | None) -> O
         if outcome.completed and not same_output(outcome.output, test["output"]):
             return Outcome(False, outcome.output, "another output than expected")
         return outcome
-    arguments = [json.loads(line) for line in test["input"].splitlines() if line.strip()]
+    arguments = [json.loads(line) for line in test["input"].split("\n") if line.strip()]
     call = f"{CALLS}('Solution().{function}')(*{arguments!r})"
     return run_tests(code, contest_assertion(call, json.loads(test["output"])))
 

@@ -5,9 +5,11 @@ what stands around it, nor for a name that it would find on the platform.
 """
 
 import ast
+import io
 import re
 import threading
 import warnings
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -15,6 +17,7 @@ warnings.filterwarnings("ignore", category=SyntaxWarning, module="<unknown>")  #
 _OPENING = re.compile(r"```([\w.+#-]*)[^\S\n]*\n")
 _PARSING = threading.Lock()  # of two threads that parse at once, one fails in CPython 3.11 (gh-106905)
 _PYTHON = ("python", "python3", "py", "py3")
+_CUTS = 20  # a few are enough for what models write; thousands of decorators would take one each, of the whole program
 
 # What a contest's platform has imported before the answer's first line.
 CONTEST_HEADER = """\
@@ -42,12 +45,13 @@ sys.setrecursionlimit(50000)
 """
 
 
-def extract_code(answer: str) -> str:
+def extract_code(answer: str, names: Sequence[str] = ()) -> str:
     """The last block that is fenced as Python, else the last without a language, else the whole answer.
 
-    A block that the answer's end cuts off counts: nothing but its fence is missing.
+    Blocks that define one of `names` come first: behind the function often stands an example of its use. A block that
+    the answer's end cuts off counts: nothing but its fence is missing.
     """
-    last: dict[bool, str] = {}
+    last: dict[tuple[bool, bool], str] = {}
     position = 0
     while opening := _OPENING.search(answer, position):
         end = answer.find("```", opening.end())
@@ -56,13 +60,17 @@ def extract_code(answer: str) -> str:
         if language in ("", *_PYTHON) and (
             end >= 0 or block.strip()
         ):  # nothing behind it: it closes what has no opening
-            last[bool(language)] = block
-    return last.get(True, last.get(False, answer))
+            last[_defines(block, names), bool(language)] = block
+    return last[max(last)] if last else answer
+
+
+def _defines(code: str, names: Sequence[str]) -> bool:
+    return any(f"def {name}(" in code or f"class {name}" in code for name in names)
 
 
 def function_program(prompt: str, answer: str, name: str) -> str:
     """The program for a prompt that ends in a function's head and description, which `answer` completes or repeats."""
-    code = extract_code(answer)
+    code = extract_code(answer, [name])
     if f"def {name}(" in code:
         return with_header(prompt, code)  # its imports and helpers, which a whole reply may leave out
     return parsable(prompt, code)
@@ -77,7 +85,7 @@ def with_header(header: str, code: str) -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return f"{header}\n{code}"
     last = max((node.end_lineno or 0 for node in body if _is_future(node)), default=0)
-    lines = code.splitlines(keepends=True)
+    lines = _lines(code)
     return "".join(lines[:last]) + f"{header}\n" + "".join(lines[last:])
 
 
@@ -90,13 +98,18 @@ def _is_future(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
+def _lines(code: str) -> list[str]:
+    """As Python counts them; splitlines knows more ends of lines, such as the form feed."""
+    return list(io.StringIO(code, newline=None))
+
+
 def parsable(prompt: str, completion: str) -> str:
     """`prompt` and as many of the completion's lines as are Python with it; all of them if no number is.
 
     A base model goes on behind the function, with prose or a fence.
     """
-    lines, before = completion.splitlines(keepends=True), prompt.count("\n")
-    while lines:
+    lines, before = _lines(completion), prompt.count("\n")
+    for _ in range(_CUTS):
         program = prompt + "".join(lines)
         try:
             _parsed(program)
@@ -106,6 +119,8 @@ def parsable(prompt: str, completion: str) -> str:
             break
         else:
             return program
+        if not lines:
+            break
     return prompt + completion
 
 
@@ -124,9 +139,10 @@ def _same_line(found: str, expected: str) -> bool:
 
 def _numbers(line: str) -> list[Decimal] | None:
     try:
-        return [Decimal(word) for word in line.split()]
+        numbers = [Decimal(word) for word in line.split()]
     except InvalidOperation:
         return None
+    return None if any(map(Decimal.is_snan, numbers)) else numbers  # comparing a signalling NaN is an error
 
 
 def contest_assertion(call: str, expected: Any) -> str:

@@ -17,6 +17,7 @@ def main() -> int:
     if not any(name in os.environ for name in _ALLOCATOR):
         os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
     from foundation.errors import MachineError, UserError
+    from foundation.plain_text import plain
     from foundation.recipe import load_recipe
 
     parser = argparse.ArgumentParser(
@@ -36,7 +37,7 @@ def main() -> int:
         return EXIT_CODES[run(recipe, stop).outcome]
     except (UserError, MachineError) as error:
         if is_first:
-            print(f"error: {error}", file=sys.stderr)
+            print(plain(f"error: {error}"), file=sys.stderr)
         return 2 if isinstance(error, UserError) else 70
 
 

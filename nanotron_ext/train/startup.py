@@ -18,6 +18,7 @@ import yaml
 
 from foundation.errors import UserError
 from foundation.files import open_lock, write_atomically
+from foundation.plain_text import plain
 from foundation.recipe import Recipe, load_recipe
 from foundation.wandb_run import wandb_mode
 from nanotron_ext.checkpoint import (
@@ -100,7 +101,7 @@ def told_by_rank(rank: int) -> Iterator[None]:
     except UserError as error:
         if rank > 0:
             time.sleep(0 if os.environ.get("LOCAL_RANK") == "0" else ALONE_SECONDS)
-            print(f"error: Rank {rank} on {node_name()}: {error}", file=sys.stderr, flush=True)
+            print(plain(f"error: Rank {rank} on {node_name()}: {error}"), file=sys.stderr, flush=True)
         raise
 
 

@@ -22,7 +22,7 @@ SETTINGS = SlurmSettings(partition="cpu", time="01:00:00", cpus_per_task=2, qos=
 COMMANDS = {
     "sbatch": r"""
 script=${!#}; id=$(( $(ls "$FAKE_SLURM/scripts" | wc -l) + 1 ))
-cp "$script" "$FAKE_SLURM/scripts/$id"; echo "$@" > "$FAKE_SLURM/arguments/$id"
+cp "$script" "$FAKE_SLURM/scripts/$id"; echo "$@" > "$FAKE_SLURM/arguments/$id"; env > "$FAKE_SLURM/environment"
 ok=yes
 for argument; do case $argument in
   --dependency=afterok:*) [ "$(cat "$FAKE_SLURM/outcome/${argument##*:}")" = ok ] || ok=no;;
@@ -123,6 +123,22 @@ def test_a_stage_that_ran_on_part_of_its_input_runs_again(
         (build.logs / stage / "completions/00000").touch()
     build.submit(SETTINGS)
     assert len(list((slurm / "scripts").iterdir())) == 3
+
+
+def test_jobs_get_the_keys_of_jobs_alone(
+    make_source: Callable[..., Source],
+    tokenizer: LoadedTokenizer,
+    tmp_path: Path,
+    slurm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """sbatch hands on all that it is given."""
+    for name in ("BANK_PASSWORD", "HF_TOKEN"):
+        monkeypatch.setenv(name, "canary")
+    SourceBuild(make_source(texts(10)), tokenizer, tmp_path / "data").submit(SETTINGS)
+    handed_on = (slurm / "environment").read_text().splitlines()
+    assert "HF_TOKEN=canary" in handed_on and "BANK_PASSWORD=canary" not in handed_on
+    assert os.environ["BANK_PASSWORD"] == "canary"
 
 
 def test_without_slurm_or_partition_the_error_says_so(

@@ -123,7 +123,7 @@ _CLASSES = {
 }
 _BFCL = {
     "id": "simple_0",
-    "question": [[{"role": "user", "content": "Weather in Paris?"}]],
+    "question": [[{"role": "user", "content": "Weather in\u2028Paris?"}]],
     "function": [{"name": "geo.weather", "description": "", "parameters": {
         "type": "dict", "required": ["place"], "properties": {
             "place": {"type": "dict", "properties": {"city": {"type": "string"}}},
@@ -164,7 +164,7 @@ def _write_bfcl(folder: Path) -> None:
         "ground_truth": [{"geo.weather": {"place": [{"city": ["Paris", "paris"]}], "days": [1, ""]}}],
     }
     for subset in ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance"):
-        (folder / f"BFCL_v3_{subset}.json").write_text(json.dumps(_BFCL) + "\n", encoding="utf-8")
+        (folder / f"BFCL_v3_{subset}.json").write_text(json.dumps(_BFCL, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "possible_answer" / f"BFCL_v3_{subset}.json").write_text(json.dumps(answer) + "\n", encoding="utf-8")
 
 

@@ -89,6 +89,39 @@ def test_a_judged_task_scores_models_as_it_should(judge, recipe, model_folder, k
     assert result.tasks[0].metrics[1].name == "reference_in_reply"
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [{}, {"error": "busy"}, {"choices": []}, {"choices": [{"message": None}]}, {"choices": {"0": 1}}, [], None, "x"],
+    ids=str,
+)
+def test_a_reply_of_another_form_is_one_sentence(judge, reply, monkeypatch):
+    """Not a KeyError from a thread, which says nothing of the judge."""
+    said = Grader._reply
+    monkeypatch.setattr(Grader, "_reply", lambda self, content: said(self, reply))
+    for ask in (lambda: check_judge(judge), lambda: judge_score(judge, "Paris", DOC)):
+        with pytest.raises(EvalError, match="does not answer: its reply is none of an OpenAI-compatible server"):
+            ask()
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(judge, monkeypatch):
+    """IncompleteRead is no OSError."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    said, broken = Grader._reply, [True, True]
+
+    def reply(self, content):
+        if not broken:
+            said(self, content)
+            return
+        broken.pop()
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"{")
+
+    monkeypatch.setattr(Grader, "_reply", reply)
+    assert judge_score(judge, "It is paris.", DOC) == 1.0
+
+
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"data": ' * 5_000, b"", b"\xff"], ids=len)
 def test_an_answer_that_is_no_json_is_one_sentence(content, tmp_path):
     """Deep JSON raised RecursionError."""

@@ -1,6 +1,7 @@
 """Right answers pass whatever stands around them, as on the platforms; wrong ones do not."""
 
 import json
+import time
 
 import pytest
 
@@ -49,6 +50,9 @@ REPLIES = {
     "output behind it": f"Here:\n```python\n{WHOLE}```\nIt prints\n```\n[2, 3]\n```",
     "output of a named kind behind it": f"Here:\n```python\n{WHOLE}```\nIt prints\n```text\n[2, 3]\n```",
     "cut off before the last fence": f"Here:\n```python\n{WHOLE}",
+    "an example of its use behind it": f"```python\n{WHOLE}```\nExample:\n```python\nprint(up([1]))\n# [2]\n```",
+    "without a language, and an example": f"```\n{WHOLE}```\nExample:\n```python\nprint(up([1]))\n```",
+    "a form feed": f"```python\n'a'\n\f\nfrom __future__ import annotations\n{WHOLE}```",
     "ends itself": f"```python\nimport sys\n{WHOLE}\nsys.exit()\n```",
     "exit": f"```python\n{WHOLE}\nprint(up([1]))\nexit()\n```",
     "a main program that reads": f'```python\n{WHOLE}\nif __name__ == "__main__":\n    print(up(eval(input())))\n```',
@@ -100,7 +104,17 @@ MBPP = {"prompt": "Three times x.", "test_list": ["assert triple(2) == 6"], "tes
 MBPP["code"] = TRIPLE = "def triple(x):\n    return 3 * x\n"
 
 
-@pytest.mark.parametrize("answer", [TRIPLE, f"{TRIPLE}```\n", f"{TRIPLE}\nThat is all (", f"```py\n{TRIPLE}```"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        TRIPLE,
+        f"{TRIPLE}```\n",
+        f"{TRIPLE}\nThat is all (",
+        f"```py\n{TRIPLE}```",
+        f"```py\n{TRIPLE}```\nSo:\n```py\nassert triple(1) == 3\n```",
+        f"'a\fb\fc\fd'\n{TRIPLE}\nThat is all (",
+    ],
+)
 def test_right_programs_pass(answer: str) -> None:
     assert grade(mbpp, "mbpp_plus", MBPP, answer) == Grade(1.0)
 
@@ -167,6 +181,8 @@ def test_right_methods_pass(body: str) -> None:
         ("NO", "no", False),
         ("nan", "nan", True),
         ("1 a", "1.0 a", False),
+        ("sNaN", "1", False),
+        ("1 -sNaN7", "1 2", False),
     ],
 )
 def test_outputs_are_compared_as_the_contest_does(found: str, expected: str, same: bool) -> None:
@@ -178,8 +194,14 @@ def test_code_is_taken_from_the_last_block_of_python() -> None:
     assert extract_code("a\n```\nx = 1\n```\nb\n```\ny = 2\n```") == "y = 2\n"
     assert extract_code("```python\nx = 1\n```\n```js\nlet y\n```\nand ```\n") == "x = 1\n"
     assert extract_code("x = 1") == "x = 1"
+    revised = "```py\ndef f(): 1\n```\nBetter:\n```py\ndef f(): 2\n```\n```py\nf()\n```"
+    assert extract_code(revised, ["f"]) == "def f(): 2\n" and extract_code(revised) == "f()\n"
 
 
 def test_a_long_answer_is_cut_in_little_time() -> None:
     assert parsable("def f():\n", "    return 1\n" + "no code (\n" * 20_000) == "def f():\n    return 1\n"
     assert parsable("def f(:\n", "    return 1\n") == "def f(:\n    return 1\n"
+    started = time.process_time()
+    for endless in ("@x\n" * 5_000, "def f():\n  pass\n" + "  @x\n" * 5_000):  # each cut finds the next line wrong
+        parsable("", endless)
+    assert time.process_time() - started < 5

@@ -55,6 +55,28 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
+def test_a_blob_is_not_unpacked_beyond_its_limit(tmp_path: Path) -> None:
+    """The text of a data set of identifiers, which lies elsewhere."""
+    (tmp_path / "rows.jsonl").write_text('{"blob": "a"}\n{"blob": "bomb"}\n')
+    for name, size in (("a", 2 * MB), ("bomb", 64 * MB)):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"a" * size))
+    url = f"file://{tmp_path}/{{}}.gz"
+    reader = Files(
+        kind="files", path=str(tmp_path), format="jsonl", files=["*.jsonl"], text_columns=["blob"], blob_url=url
+    )
+    blobs = texts_of(Source(name="bomb", category="web", licence="none", reader=reader))
+    assert next(blobs) == "a" * 2 * MB
+
+    def read() -> None:
+        with pytest.raises(
+            SourceError, match=r"bomb\.gz has more than 2 MB\. .* set SMOLLM3_MAX_ITEM_MB higher"
+        ) as error:
+            next(blobs)
+        raise error.value
+
+    assert peak_bytes(read) < 16 * MB
+
+
 def source(folder: Path) -> Source:
     reader = Files(kind="files", path=str(folder), format="jsonl", files=["*"])
     return Source(name="bomb", category="web", licence="none", reader=reader)

@@ -195,6 +195,17 @@ ROWS: dict[str, tuple[dict[str, Any], Kept | str, str]] = {
     "a message without a role": (talk({"content": "q"}, says("yes")), "unknown role None", ""),
     "a role that is a list": (talk({"role": ["user"], "content": "q"}, says("yes")), "unknown role ['user']", ""),
     "a reply that is null": (talk(Q, says(None)), "empty assistant turn in messages", ""),
+    "a question under another key": (talk({"role": "user", "text": "q"}, says("yes")),
+                                     "a user turn has no content but text", ""),
+    "a result under another key": (after_call(None) | {"messages": [
+        *after_call(None)["messages"][:2], {"role": "tool", "name": "f", "output": "1"}, says("yes")]},
+        "a tool turn has no content but output", ""),
+    "reasoning in other tags": (talk(Q, says("<thinking>a</thinking>yes")), "reasoning in other tags than <think>", ""),
+    "thoughts of another model": ({"messages": [Q, says("<|begin_of_thought|>\na<|end_of_thought|>\nyes")]},
+                                  "reasoning in other tags than <think>", ""),
+    "the tag in capitals": (talk(Q, says(" <Think>a</Think>yes")), "reasoning in other tags than <think>", ""),
+    "an answer about thinking": (talk(Q, says("<thinker>yes")), Kept("no_think", [f"{EMPTY}<thinker>yes{END}"]), ALONE),
+    "tools that are null in text": (talk(Q, says("yes"), tools="null"), NO_THINK, ALONE + QUESTION),
     "a question that is null": (talk({"role": "user", "content": None}, says("yes")), NO_THINK, f"{USER}{END}"),
 }  # fmt: skip
 
@@ -322,3 +333,31 @@ def test_every_token_is_trained_or_the_row_is_dropped(tmp_path: Path, tokenizer:
     rows = [talk(Q, reply, Q, reply), talk(Q, {**reply, "train": False}, Q, reply)]
     (report,) = prepare("midtrain", rows, tmp_path, tokenizer, *overrides).reports
     assert report.examples == {"turns without loss, and assistant_only_loss is false: every token is trained": [2]}
+
+
+def test_nulls_of_a_row_leave_the_sets_arguments(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """As absent keys do: the set's mode and system text hold for a row whose own are null."""
+    sets = [
+        {
+            "path": str(tmp_path / "train.jsonl"),
+            "chat_template_kwargs": {"enable_thinking": False, "custom_instructions": "Be kind."},
+        }
+    ]
+    own = {"enable_thinking": None, "custom_instructions": None}
+    row = {"messages": [Q, says("yes")], "chat_template_kwargs": own}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = load_recipe("recipes/tiny/sft.yaml", [f"data.datasets={json.dumps(sets)}", "data.packing_strategy=null"])
+    data = prepare_data(recipe, tokenizer)
+    assert data.reports[0].notes == {}  # and not: no mode given
+    assert KIND + QUESTION in str(tokenizer.decode(data.dataset[0]["input_ids"]))
+
+
+def test_a_file_of_windows_is_read_whole(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """With its mark at the beginning and its ends of lines."""
+    lines = [json.dumps(talk({"role": "user", "content": str(n)}, says("yes"))) for n in range(3)]
+    (tmp_path / "train.jsonl").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    sets = [{"path": str(tmp_path / "train.jsonl")}]
+    (report,) = prepare_data(
+        load_recipe("recipes/tiny/sft.yaml", [f"data.datasets={json.dumps(sets)}"]), tokenizer
+    ).reports
+    assert (report.samples, report.kept) == (3, 3)

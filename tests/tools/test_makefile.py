@@ -76,6 +76,8 @@ def test_a_variable_runs_nothing(given: str, dry: bool, in_environment: bool, tm
     done = subprocess.run(make, env=environment, capture_output=True, text=True)
     assert not mark.exists()
     assert done.returncode == 2 and HOSTILE[given] in done.stderr, done.stderr
+    # A variable of that name may have been set for other programs, and then nobody knows what is meant.
+    assert f"it comes from the {'environment' if in_environment else 'command line'}" in done.stderr
     assert "smollm3" not in done.stdout
 
 
