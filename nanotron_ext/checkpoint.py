@@ -44,6 +44,7 @@ from nanotron_ext.reading import (
 
 MANIFEST = "checkpoint.json"
 RECIPE_FILE = "recipe.yaml"  # the resolved recipe, in the run folder
+LATEST_FILE = "latest"  # step of the checkpoint written last, there too
 FORMAT = "smollm3-checkpoint/1"
 FLUSH_BYTES = 1 << 28  # between two signs of life of a disk, however much lies in the page cache
 
@@ -61,6 +62,13 @@ def newest_first(run_folder: Path) -> Iterator[Path]:
     folders = [path for path in (run_folder / "checkpoints").glob("*") if path.name.isdigit()]
     newest_first = sorted(folders, key=lambda path: int(path.name), reverse=True)
     return (path for path in newest_first if (path / MANIFEST).is_file())
+
+
+def step_written_last(run_folder: Path) -> int | None:
+    """The step of the checkpoint that was written last; None if nothing says so."""
+    file = run_folder / LATEST_FILE
+    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return int(text) if text.isdecimal() else None
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
@@ -175,7 +183,7 @@ def finish_checkpoint(
     advance(0)
     flush(final.parent)
     advance(0)
-    write_atomically(final.parent.parent / "latest", final.name)
+    write_atomically(final.parent.parent / LATEST_FILE, final.name)
     advance(0)
 
 
