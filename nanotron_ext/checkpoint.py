@@ -3,10 +3,10 @@
 A checkpoint folder `<run>/checkpoints/<step>/` holds, per rank that writes a share of the optimizer's state, one
 safetensors file for each kind of it (the recipe's `Optimizer.state_kinds`: float32 masters, AdamW's two moments) and,
 written last, `checkpoint.json`. A tensor in a file is a flat part of a local parameter; its metadata says which global
-parameter, which local range, and which block of the whole tensor the local one is. The index in checkpoint.json says
-so of all files (placement.py), so that a rank of any other layout opens the files of which it holds a part, and reads
-that part alone. Checkpoints of releases up to 0.2.0 have no index: there every header is read. The model's own weights
-are the masters rounded to its dtype, so they are not stored twice.
+parameter, which local range, and which block of the whole tensor the local one is. The index in checkpoint.json says so
+of all files (placement.py), so that a rank of any other layout opens the files of which it holds a part, and reads that
+part alone; it has a checksum of itself. Checkpoints of releases up to 0.2.0 have no index: there every header is read.
+The model's own weights are the masters rounded to its dtype, so they are not stored twice.
 
 Files are written to `<step>.tmp/`, which is renamed when every rank has finished: a folder without a complete
 `checkpoint.json` is not a checkpoint. Files and folders are flushed in this order, so it also holds after a power cut.
@@ -176,7 +176,7 @@ def finish_checkpoint(
     temporary: Path, final: Path, content: dict[str, Any], files: dict[str, Any], advance: Advance = unwatched
 ) -> None:
     """Called when all ranks have written: manifest, rename, `latest`. `files` is `save_tensors`'s of all ranks."""
-    write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}))
+    write_atomically(temporary / MANIFEST, _sealed({"format": FORMAT, **content, "files": files}))
     advance(0)
     delete_checkpoint(final)  # a damaged one, that the run went behind
     temporary.replace(final)
@@ -196,15 +196,27 @@ def delete_checkpoint(folder: Path) -> None:
         shutil.rmtree(doomed)
 
 
+def _sealed(manifest: dict[str, Any]) -> str:
+    """As JSON with a checksum of itself: a digit of the index, the step or the data that changed is still JSON."""
+    return json.dumps({**manifest, "sha256": _sha256(manifest)})
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def parse_manifest(text: str | bytes, origin: str) -> dict[str, Any]:
     """The content of a checkpoint.json, whoever wrote it; messages call it `origin`.
 
     Raises:
-        CheckpointError: if it is none of this release, or calls a file anything but a name in its own folder.
+        CheckpointError: if it is none of this release, does not match its own checksum (releases up to 0.2.0 wrote
+            none), or calls a file anything but a name in its own folder.
     """
     try:
         manifest: dict[str, Any] = loads(text)
         found = manifest.get("format")
+        if manifest.pop("sha256", None) not in (None, _sha256(manifest)):
+            raise ValueError("it does not match its own checksum")
         files = manifest["files"] if found == FORMAT else {}
         if found == FORMAT and not isinstance(manifest["step"], int):
             raise TypeError("its step is no number")
