@@ -342,9 +342,10 @@ class CheckpointReader:
                 raise CheckpointError(f"{problem}; use another checkpoint of this run.")
         return whole
 
-    def damaged_files(self) -> list[str]:
-        """Files that do not match their checksums, as sentences. Reads everything."""
-        problems = (self.fill(name, FileReads(), compares=True) for name in self.files)
+    def damaged_files(self, kind: str = "") -> list[str]:
+        """Files that do not match their checksums, as sentences: all, or those of one kind of state. Reads them."""
+        names = (name for name in self.files if name.startswith(kind))
+        problems = (self.fill(name, FileReads(), compares=True) for name in names)
         return [problem for problem in problems if problem]
 
     def incomplete_parameters(self) -> list[str]:

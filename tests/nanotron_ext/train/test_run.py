@@ -289,6 +289,16 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root: Path, straight
     assert all(torch.equal(value, state_of(straight)[key]) for key, value in state_of(recipe).items())
 
 
+def test_a_damaged_checkpoint_is_not_exported(root: Path, straight: Recipe, tmp_path: Path) -> None:
+    """One flipped bit of a weight makes another model, finite and whole."""
+    shutil.copytree(straight.run_folder, tmp_path / "run")
+    victim = next((tmp_path / "run" / "checkpoints" / "8").glob("master-*"))
+    damage(victim)
+    with pytest.raises(CheckpointError, match=rf"{victim} does not match its checksum\. Export another checkpoint"):
+        export(tmp_path / "run", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists() and not (tmp_path / "hf.tmp").exists()
+
+
 def run_and_listen(recipe: Recipe) -> tuple[Outcome, str]:
     """Also what the run says."""
     heard = io.StringIO()
