@@ -3,10 +3,10 @@
 A checkpoint folder `<run>/checkpoints/<step>/` holds, per rank that writes a share of the optimizer's state, one
 safetensors file for each kind of it (the recipe's `Optimizer.state_kinds`: float32 masters, AdamW's two moments) and,
 written last, `checkpoint.json`. A tensor in a file is a flat part of a local parameter; its metadata says which global
-parameter, which local range, and which block of the whole tensor the local one is. The index in checkpoint.json says
-so of all files (placement.py), so that a rank of any other layout opens the files of which it holds a part, and reads
-that part alone. Checkpoints of releases up to 0.2.0 have no index: there every header is read. The model's own weights
-are the masters rounded to its dtype, so they are not stored twice.
+parameter, which local range, and which block of the whole tensor the local one is. The index in checkpoint.json says so
+of all files (placement.py), so that a rank of any other layout opens the files of which it holds a part, and reads that
+part alone; it has a checksum of itself. Checkpoints of releases up to 0.2.0 have no index: there every header is read.
+The model's own weights are the masters rounded to its dtype, so they are not stored twice.
 
 Files are written to `<step>.tmp/`, which is renamed when every rank has finished: a folder without a complete
 `checkpoint.json` is not a checkpoint. Files and folders are flushed in this order, so it also holds after a power cut.
@@ -44,6 +44,7 @@ from nanotron_ext.reading import (
 
 MANIFEST = "checkpoint.json"
 RECIPE_FILE = "recipe.yaml"  # the resolved recipe, in the run folder
+LATEST_FILE = "latest"  # step of the checkpoint written last, there too
 FORMAT = "smollm3-checkpoint/1"
 FLUSH_BYTES = 1 << 28  # between two signs of life of a disk, however much lies in the page cache
 
@@ -61,6 +62,13 @@ def newest_first(run_folder: Path) -> Iterator[Path]:
     folders = [path for path in (run_folder / "checkpoints").glob("*") if path.name.isdigit()]
     newest_first = sorted(folders, key=lambda path: int(path.name), reverse=True)
     return (path for path in newest_first if (path / MANIFEST).is_file())
+
+
+def step_written_last(run_folder: Path) -> int | None:
+    """The step of the checkpoint that was written last; None if nothing says so."""
+    file = run_folder / LATEST_FILE
+    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return int(text) if text.isdecimal() else None
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
@@ -168,14 +176,14 @@ def finish_checkpoint(
     temporary: Path, final: Path, content: dict[str, Any], files: dict[str, Any], advance: Advance = unwatched
 ) -> None:
     """Called when all ranks have written: manifest, rename, `latest`. `files` is `save_tensors`'s of all ranks."""
-    write_atomically(temporary / MANIFEST, json.dumps({"format": FORMAT, **content, "files": files}))
+    write_atomically(temporary / MANIFEST, _sealed({"format": FORMAT, **content, "files": files}))
     advance(0)
     delete_checkpoint(final)  # a damaged one, that the run went behind
     temporary.replace(final)
     advance(0)
     flush(final.parent)
     advance(0)
-    write_atomically(final.parent.parent / "latest", final.name)
+    write_atomically(final.parent.parent / LATEST_FILE, final.name)
     advance(0)
 
 
@@ -188,15 +196,27 @@ def delete_checkpoint(folder: Path) -> None:
         shutil.rmtree(doomed)
 
 
+def _sealed(manifest: dict[str, Any]) -> str:
+    """As JSON with a checksum of itself: a digit of the index, the step or the data that changed is still JSON."""
+    return json.dumps({**manifest, "sha256": _sha256(manifest)})
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def parse_manifest(text: str | bytes, origin: str) -> dict[str, Any]:
     """The content of a checkpoint.json, whoever wrote it; messages call it `origin`.
 
     Raises:
-        CheckpointError: if it is none of this release, or calls a file anything but a name in its own folder.
+        CheckpointError: if it is none of this release, does not match its own checksum (releases up to 0.2.0 wrote
+            none), or calls a file anything but a name in its own folder.
     """
     try:
         manifest: dict[str, Any] = loads(text)
         found = manifest.get("format")
+        if manifest.pop("sha256", None) not in (None, _sha256(manifest)):
+            raise ValueError("it does not match its own checksum")
         files = manifest["files"] if found == FORMAT else {}
         if found == FORMAT and not isinstance(manifest["step"], int):
             raise TypeError("its step is no number")
@@ -322,9 +342,10 @@ class CheckpointReader:
                 raise CheckpointError(f"{problem}; use another checkpoint of this run.")
         return whole
 
-    def damaged_files(self) -> list[str]:
-        """Files that do not match their checksums, as sentences. Reads everything."""
-        problems = (self.fill(name, FileReads(), compares=True) for name in self.files)
+    def damaged_files(self, kind: str = "") -> list[str]:
+        """Files that do not match their checksums, as sentences: all, or those of one kind of state. Reads them."""
+        names = (name for name in self.files if name.startswith(kind))
+        problems = (self.fill(name, FileReads(), compares=True) for name in names)
         return [problem for problem in problems if problem]
 
     def incomplete_parameters(self) -> list[str]:

@@ -16,7 +16,7 @@ from foundation.finite import check_finite
 from foundation.hf_folder import TOKENIZER_FILES, finish_folder, write_json
 from foundation.recipe import ModelConfig
 from foundation.recipe.architecture import RopeScaling, parameters_of
-from nanotron_ext.checkpoint import CheckpointReader, resolve_checkpoint
+from nanotron_ext.checkpoint import CheckpointError, CheckpointReader, resolve_checkpoint
 from nanotron_ext.hf_format import generation_config, hf_config, to_hf
 from nanotron_ext.retention import in_use
 
@@ -42,7 +42,7 @@ def export(
     to hold an earlier model. `yarn_factor` declares the model for that many times its trained length, by YaRN.
 
     Raises:
-        CheckpointError: when there is no complete checkpoint.
+        CheckpointError: when there is no complete checkpoint, or its weights do not match their checksums.
         ExportError: when `out` is in use or the tokenizer is missing.
         NotFiniteError: when a weight is NaN or infinite, also by rounding to `dtype`; an earlier model stays in `out`.
     """
@@ -70,6 +70,8 @@ def export(
         write_json(temporary / "generation_config.json", generation_config(config))
         finish_folder(temporary)
         with in_use(reader.folder):
+            if damaged := reader.damaged_files("master"):
+                raise CheckpointError(f"{'; '.join(damaged)}. Export another checkpoint of this run.")
             _write_weights(temporary, _tensors(reader, config, DTYPES[dtype]))
     except UserError:
         shutil.rmtree(temporary)

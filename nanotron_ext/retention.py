@@ -2,6 +2,9 @@
 
 A recipe that comes to keep less than before prunes what is written from then on: what it finds was kept on purpose, or
 by a recipe that said nothing, and stays until `smollm3 checkpoints prune` deletes it.
+
+Checkpoints newer than the one written last are those behind which a run went, since they could not be read: they
+stay, and are not counted, or what was written since would go in their favour.
 """
 
 import contextlib
@@ -13,7 +16,14 @@ from pathlib import Path
 from foundation.progress import unwatched
 from foundation.recipe import Recipe, load_recipe
 from nanotron_ext import ledger
-from nanotron_ext.checkpoint import MANIFEST, RECIPE_FILE, CheckpointError, delete_checkpoint, list_checkpoints
+from nanotron_ext.checkpoint import (
+    MANIFEST,
+    RECIPE_FILE,
+    CheckpointError,
+    delete_checkpoint,
+    list_checkpoints,
+    step_written_last,
+)
 from nanotron_ext.reading import Advance
 
 logger = logging.getLogger("nanotron_ext.train")
@@ -85,11 +95,13 @@ def _policy(recipe: Recipe) -> tuple[int | None, int | None]:
 def superfluous(run_folder: Path, keep_last: int | None, keep_every_steps: int | None, spared: int = 0) -> list[Path]:
     """All but the last `keep_last` checkpoints and those of every `keep_every_steps`-th step, oldest first.
 
-    None for `keep_last` keeps all; those up to step `spared` stay.
+    None for `keep_last` keeps all; those up to step `spared` stay, and those newer than the one written last.
     """
     if keep_last is None:
         return []
-    old = [path for path in list_checkpoints(run_folder)[:-keep_last] if int(path.name) > spared]
+    newest = step_written_last(run_folder)
+    counted = [path for path in list_checkpoints(run_folder) if newest is None or int(path.name) <= newest]
+    old = [path for path in counted[:-keep_last] if int(path.name) > spared]
     return [path for path in old if keep_every_steps is None or int(path.name) % keep_every_steps]
 
 

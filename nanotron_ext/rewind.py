@@ -15,7 +15,7 @@ from foundation.journal import METRICS_FILE, SAMPLES_FILE
 from foundation.outcome import OUTCOME_FILE
 from foundation.recipe import Recipe, load_recipe
 from nanotron_ext import ledger
-from nanotron_ext.checkpoint import RECIPE_FILE, CheckpointReader, checkpoint_folder, list_checkpoints
+from nanotron_ext.checkpoint import LATEST_FILE, RECIPE_FILE, CheckpointReader, checkpoint_folder, list_checkpoints
 from nanotron_ext.data.loader import MixtureLoader
 from nanotron_ext.data.start import data_start
 from nanotron_ext.storage import RemoteCheckpoints
@@ -61,7 +61,7 @@ def rewind(run_folder: Path, to_step: int, samples: tuple[int, int] | None) -> l
     for name in (METRICS_FILE, SAMPLES_FILE, OUTCOME_FILE):
         if (run_folder / name).is_file():
             shutil.copy(run_folder / name, archive / name)
-    write_atomically(run_folder / "latest", str(to_step))
+    write_atomically(run_folder / LATEST_FILE, str(to_step))
     (run_folder / OUTCOME_FILE).unlink(missing_ok=True)
     return skipped
 

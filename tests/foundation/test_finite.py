@@ -1,5 +1,6 @@
 """NaN and infinity are found wherever they stand, and no model with them is imported or exported."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,17 @@ def test_a_broken_checkpoint_is_not_exported(tmp_path: Path) -> None:
 
 
 def poison_checkpoint(folder: Path, value: float) -> None:
-    """Put `value` into the embedding of an imported checkpoint, its placement and manifest left as they are."""
+    """Put `value` into the embedding of an imported checkpoint, as if it had been trained to be that."""
     name = "embedding.token_embedding.weight"
     path = next(file for file in folder.glob("*.safetensors") if name in load_file(file))
     data = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     data[start : start + 4] = torch.tensor([value]).numpy().tobytes()
     path.write_bytes(data)
-    assert json.loads((folder / "checkpoint.json").read_text())["files"][path.name]["bytes"] == len(data)
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    manifest.pop("sha256", None)
+    manifest["files"][path.name]["sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
     assert torch.equal(
         CheckpointReader(folder).read("master", name, (96, 16))[0, 0].nan_to_num(1.0),
         torch.tensor(value).nan_to_num(1.0),

@@ -244,6 +244,7 @@ def test_what_a_start_opens_does_not_grow_with_the_number_of_checkpoints(root: P
 
 def with_learning_rate(folder: Path, learning_rate: float) -> None:
     manifest = json.loads((folder / "checkpoint.json").read_text())
+    del manifest["sha256"]
     manifest["recipe"]["optimizer"]["learning_rate_scheduler"]["learning_rate"] = learning_rate
     (folder / "checkpoint.json").write_text(json.dumps(manifest))
 

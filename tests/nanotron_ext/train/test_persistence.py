@@ -127,6 +127,7 @@ def test_damage_is_found_on_all_ranks(layout: dict[str, int], place: str, tmp_pa
         victim.write_bytes(content)
     else:
         manifest = json.loads((folder / "checkpoint.json").read_text())
+        del manifest["sha256"]
         manifest["index"]["shards"]["pp0-tp0-dp1"][0][2] -= 1
         (folder / "checkpoint.json").write_text(json.dumps(manifest))
     found = run_ranks(load_or_error, 2, recipe_of(tmp_path, "reader", 1, **layout), folder)
@@ -142,7 +143,7 @@ def test_checkpoints_without_an_index_are_read_from_their_headers(tmp_path: Path
     expected = CheckpointReader(folder)
     wanted = {(kind, name): expected.read(kind, name) for kind in STATE_KINDS for name in expected.names()}
     manifest = json.loads((folder / "checkpoint.json").read_text())
-    del manifest["index"]
+    del manifest["index"], manifest["sha256"]
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
@@ -152,3 +153,17 @@ def test_checkpoints_without_an_index_are_read_from_their_headers(tmp_path: Path
     reader = CheckpointReader(folder)
     assert reader.names() == expected.names()
     assert all(torch.equal(reader.read(kind, name), value) for (kind, name), value in wanted.items())
+
+
+def test_a_changed_digit_of_the_index_is_found(tmp_path: Path) -> None:
+    """Weights at other places are as many as before: what is found adds up, and no file has changed."""
+    folder = written(recipe_of(tmp_path, "writer", 1, dp=4))
+    text = (folder / "checkpoint.json").read_text()
+    index = json.loads(text)["index"]["shards"]
+    cut = next(part for part in index["pp0-tp0-dp1"] if part[1] > 16 and part[0].endswith("weight"))
+    entry = json.dumps(cut)
+    assert text.count(entry) == 1
+    changed = json.dumps([cut[0], cut[1] ^ 1, cut[2]])
+    (folder / "checkpoint.json").write_text(text.replace(entry, changed))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json cannot be read: .* does not match its own checksum"):
+        CheckpointReader(folder)

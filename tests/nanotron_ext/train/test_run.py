@@ -30,7 +30,7 @@ from nanotron_ext.train.step import NonFiniteError, TrainState
 from nanotron_ext.train.validation import token_bytes
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.samples import STATE_KINDS, random_batch, small_recipe
-from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
+from tests.nanotron_ext.tiny_run import damage, prepare, tiny_recipe
 
 TOKENS = "{sequence_length: 16, train_steps: 8, micro_batch_size: %d, batch_accumulation_per_replica: %d, %s}"
 
@@ -289,6 +289,16 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(root: Path, straight
     assert all(torch.equal(value, state_of(straight)[key]) for key, value in state_of(recipe).items())
 
 
+def test_a_damaged_checkpoint_is_not_exported(root: Path, straight: Recipe, tmp_path: Path) -> None:
+    """One flipped bit of a weight makes another model, finite and whole."""
+    shutil.copytree(straight.run_folder, tmp_path / "run")
+    victim = next((tmp_path / "run" / "checkpoints" / "8").glob("master-*"))
+    damage(victim)
+    with pytest.raises(CheckpointError, match=rf"{victim} does not match its checksum\. Export another checkpoint"):
+        export(tmp_path / "run", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists() and not (tmp_path / "hf.tmp").exists()
+
+
 def run_and_listen(recipe: Recipe) -> tuple[Outcome, str]:
     """Also what the run says."""
     heard = io.StringIO()
@@ -329,6 +339,27 @@ def test_resume_modes_and_retention(root: Path, straight: Recipe) -> None:
     run_ranks(run, 2, recipe)
     assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["3", "6", "7", "8"]
     assert sorted(path.name for path in (recipe.run_folder / "checkpoints").iterdir()) == ["3", "6", "7", "8"]
+
+
+def test_damaged_checkpoints_do_not_push_out_what_was_written_since(root: Path) -> None:
+    """The last two are damaged: the run goes back behind them, and is stopped before it has come there again."""
+    for stop_step in (8, 5):
+        recipe = tiny_recipe(
+            root,
+            general__run="pushed",
+            parallelism="{dp: 1}",
+            tokens=TOKENS % (4, 1, f"stop_step: {stop_step}"),
+            checkpoints="{checkpoint_interval: 2, keep_last: 2, keep_every_steps: 4}",
+        )
+        folder = recipe.run_folder / "checkpoints"
+        run_ranks(run, 1, recipe)
+        if stop_step == 8:
+            assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4", "6", "8"]
+            for step in "68":
+                damage(next((folder / step).glob("master-*")))
+    assert [path.name for path in list_checkpoints(recipe.run_folder)] == ["4", "5", "6", "8"]
+    assert prune_checkpoints(recipe.run_folder, 1, None) == [folder / "4"]
+    assert CheckpointReader(folder / "5").damaged_files() == []
 
 
 def test_checkpoints_that_an_earlier_recipe_kept_are_not_pruned_unasked(root: Path) -> None:
