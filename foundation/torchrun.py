@@ -5,8 +5,8 @@ unpickles its state from it: whoever reaches the port runs code as the user. Her
 addresses and JSON, and the ranks' connections stay on the loopback interface.
 
 A Ctrl-C, a closed terminal and SIGUSR1 do what SIGTERM does, unless they are ignored, as nohup and slurm/lib.sh have
-it: the processes are sent SIGTERM, by which trainers save, and exit code 75 says so. torchrun alone would pass the first
-two on as they are, which end a trainer without a checkpoint, and die of SIGUSR1 with its processes left running.
+it: the processes are sent SIGTERM, by which trainers save, and exit code 75 says so. torchrun alone would pass the
+first two on as they are, which end a trainer without a checkpoint, and die of SIGUSR1 with its processes left running.
 Everything else is torchrun's: its options, restarts, logs, summary of failures and exit codes.
 """
 
