@@ -196,5 +196,5 @@ def _summary(recipe: Recipe) -> str:
         f"ok: {recipe.architecture.num_parameters():,} parameters, rotary in {rotary} of {layers} layers, "
         f"{recipe.parallelism.world_size} processes, "
         f"{recipe.tokens_per_step:,} tokens x {steps:,} steps = {tokens:.4g} ({', '.join(parts)}), {flops:.3g} FLOPs, "
-        f"stops at step {last:,}, keeps {checkpoints_kept(recipe, steps):,} checkpoints of {checkpoint_gb:.4g} GB"
+        f"stops at step {last:,}, checkpoints kept: {checkpoints_kept(recipe, steps):,} of {checkpoint_gb:.4g} GB"
     )

@@ -76,8 +76,10 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     return list(newest_first(run_folder))[::-1]
 
 
-def resolve_checkpoint(path: Path) -> Path:
+def resolve_checkpoint(path: Path, key: str = "the path") -> Path:
     """The checkpoint that `path` means: a checkpoint folder itself, or the newest one of a run folder.
+
+    `key` is that of the recipe which gives the path.
 
     Raises:
         CheckpointError: when there is none.
@@ -87,8 +89,8 @@ def resolve_checkpoint(path: Path) -> Path:
     found = next(newest_first(path), None)
     if found is None:
         raise CheckpointError(
-            f"There is no complete checkpoint in {path}. Expected {path}/checkpoints/<step>/{MANIFEST}; "
-            f"run the stage before this one, or correct checkpoints.resume_checkpoint_path."
+            f"There is no complete checkpoint in {path}: no {path}/checkpoints/<step>/{MANIFEST}. Train that run "
+            f"first, or correct {key}."
         )
     return found
 

@@ -5,11 +5,10 @@ recipe's layout needs and the machine's cores shared among them. On a cluster, s
 """
 
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from foundation.launch import torchrun_command
+from foundation.launch import run_and_pass_on_signals, torchrun_command
 from foundation.recipe import Recipe, load_recipe
 from foundation.secrets import for_jobs
 
@@ -38,5 +37,5 @@ def launch(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
         environment = {"OMP_NUM_THREADS": str(threads_per_process(recipe))} | for_jobs()
         if recipe is loaded[-1]:
             os.execve(command[0], command, environment)
-        if code := subprocess.run(command, env=environment, check=False).returncode:
+        if code := run_and_pass_on_signals(command, environment):
             raise SystemExit(code)

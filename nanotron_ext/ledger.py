@@ -32,10 +32,10 @@ def record(run_folder: Path, event: str, **content: Any) -> None:
         flush_file(file)
 
 
-def read(run_folder: Path, event: str) -> list[dict[str, Any]]:
-    """Entries of one kind, oldest first."""
+def read(run_folder: Path, *events: str) -> list[dict[str, Any]]:
+    """Entries of these kinds, oldest first."""
     entries = map(json.loads, _whole_lines(run_folder / LEDGER_FILE).splitlines())
-    return [entry for entry in entries if entry["event"] == event]
+    return [entry for entry in entries if entry["event"] in events]
 
 
 def _whole_lines(path: Path) -> bytes:

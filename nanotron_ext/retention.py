@@ -66,7 +66,7 @@ def spared_up_to(recipe: Recipe, step: int) -> int:
     To be asked before the run folder's recipe is replaced by this one.
     """
     run_folder = recipe.run_folder
-    before = max((int(entry["spared_up_to"]) for entry in ledger.read(run_folder, EVENT)), default=0)
+    before = _spared_before(run_folder)
     saved = run_folder / RECIPE_FILE
     if not saved.is_file() or _policy(recipe) == _policy(load_recipe(saved)) or recipe.checkpoints.keep_last is None:
         return before
@@ -75,8 +75,7 @@ def spared_up_to(recipe: Recipe, step: int) -> int:
 
 def announce_spared(recipe: Recipe, spared: int) -> None:
     """Say which checkpoints stay, and have the ledger hold it for later starts. For the first rank."""
-    known = [entry["spared_up_to"] for entry in ledger.read(recipe.run_folder, EVENT)]
-    if spared in (0, *known):
+    if spared == _spared_before(recipe.run_folder):
         return
     keep_last, keep_every_steps = _policy(recipe)
     every = "" if keep_every_steps is None else f" --keep-every-steps {keep_every_steps}"
@@ -86,6 +85,14 @@ def announce_spared(recipe: Recipe, spared: int) -> None:
         f"--keep-last {keep_last}{every}"
     )
     ledger.record(recipe.run_folder, EVENT, spared_up_to=spared)
+
+
+def _spared_before(run_folder: Path) -> int:
+    """By what the ledger says. A rewind takes later checkpoints away; new ones at their steps follow the recipe."""
+    spared = 0
+    for entry in ledger.read(run_folder, EVENT, "rewind"):
+        spared = min(spared, entry["to_step"]) if entry["event"] == "rewind" else max(spared, entry["spared_up_to"])
+    return spared
 
 
 def _policy(recipe: Recipe) -> tuple[int | None, int | None]:

@@ -83,6 +83,8 @@ def _whole_batches(
         )
     if any(first <= begin + count - 1 and begin <= last for begin, count in already):
         raise RewindError(f"Samples {first} to {last} overlap with a range that is left out already; see the ledger.")
+    if first >= (end := loader.data_position(recipe.tokens.train_steps)):
+        raise RewindError(f"The run has no sample {first}: its {recipe.tokens.train_steps} steps end at {end - 1}.")
     if (border := loader.stage_end(first)) <= last:
         raise RewindError(
             f"Samples {first} to {last} belong to two data stages, and a range may only lie in one; leave out samples "

@@ -37,7 +37,8 @@ def check(profile: Profile, recipes: list[Path], overrides: list[str], data: boo
             click.echo(plain(f"{recipe}: {check_recipe(recipe, data, overrides)}"))
         except UserError as error:
             failures += 1
-            click.echo(plain(str(error)), err=True)
+            said = str(error)
+            click.echo(plain(said if said.startswith(f"{recipe}:") else f"{recipe}: {said}"), err=True)
     return 2 if failures else 0
 
 

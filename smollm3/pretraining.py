@@ -120,7 +120,7 @@ def prune(run_folder: Path, keep_last: int, keep_every_steps: int | None, dry_ru
         what = "kept, in use" if folder not in gone else "would be deleted" if dry_run else "deleted"
         click.echo(f"{folder}: {what}")
     left = len(checkpoint.list_checkpoints(run_folder)) - (len(gone) if dry_run else 0)
-    click.echo(f"{left} checkpoints stay.")
+    click.echo(f"{left} {'checkpoint stays' if left == 1 else 'checkpoints stay'}.")
 
 
 @checkpoints.command()

@@ -265,7 +265,7 @@ def left_behind(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, dict[
     """
     if recipe.data.continue_from is None:
         return {}
-    folder = resolve_checkpoint(Path(recipe.data.continue_from))
+    folder = resolve_checkpoint(Path(recipe.data.continue_from), "data.continue_from")
     left = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     there: dict[str, dict[str, Any]] = left["data"]
     data_then, tokens_then = left["recipe"]["data"], left["recipe"]["tokens"]

@@ -1,5 +1,6 @@
 """What a continued run's recipe changes: whether that is possible, and was agreed to."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ def _refuse_impossible(then: Recipe, recipe: Recipe, where: Path) -> None:
     )
     if differing := [name for name in {**shapes_then, **shapes} if shapes_then.get(name) != shapes.get(name)]:
         name = differing[0]
+        here, there = (one.get(name, "absent") for one in (shapes, shapes_then))
         problems.append(
-            f"model.model_config makes {len(differing)} parameters others, first {name}: {shapes.get(name)} here, "
-            f"{shapes_then.get(name)} there"
+            f"model.model_config changes {len(differing)} parameters; the first is {name}: {here} here, {there} there"
         )
     if problems:
         raise CheckpointError(
@@ -87,7 +88,10 @@ def _another_run(recipe: Recipe, where: Path) -> str:
 def harmless_changes(recipe: Recipe, saved: dict[str, Any]) -> dict[str, list[Any]]:
     """Changes that leave the result as it is: layout, paths, logging."""
     shaping = ("model.", "optimizer.", "data_stages.", "general.seed", "tokens.", "data.seed")
-    layout = ("optimizer.zero_stage", "optimizer.torch_adam_is_fused", "tokens.stop_step", "tokens.val_check_interval")
+    layout = (
+        *("optimizer.zero_stage", "optimizer.torch_adam_is_fused"),
+        *("tokens.stop_step", "tokens.val_check_interval", "tokens.limit_val_batches"),
+    )
     found = differences(saved, recipe.to_dict())
     return {key: [old, new] for key, old, new in found if not key.startswith(shaping) or key in layout}
 
@@ -107,10 +111,15 @@ def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]
             for name in keys
             for found in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
+    if isinstance(old, list) and isinstance(new, list) and (len(old) == len(new) or _are_mappings([*old, *new])):
+        pairs = enumerate(zip_longest(old, new))
         return [found for i, (left, right) in pairs for found in differences(left, right, f"{key}.{i}")]
     return [] if old == new else [(key, old, new)]
+
+
+def _are_mappings(values: list[Any]) -> bool:
+    """As data stages are, of which a line each says what differs; a list of names is shown whole."""
+    return all(isinstance(value, dict) for value in values)
 
 
 def _lies_in(key: str, section: str) -> bool:

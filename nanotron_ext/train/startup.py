@@ -70,11 +70,11 @@ def preflight(recipe: Recipe, world_size: int, usable: Collection[Path] | None =
         UserError: a StartupError, CheckpointError, ShardError or TrackingError that says what to do.
     """
     check_surroundings(recipe, world_size)
-    checkpoint, weights = find_checkpoint(recipe, usable), None
+    section, checkpoint, weights = recipe.checkpoints, find_checkpoint(recipe, usable), None
     if checkpoint is None:
         check_run_folder(recipe)
-    if checkpoint is None and recipe.checkpoints.load_weights_path:
-        weights = CheckpointReader(resolve_checkpoint(Path(recipe.checkpoints.load_weights_path)))
+    if checkpoint is None and section.load_weights_path:
+        weights = CheckpointReader(resolve_checkpoint(Path(section.load_weights_path), "checkpoints.load_weights_path"))
     return examine(recipe, checkpoint, weights, usable)
 
 
@@ -263,7 +263,9 @@ def find_checkpoint(
             f"No checkpoint in {recipe.run_folder} is whole{where}; restore one, up to {newest.name}."
         )
     if section.resume_checkpoint_path:
-        return CheckpointReader(resolve_checkpoint(Path(section.resume_checkpoint_path)))
+        return CheckpointReader(
+            resolve_checkpoint(Path(section.resume_checkpoint_path), "checkpoints.resume_checkpoint_path")
+        )
     if section.resume == "required":
         raise CheckpointError(f"checkpoints.resume is required, but {recipe.run_folder} has no checkpoint.")
     return None

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from foundation.journal import METRICS_FILE, last_row
 from foundation.launch import torchrun_command
 from tests.listening import is_loopback, listening, process_tree
 from tests.nanotron_ext.tiny_run import RECIPE_PATH, overrides, prepare
@@ -139,6 +140,50 @@ def test_restarts_logs_and_exit_codes_are_torchruns(tmp_path: Path) -> None:
     assert re.findall(r"attempt (\d)", answer.stdout) == ["0", "1"]
     assert re.search(r"Root Cause .*\n\[0\]:\n.*\n.*\n *rank +: 1 .*\n *exitcode +: 7 ", answer.stderr), answer.stderr
     assert "warn" not in answer.stderr.lower(), answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "recipes"), [("SIGUSR1", [RECIPE_PATH]), ("SIGINT", [RECIPE_PATH]), ("SIGTERM", [RECIPE_PATH] * 2)]
+)
+def test_a_signal_to_the_command_stops_its_processes_with_a_checkpoint(
+    number: str, recipes: list[str], tmp_path: Path
+) -> None:
+    """To its process alone, as `kill` does it. Of two recipes the first is trained by a child of the command's."""
+    prepare(tmp_path)
+    steps = "{sequence_length: 16, train_steps: 100000, micro_batch_size: 2}"
+    values = overrides(tmp_path, tokens=steps, parallelism="{dp: 1}", checkpoints__checkpoint_interval=100000)
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "smollm3", "train", *recipes, *values]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+    run = tmp_path / "runs" / "run"
+    pids: list[int] = []
+    try:
+        wait_for("the first step", lambda: last_row(run / METRICS_FILE) is not None, process)
+        pids = process_tree(process.pid)
+        process.send_signal(signal.Signals[number])
+        code = process.wait(60)
+        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    finally:
+        for pid in {process.pid, *pids}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    said = (tmp_path / "log").read_text()
+    assert code == 75 and "Traceback" not in said, said
+    assert not left
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert outcome["outcome"] == "stopped"
+    assert (run / "checkpoints" / str(outcome["step"]) / "checkpoint.json").is_file()
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """slurm/lib.sh ignores SIGUSR1 before it starts torchrun: Slurm sends it to the ranks too, which stop by it."""
+    command = torchrun_command(1, "--no-python", sys.executable, "-c", "import time; print('up'); time.sleep(5)")
+    ignoring = ["bash", "-c", 'trap "" USR1; exec "$@"', "bash", *command]
+    unbuffered = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(ignoring, env=unbuffered, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("option", ["--standalone", "--nnodes=2", "--rdzv-backend=c10d"])

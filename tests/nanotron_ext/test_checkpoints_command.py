@@ -57,7 +57,8 @@ def test_list_and_verify(folder: Path, capsys: pytest.CaptureFixture[str], tmp_p
     assert [line.split()[0] for line in lines] == ["2", "4", "6", "8", "10.tmp"]
     assert "dp 2 x pp 1 x tp 1" in lines[0] and "6 files" in lines[0] and "damaged" in lines[2]
     assert command("list", tmp_path) == 2
-    assert "There is no complete checkpoint" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "There is no complete checkpoint" in said and "correct the path" in said
 
 
 def test_prune_spares_what_another_process_reads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

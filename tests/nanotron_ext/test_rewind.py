@@ -64,6 +64,7 @@ def test_rewind(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--to-step", 5), "has no checkpoint of step 5; it has: 2, 4, 6, 8"),
         (("--to-step", 6, "--skip-samples", "18-20"), "which has seen samples up to 23. Rewind further back"),
         (("--to-step", 2, "--skip-samples", "15-16"), "belong to two data stages"),
+        (("--to-step", 2, "--skip-samples", "32-33"), "The run has no sample 32: its 8 steps end at 31"),
     ]:
         assert command(folder, *arguments) == 2
         assert message in capsys.readouterr().err

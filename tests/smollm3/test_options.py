@@ -218,7 +218,7 @@ def test_check_looks_for_the_input_of_post_training(capsys: pytest.CaptureFixtur
     missing = ["recipes/tiny/sft.yaml", "model.model_name_or_path=/nowhere/model"]
     assert main(["check", *missing]) == 0
     assert main(["check", "--data", *missing]) == 2
-    assert "There is no model at /nowhere/model" in capsys.readouterr().err
+    assert "recipes/tiny/sft.yaml: There is no model at /nowhere/model" in capsys.readouterr().err
 
 
 def test_check_sees_left_out_evaluations_from_either_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

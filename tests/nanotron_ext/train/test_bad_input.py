@@ -41,7 +41,11 @@ TABLE = {
     ),
     "no checkpoint to continue": (
         {"checkpoints__resume_checkpoint_path": "runs/nothing"},
-        ["There is no complete checkpoint in runs/nothing", "resume_checkpoint_path"],
+        ["There is no complete checkpoint in runs/nothing", "correct checkpoints.resume_checkpoint_path"],
+    ),
+    "no weights to start from": (
+        {"checkpoints__load_weights_path": "runs/nothing"},
+        ["There is no complete checkpoint in runs/nothing", "correct checkpoints.load_weights_path"],
     ),
 }
 

@@ -166,7 +166,11 @@ def test_samples_are_left_out_behind_a_change_too(root: Path) -> None:
 IMPOSSIBLE = {
     "data.seed": ({"data__seed": 9}, "[data_seed]", "data.seed is 9 here, 6 there"),
     "chunk_tokens": ({"data__chunk_tokens": 32}, "[chunk_tokens]", "data.chunk_tokens is 32 here, 16 there"),
-    "shape": ({"model__model_config__intermediate_size": 64}, "[model]", "makes 4 parameters others, first decoder.0"),
+    "shape": (
+        {"model__model_config__intermediate_size": 64},
+        "[model]",
+        "changes 4 parameters; the first is decoder.0",
+    ),
     "window": (
         {"tokens__sequence_length": 8, "data__chunk_tokens": 16},
         "[sequence_length]",
@@ -193,6 +197,17 @@ def test_what_cannot_be_changed_is_refused_once_and_for_all(
     message = without_consent(recipe_of(root, "six", **keys))
     assert "cannot be continued with this recipe" in message and problem in message
     assert "accept_changes" not in message.split("cannot be continued")[1]
+
+
+def test_the_refusal_shows_of_the_stages_what_differs(root: Path, six_steps: Recipe) -> None:
+    stages = '[{"name": "one", "start_training_step": 1, "mixture": {"a": 0.5, "b": 0.5}}]'
+    message = without_consent(recipe_of(root, "six", data_stages=stages))
+    shown = message.split("What differs:")[1].splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in shown[:3]] == [
+        "data_stages.0.mixture.a", "data_stages.0.mixture.b", "data_stages.1",
+    ], message  # fmt: skip
+    assert "0.75 there, 0.5 here" in shown[0] and "there, None here" in shown[2]
+    assert "agree to it with checkpoints.accept_changes=[data_stages];" in message
 
 
 def test_the_advice_fits_a_run_that_continues_another(root: Path, six_steps: Recipe) -> None:

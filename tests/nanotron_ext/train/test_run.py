@@ -23,6 +23,7 @@ from nanotron_ext.engine import ParallelContext, initialize_distributed
 from nanotron_ext.export import export
 from nanotron_ext.import_hf import import_hf
 from nanotron_ext.retention import prune_checkpoints
+from nanotron_ext.rewind import rewind
 from nanotron_ext.train import persistence, startup
 from nanotron_ext.train.run import run
 from nanotron_ext.train.startup import StartupError
@@ -380,3 +381,16 @@ def test_checkpoints_that_an_earlier_recipe_kept_are_not_pruned_unasked(root: Pa
         advice = f"smollm3 checkpoints prune {recipe.run_folder} --keep-last 1"
         assert (advice in log) == (stop_step == 5), log
     assert prune_checkpoints(recipe.run_folder, 1, None) == [recipe.run_folder / "checkpoints" / s for s in "1237"]
+
+
+def test_a_rewind_ends_the_sparing_of_checkpoints_behind_its_step(root: Path) -> None:
+    """Those that an earlier recipe kept went to rewound/; new ones at the same steps are the present recipe's."""
+    for stop_step, keep_last, expected in ((3, "null", "123"), (4, "1", "1234"), (6, "1", "126")):
+        recipe = tiny_recipe(
+            root, general__run="rewound", parallelism="{dp: 1}", tokens=TOKENS % (4, 1, f"stop_step: {stop_step}"),
+            checkpoints=f"{{checkpoint_interval: 1, keep_last: {keep_last}}}",
+        )  # fmt: skip
+        run_ranks(run, 1, recipe)
+        assert "".join(path.name for path in list_checkpoints(recipe.run_folder)) == expected
+        if stop_step == 4:
+            rewind(recipe.run_folder, 2, None)
