@@ -31,13 +31,24 @@ class Device(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.pending: list[torch.distributed.Work] = []
-        self.stops = False
+        self.stops = self.is_on = False
         for name in COLLECTIVES:
             enqueue = functools.partial(self.enqueue, getattr(torch.distributed, name))
             for module in (torch.distributed, nanotron_distributed):
                 setattr(module, name, enqueue)
 
+    def __enter__(self) -> "Device":
+        self.is_on = True
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.is_on = False
+
     def enqueue(self, operation: Any, *arguments: Any, async_op: bool = False, **named: Any) -> Any:
+        if not self.is_on:  # the start is no part of it
+            return operation(*arguments, async_op=async_op, **named)
         work = operation(*arguments, async_op=True, **named)
         self.pending.append(work)
         return work if async_op else None
