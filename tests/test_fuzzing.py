@@ -35,7 +35,7 @@ from foundation.shards.manifest import read_source
 from foundation.terminal import Terminal
 from foundation.weights import read_header
 from nanotron_ext.checkpoint import CheckpointReader
-from posttrain import rows
+from posttrain import modes, rows
 from posttrain.chat import Session
 from posttrain.recipe import DataSet
 from posttrain.recipe import load_recipe as load_posttraining_recipe
@@ -291,9 +291,8 @@ def test_replies() -> None:
         answers.without_thinking(text), answers.repeats_itself(text)
         with contextlib.suppress(answers.Unusable):
             answers.parse_answer({"text": text, "reasoning": "", "finish_reason": "stop"}, True)
+        said = [{"role": role, "content": text} for role in ("user", "assistant")]
         with contextlib.suppress(rows.UnusableRow):
-            rows.mode_of_conversation(
-                [{"role": role, "content": text} for role in ("user", "assistant")], {}, "dual_mode"
-            )
+            modes.mode_of_conversation(rows.conversation_of({"messages": said}).messages, {}, "dual_mode")
 
     fuzz("replies", REPLIES, act)

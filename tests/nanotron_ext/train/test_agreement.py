@@ -88,6 +88,7 @@ def other_manifest() -> None:
         if not str(path).endswith(f"{NEWEST}/checkpoint.json"):
             return content
         manifest = json.loads(content)
+        del manifest["sha256"]  # of the manifest itself
         next(iter(manifest["files"].values()))["sha256"] = "0" * 64
         return json.dumps(manifest).encode()
 

@@ -93,7 +93,7 @@ def test_a_signal_at_any_moment(name: str, root: Path, straight: Recipe, begun: 
 
 @pytest.mark.parametrize("module", ["nanotron_ext.train", "posttrain.train"])
 @pytest.mark.parametrize(
-    ("number", "delay_seconds"), [(signal.SIGTERM, 0.0), (signal.SIGUSR1, 0.3), (signal.SIGTERM, 1.5)]
+    ("number", "delay_seconds"), [(signal.SIGTERM, 0.0), (signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.5)]
 )
 def test_a_signal_during_imports(module: str, number: signal.Signals, delay_seconds: float, root: Path) -> None:
     arguments = overrides(root, general__run="imports", parallelism="{dp: 1}")

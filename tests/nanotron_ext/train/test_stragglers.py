@@ -46,7 +46,7 @@ def test_one_slow_step_is_no_alarm() -> None:
     assert alarms(watch, [1.0] * 8, WINDOW_STEPS - 1) == []
 
 
-SLOW_SECONDS = 0.05
+SLOW_SECONDS = 0.15  # more than a busy machine holds up a rank by itself
 
 
 def _train_with_a_slow_rank(root: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -88,7 +88,7 @@ def test_starts_saves_and_restarts_are_measured(tmp_path: Path) -> None:
 
     for row in (saved, last):
         assert list(row["seconds"]) == ["copy", "write", "commit"]
-        assert row["seconds"]["write"] > 3 * SLOW and row["seconds"]["commit"] > SLOW
+        assert row["seconds"]["write"] > SLOW and row["seconds"]["commit"] > SLOW  # three files, side by side
     told = [json.loads(line) for name in ("wandb1", "wandb2") for line in (tmp_path / name).read_text().splitlines()]
     steps = [row["step"] for row in told]
     assert steps == sorted(steps)  # wandb drops what comes late
