@@ -7,7 +7,9 @@ for the one before it holds up all kernels that were launched later. So the next
 kernels of the layer that took it run beside it.
 """
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,14 +17,19 @@ from nanotron_ext.engine import ParallelContext, dist, wait_for
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining
 from nanotron_ext.train.buckets import Bucket, FlatGroup
 
+Waiting: TypeAlias = Callable[[], AbstractContextManager[Any]]
+
 AHEAD = 2  # the one that is waited for next, and the one behind it
 
 
 class WeightGathers:
     """The gathers of one rank. All ranks send the same buckets in the same order, since they run the same layers."""
 
-    def __init__(self, model: SmolLM3ForTraining, groups: list[FlatGroup], context: ParallelContext) -> None:
-        self._context = context
+    def __init__(
+        self, model: SmolLM3ForTraining, groups: list[FlatGroup], context: ParallelContext, waiting: Waiting
+    ) -> None:
+        """`waiting` is entered around each wait: the others may be what is waited for."""
+        self._context, self._waiting = context, waiting
         place_of_bucket: dict[Bucket, int] = {}  # the first part of the model that needs it
         order = [(group, bucket) for group in groups for bucket in group.buckets]
         bucket_of = {id(slot.entry.parameter): bucket for _, bucket in order for slot in bucket.slots}
@@ -59,7 +66,8 @@ class WeightGathers:
         """Wait for the first `stop` buckets."""
         while self._taken < stop:
             work, _ = self._under_way.pop(0)
-            wait_for(work)
+            with self._waiting():
+                wait_for(work)
             self._taken += 1
             self._send()
 

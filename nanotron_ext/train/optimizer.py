@@ -6,6 +6,7 @@ one norm, one fused AdamW per weight-decay group, and with ZeRO-1 one gather per
 (gathers.py). nanotron's per-parameter loops cost 218 ms of host time per step at 192 replicas.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -15,13 +16,20 @@ from nanotron_ext.engine import ParallelContext, dist
 from nanotron_ext.model.naming import GlobalParameter, global_parameters
 from nanotron_ext.model.smollm3 import SmolLM3ForTraining
 from nanotron_ext.train.buckets import FlatGroup, GradientCollector, Slot
-from nanotron_ext.train.gathers import WeightGathers
+from nanotron_ext.train.gathers import Waiting, WeightGathers
 
 
 class Optimizer:
     """The optimizer of one rank. `step` does everything between the backward and the next forward."""
 
-    def __init__(self, model: SmolLM3ForTraining, section: OptimizerSection, context: ParallelContext) -> None:
+    def __init__(
+        self,
+        model: SmolLM3ForTraining,
+        section: OptimizerSection,
+        context: ParallelContext,
+        waiting: Waiting = contextlib.nullcontext,
+    ) -> None:
+        """`waiting` is entered around each wait of a forward pass for new weights."""
         self.context = context
         self.clip_grad = section.clip_grad
         self.moments = section.moments
@@ -41,7 +49,7 @@ class Optimizer:
         )
         names = [entry.name for entry in global_parameters(model)]
         self._gradients = GradientCollector(self.groups, names, context, self.sharded)
-        self._gathers = WeightGathers(model, self.groups, context) if self.sharded else None
+        self._gathers = WeightGathers(model, self.groups, context, waiting) if self.sharded else None
 
     def start_step(self, micro_batches: int) -> None:
         """To be called before the first of so many backward passes."""

@@ -43,10 +43,10 @@ class TrainState:
         """`draws`: with the model's initial values, which a state that is going to be loaded does not need."""
         self.recipe, self.context, self.device = recipe, context, device
         self.model = build_model(recipe, context, device, draws)
-        self.optimizer = Optimizer(self.model, recipe.optimizer, context)
+        self._work = WorkTimer(device)
+        self.optimizer = Optimizer(self.model, recipe.optimizer, context, waiting=self._work.paused)
         self.replicas = ReplicaCheck(self.optimizer, context, device, recipe.parallelism.replica_check_interval)
         self._engine = pipeline_engine(recipe.parallelism.pp_engine)
-        self._work = WorkTimer(device)
 
     def train_step(
         self, batch: StepBatch, stop_requested: bool = False, is_saving: bool = False, data_wait_seconds: float = 0.0

@@ -6,9 +6,12 @@ A rank that holds up its tensor-parallel or pipeline partners inside the step ma
 named together.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median_low
+from typing import TypeAlias
 
 import torch
 
@@ -18,35 +21,54 @@ WINDOW_STEPS = 20  # means over so many steps, so that no single slow file or ga
 BEHIND = 1.2  # times the median of the stage
 _NAMED_AT_MOST = 4
 
+Mark: TypeAlias = "float | torch.cuda.Event"  # a moment, on the host or on the device
+
 
 class WorkTimer:
     """Seconds of work between `start` and `stop` on the device; on GPUs read a step later, so that nothing waits."""
 
     def __init__(self, device: torch.device) -> None:
-        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-        if device.type == "cuda":
-            self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self._started = self._stopped = 0.0
-        self._has_stopped = False
+        self._is_gpu = device.type == "cuda"
+        self._whole = self._mark(), self._mark()
+        self._pauses: list[tuple[Mark, Mark]] = []
+        self._is_running = self._has_stopped = False
 
     def start(self) -> None:
-        if self._events:
-            self._events[0].record()
-        self._started = time.perf_counter()
+        self._pauses.clear()
+        self._is_running = True
+        self._whole = self._mark(), self._whole[1]
 
     def stop(self) -> None:
-        if self._events:
-            self._events[1].record()
-        self._stopped = time.perf_counter()
-        self._has_stopped = True
+        self._whole = self._whole[0], self._mark()
+        self._is_running, self._has_stopped = False, True
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around waiting for other ranks: a slow one would make the others look as slow as itself."""
+        began = self._mark()
+        yield
+        if self._is_running:
+            self._pauses.append((began, self._mark()))
 
     def seconds(self) -> float:
         """Of the last pair, whose events the device must have passed; 0 before the first."""
         if not self._has_stopped:
             return 0.0
-        if self._events:
-            return self._events[0].elapsed_time(self._events[1]) / 1e3
-        return self._stopped - self._started
+        return self._between(*self._whole) - sum(self._between(*pause) for pause in self._pauses)
+
+    def _mark(self) -> Mark:
+        if not self._is_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @staticmethod
+    def _between(began: Mark, ended: Mark) -> float:
+        if isinstance(began, float) and isinstance(ended, float):
+            return ended - began
+        assert not isinstance(began, float) and not isinstance(ended, float)
+        return began.elapsed_time(ended) / 1e3
 
 
 @dataclass(frozen=True)

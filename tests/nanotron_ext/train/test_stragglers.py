@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from nanotron_ext.train.stragglers import WINDOW_STEPS, StragglerWatch
+from nanotron_ext.train.stragglers import WINDOW_STEPS, StragglerWatch, WorkTimer
 from tests.nanotron_ext.ranks import run_ranks
 from tests.nanotron_ext.tiny_run import prepare, tiny_recipe
 
@@ -47,6 +48,21 @@ def test_one_slow_step_is_no_alarm() -> None:
 
 
 SLOW_SECONDS = 0.15  # more than a busy machine holds up a rank by itself
+
+
+def test_pauses_are_no_work() -> None:
+    timer = WorkTimer(torch.device("cpu"))
+    assert timer.seconds() == 0
+    for _ in range(2):  # a pause of an earlier step counts no more
+        with timer.paused():
+            time.sleep(0.02)
+        timer.start()
+        time.sleep(0.05)
+        for _ in range(2):
+            with timer.paused():
+                time.sleep(0.1)
+        timer.stop()
+        assert 0.05 <= timer.seconds() < 0.1
 
 
 def _train_with_a_slow_rank(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
