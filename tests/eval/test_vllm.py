@@ -100,7 +100,7 @@ def parameters(node, method="__init__"):
 def test_the_stand_in_takes_and_gives_what_the_locked_vllm_does(vllm_classes):
     classes, registry = vllm_classes
     ours = set(inspect.signature(fake_vllm.LLM).parameters)
-    assert len(ours) == 7 and ours <= {*parameters(classes["LLM"]), *fields(classes["EngineArgs"])}
+    assert len(ours) == 8 and ours <= {*parameters(classes["LLM"]), *fields(classes["EngineArgs"])}
     assert parameters(classes["LLM"], "generate")[:4] == ["self", "prompts", "sampling_params", "use_tqdm"]
     assert "prompt_token_ids" in fields(classes["TokensPrompt"])
     assert set(inspect.signature(fake_vllm.SamplingParams).parameters) <= fields(classes["SamplingParams"])
